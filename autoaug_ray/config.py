@@ -1,0 +1,379 @@
+"""search_spaces/*.yaml -> Study -> Runs. Every error is one sentence that names its key.
+
+A study's `methods:` maps labels to the hyperparameters of a method, any of which may be a range:
+
+    grid: [a, b, ...]       every value (all combinations of all grids)
+    choice: [a, b, ...]     one of them at random
+    uniform, loguniform, randint: [low, high]   (randint includes low and excludes high)
+
+A method without ranges has nothing to search: it goes straight to its final trainings.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from autoaug_ray.data import Dataset
+from autoaug_ray.errors import UserError
+from autoaug_ray.learner import Training
+from autoaug_ray.methods import METHODS, AnyMethod
+from autoaug_ray.models import Classifier
+from autoaug_ray.settings import Settings
+
+Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+KINDS: tuple[str, ...] = get_args(Kind)
+T = TypeVar("T")
+_METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyMethod)
+
+
+class Range(Settings):
+    kind: Kind
+    values: tuple[Any, ...]
+
+
+class Search(Settings):
+    """How the trials of a method with ranges are chosen and stopped."""
+
+    samples: int = Field(1, ge=1, le=100_000)
+    """Draws of the random ranges for each combination of the grids."""
+    scheduler: Literal["fifo", "asha"] = "fifo"
+    grace_epochs: int = Field(2, ge=1)
+    """asha: no trial is stopped before."""
+    reduction: int = Field(3, ge=2)
+    """asha: one in so many goes on at each rung."""
+
+
+class Resources(Settings):
+    """What one trial holds; its device-hours are seconds x gpus, or x cpus without a GPU."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+
+class Entry(Settings):
+    """One row of the final table: a method, its hyperparameters, and what is searched."""
+
+    label: str
+    hyperparameters: dict[str, Any]
+    ranges: dict[str, Range] = {}
+    search: Search = Search()
+    resources: Resources | None = None
+    control_of: str | None = None
+    """The learned entry that this one is the control of."""
+
+    def method(self, choices: Mapping[str, Any]) -> AnyMethod:
+        """The method with one value chosen for each range."""
+        where = f"methods.{self.label}"
+        return _validate(_METHOD.validate_json, {**self.hyperparameters, **choices}, where)
+
+    def grid(self) -> list[dict[str, Any]]:
+        """All combinations of the grids; one empty combination if there is none."""
+        grids = {k: r.values for k, r in self.ranges.items() if r.kind == "grid"}
+        return [
+            dict(zip(grids, combination, strict=True))
+            for combination in itertools.product(*grids.values())
+        ]
+
+    def extremes(self) -> Iterator[dict[str, Any]]:
+        """Choices that between them hold every listed value and both ends of every range."""
+        ends = {
+            k: (r.values[0], r.values[1] - 1) if r.kind == "randint" else r.values
+            for k, r in self.ranges.items()
+        }
+        for i in range(max(map(len, ends.values()), default=1)):
+            yield {k: v[min(i, len(v) - 1)] for k, v in ends.items()}
+
+
+class Run(Settings):
+    """One training, frozen and checked: all that its result may depend on."""
+
+    label: str
+    phase: Literal["search", "final"]
+    seed: int
+    index: int = 0
+    """Of the trial within its entry's search."""
+    dataset: Dataset
+    model: Classifier
+    train: Training
+    val_fraction: float
+    method: AnyMethod
+
+    @cached_property
+    def key(self) -> str:
+        """16 hex digits of a hash over everything above: the run's name on disk."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+class Study(Settings):
+    name: str
+    dataset: Dataset
+    model: Classifier = Classifier()
+    train: Training = Training()
+    val_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the pool that chooses between search trials; it trains the final ones."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the final trainings. Search trials use the first."""
+    resources: Resources = Resources()
+    reference: str = "none"
+    """The label whose training is the unit of relative cost."""
+    entries: tuple[Entry, ...]
+
+    def run(
+        self,
+        entry: Entry,
+        phase: Literal["search", "final"],
+        *,
+        seed: int,
+        choices: Mapping[str, Any],
+        index: int = 0,
+    ) -> Run:
+        return Run(
+            label=entry.label,
+            phase=phase,
+            seed=seed,
+            index=index,
+            dataset=self.dataset,
+            model=self.model,
+            train=self.train,
+            val_fraction=self.val_fraction,
+            method=entry.method(choices),
+        )
+
+    def entry(self, label: str) -> Entry:
+        return next(e for e in self.entries if e.label == label)
+
+    def resources_of(self, label: str) -> Resources:
+        return self.entry(label).resources or self.resources
+
+
+def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -> Study:
+    """Read a study and apply `dotted.key=value` changes to it. Raises UserError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from None
+    try:
+        tree = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping with dataset: and methods: in it.")
+    for change in changes:
+        _apply(tree, change)
+    if seeds is not None:
+        tree["seeds"] = seeds
+    return study(tree, name=path.stem)
+
+
+def study(tree: Mapping[str, Any], *, name: str) -> Study:
+    """A study from the tree of its YAML. Raises UserError."""
+    tree = dict(tree)
+    methods = tree.pop("methods", None)
+    if not isinstance(methods, dict) or not methods:
+        raise UserError("methods must map at least one label to its hyperparameters.")
+    if isinstance(tree.get("model"), str):
+        tree["model"] = {"name": tree["model"]}
+    count = tree.get("seeds", 3)
+    if type(count) is int:
+        if count < 1:
+            raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
+        tree["seeds"] = list(range(count))
+    entries = [e for label, body in methods.items() for e in _entries(label, body)]
+    made: Study = _validate(
+        Study.model_validate_json,
+        {"name": name} | tree | {"entries": [e.model_dump() for e in entries]},
+        "",
+    )
+    labels = [e.label for e in entries]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise UserError(f"methods.{min(twice)}: two entries have this label.")
+    if made.reference not in labels:
+        raise UserError(
+            f"reference is {made.reference!r}, which is no label of methods; "
+            f"known: {', '.join(labels)}."
+        )
+    if len(set(made.seeds)) < len(made.seeds) or not made.seeds:
+        raise UserError(f"seeds must be different whole numbers, got {list(made.seeds)}.")
+    return made
+
+
+def _entries(label: Any, body: Any) -> Iterator[Entry]:
+    """The entry of a label, and those of its controls."""
+    where = f"methods.{label}"
+    if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
+        raise UserError(
+            f"{where}: a label is made of letters, digits, spaces, and any of _ + : -, "
+            f"got {label!r}."
+        )
+    if body is None:
+        body = {}
+    if not isinstance(body, dict):
+        raise UserError(f"{where} must map hyperparameters to values, got {body!r}.")
+    body = dict(body)
+    name = body.pop("method", label)
+    if name not in METHODS:
+        raise UserError(
+            f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
+            f"known: {', '.join(METHODS)}."
+        )
+    own = {k: body.pop(k) for k in ("search", "resources") if k in body}
+    learns = "learn" in METHODS[name].model_fields
+    controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
+    if controls and not learns:
+        raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
+    ranges = {
+        k: _range(v, f"{where}.{k}")
+        for k, v in body.items()
+        if isinstance(v, dict) and set(v) & set(KINDS)
+    }
+    fixed = {k: v for k, v in body.items() if k not in ranges}
+    tree = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
+    entry: Entry = _validate(Entry.model_validate_json, {**tree, "ranges": _dump(ranges)}, where)
+    yield entry
+    for choices in entry.extremes():
+        entry.method(choices)
+    for learn in controls:
+        control = Entry(
+            label=f"{label} learn:{learn}",
+            hyperparameters={**entry.hyperparameters, "learn": learn},
+            ranges=entry.ranges,
+            search=entry.search,
+            resources=entry.resources,
+            control_of=label,
+        )
+        for choices in control.extremes():
+            control.method(choices)
+        yield control
+
+
+def _dump(ranges: Mapping[str, Range]) -> dict[str, Any]:
+    return {k: r.model_dump() for k, r in ranges.items()}
+
+
+def _range(tree: dict[str, Any], where: str) -> Range:
+    (kind, *others), values = tree, next(iter(tree.values()))
+    if others:
+        raise UserError(f"{where} must have one of {', '.join(KINDS)} as its only key.")
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{where}.{kind} must be a list, got {values!r}.")
+    if kind not in ("grid", "choice"):
+        numbers = all(type(v) in ((int,) if kind == "randint" else (int, float)) for v in values)
+        if not (numbers and len(values) == 2 and values[0] < values[1]):
+            raise UserError(
+                f"{where}.{kind} must be [low, high] with low < high"
+                f"{' and whole numbers' if kind == 'randint' else ''}, got {values}."
+            )
+        if kind == "loguniform" and values[0] <= 0:
+            raise UserError(f"{where}.loguniform must have low > 0, got {values}.")
+    return Range(kind=kind, values=tuple(values))  # type: ignore[arg-type]
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {change}: write it as dotted.key=value.")
+    *parents, leaf = path.split(".")
+    node = tree
+    for key in parents:
+        if isinstance(node.get(key), str):
+            node[key] = {"name": node[key]}
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise UserError(f"--set {change}: {key} holds {node!r}, which has no keys.")
+    node[leaf] = yaml.load(text, _Loader)
+
+
+def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T:
+    """Strict validation of what YAML said; the first error as one sentence.
+
+    Through JSON, whose lists become tuples also in strict mode.
+    """
+    try:
+        text = json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where or 'the study'}: {error}; only plain YAML values are.") from None
+    try:
+        return parse(text)
+    except ValidationError as error:
+        raise UserError(_sentence(error, where)) from None
+
+
+def _sentence(error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    # The discriminator of a union stands in the path of an error, but not in the YAML.
+    loc = [str(p) for p in first["loc"] if p not in METHODS]
+    path = ".".join([p for p in (where, *loc) if p])
+    kind, value = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        known = _known_keys(error.title, first["loc"])
+        return f"{path}: unknown key{_guess(loc[-1], known)}; known: {', '.join(sorted(known))}."
+    if kind == "missing":
+        return f"{path} is missing."
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    got = "" if isinstance(value, dict) else f", got {value!r}"
+    return f"{path}: {message}{got}."
+
+
+def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
+    """The keys of the settings object in which an unknown one was found."""
+    model: Any = next((METHODS[str(p)] for p in loc if p in METHODS), None)
+    if model is None:
+        model = {"Study": Study, "Entry": Entry}[title]
+    for part in loc[:-1]:
+        if part in METHODS:
+            continue
+        field = model.model_fields.get(part)
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        model = next(
+            (c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), model
+        )
+    known = set(model.model_fields)
+    if model is Study:
+        return known - {"entries"} | {"methods"}
+    if model in METHODS.values():
+        return known - {"name"} | {"method", "search", "resources", "controls"}
+    return known
+
+
+def _guess(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (`off` is a word, 1e-3 is a number), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)

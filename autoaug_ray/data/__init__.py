@@ -1,0 +1,275 @@
+"""Datasets by name -> `Splits`: uint8 tensors on the device, in the roles of the protocol.
+
+The pool holds every image that may train something. Each epoch its images are dealt two roles:
+*train* (the classifier's weights learn from it) and *meta* (augmentation parameters learn from
+it). *val* chooses between trials and *test* is read once; neither is ever in the pool.
+
+A `shift` says that the classifier will be used on images that look different from the collected
+ones: val, test and every image in the meta role are seen through it, images in the train role are
+not. Then the right augmentation is known, and a method can be held against it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from autoaug_ray.data.files import FASHION_MNIST_CLASSES, read_fashion_mnist, read_image_folder
+from autoaug_ray.errors import UserError
+from autoaug_ray.maths import image_ops
+from autoaug_ray.settings import Settings
+
+
+class Shift(Settings):
+    """How the target domain differs; every image draws its own values, uniformly and once."""
+
+    translate: float = Field(0.0, ge=0, le=1000)
+    """Pixels, +-, in x and in y."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Degrees, +-."""
+    zoom: float = Field(1.0, ge=1, le=10)
+    """Factor: log-uniform between 1/zoom and zoom."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """Factor 1 +- this."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Turns of the colour circle, +-; nothing happens to grey images."""
+
+
+class Dataset(Settings):
+    """What a study's `dataset:` may say."""
+
+    name: Literal["fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100", "folder"]
+    root: str = "data"
+    download: bool = False
+    train_size: int | None = Field(None, ge=4)
+    """Keep this many images of the pool, class-balanced as the pool is."""
+    test_size: int | None = Field(None, ge=2)
+    image_size: int = Field(32, ge=8, le=1024)
+    """Side in pixels, and channels, to which a `folder` is read; other sets have their own."""
+    channels: Literal[1, 3] = 3
+    shift: Shift = Shift()
+
+    @model_validator(mode="after")
+    def _folder_only(self) -> "Dataset":
+        given = self.model_fields_set & {"image_size", "channels"}
+        if self.name != "folder" and given:
+            raise ValueError(f"{sorted(given)[0]} can be set for name: folder only")
+        return self
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor  # (n, channels, height, width) uint8
+    labels: Tensor  # (n,) int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+    def batches(self, size: int) -> list["Split"]:
+        pairs = zip(self.images.split(size), self.labels.split(size), strict=True)
+        return [Split(*pair) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: Split
+    meta: Split
+    """The same images as `train`, in the same order, as the target domain shows them."""
+    val: Split | None
+    """None in a final run: what chose the setting now trains it."""
+    test: Split
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A dataset as it is on disk; `held_out` is the publisher's own validation set, if any."""
+
+    pool: Split
+    held_out: Split | None
+    test: Split
+    classes: tuple[str, ...]
+
+
+def load(dataset: Dataset, *, val_fraction: float | None, device: torch.device | str) -> Splits:
+    """`val_fraction` of the pool is set apart as val; None (a final run) leaves it in the pool.
+
+    A publisher's own validation set takes the place of that part, and joins the pool in a final
+    run. Raises UserError for data that cannot be used.
+    """
+    source = _load(dataset)
+    pool, val = source.pool, source.held_out
+    if val_fraction is None:
+        if val is not None:
+            pool, val = _concatenate(pool, val), None
+    elif val is None:
+        chosen = _stratified(pool.labels, round(len(pool) * val_fraction), seed=1)
+        rest = torch.ones(len(pool), dtype=torch.bool)
+        rest[chosen] = False
+        pool, val = pool.take(rest.nonzero().flatten()), pool.take(chosen)
+
+    def to(split: Split, *, shifted: int | None) -> Split:
+        images = (
+            split.images
+            if shifted is None
+            else apply_shift(split.images, dataset.shift, seed=shifted)
+        )
+        return Split(images.to(device), split.labels.to(device))
+
+    return Splits(
+        train=to(pool, shifted=None),
+        meta=to(pool, shifted=0),
+        val=None if val is None else to(val, shifted=1),
+        test=to(source.test, shifted=2),
+        classes=source.classes,
+    )
+
+
+def apply_shift(images: Tensor, shift: Shift, *, seed: int) -> Tensor:
+    """Images (n, c, h, w) uint8 as the target domain shows them: each with its own draw."""
+    if shift == Shift():
+        return images
+    generator = torch.Generator().manual_seed(seed)
+    size = (images.shape[-2], images.shape[-1])
+
+    def uniform(spread: float) -> Tensor:
+        return (2 * torch.rand(len(images), generator=generator) - 1) * spread
+
+    translate = torch.stack([uniform(shift.translate), uniform(shift.translate)], dim=1)
+    matrix = image_ops.affine_matrix(
+        angle=uniform(shift.rotate),
+        translate=translate,
+        scale=uniform(float(np.log(shift.zoom))).exp(),
+        shear=torch.zeros(len(images), 2),
+        size=size,
+    )
+    bright, hue = 1 + uniform(shift.brightness), uniform(shift.hue)
+    out = torch.empty_like(images)
+    for part in torch.arange(len(images)).split(1024):
+        x = images[part].float() / 255
+        if shift.translate or shift.rotate or shift.zoom != 1:
+            x = image_ops.warp(x, matrix[part])
+        if shift.brightness:
+            x = image_ops.adjust_brightness(x, bright[part])
+        if shift.hue:
+            x = image_ops.adjust_hue(x, hue[part])
+        out[part] = (x * 255).round().to(torch.uint8)
+    return out
+
+
+def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, (channels,) each, in [0, 1] units."""
+    x = split.images.float() / 255
+    return x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-3)
+
+
+@lru_cache(maxsize=2)
+def _load(dataset: Dataset) -> _Source:
+    """Cached: a process that runs many trials of one study reads its data once."""
+    source = DATASETS[dataset.name](dataset)
+    pool = _subset(source.pool, dataset.train_size, "train_size")
+    test = _subset(source.test, dataset.test_size, "test_size")
+    counts = torch.bincount(pool.labels, minlength=len(source.classes))
+    if len(missing := (counts == 0).nonzero().flatten().tolist()):
+        raise UserError(
+            f"dataset {dataset.name}: no training image of class {source.classes[missing[0]]!r}."
+        )
+    return _Source(pool, source.held_out, test, source.classes)
+
+
+def _subset(split: Split, size: int | None, field: str) -> Split:
+    if size is None:
+        return split
+    if size > len(split):
+        raise UserError(f"dataset.{field} is {size}, but there are only {len(split)} images.")
+    return split.take(_stratified(split.labels, size, seed=0))
+
+
+def _stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
+    """Indices of `size` images, each class in its share; a smaller subset is part of a larger."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    rank = torch.empty(len(labels))
+    for c in labels.unique():
+        members = order[labels[order] == c]
+        rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
+    return rank.argsort(stable=True)[:size]
+
+
+def _concatenate(a: Split, b: Split) -> Split:
+    return Split(torch.cat([a.images, b.images]), torch.cat([a.labels, b.labels]))
+
+
+def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    """(n, h, w), (n, h, w, c) or (n, c, h, w) uint8 arrays -> a Split."""
+    x = torch.from_numpy(np.ascontiguousarray(images))
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.shape[1] not in (1, 3):
+        x = x.permute(0, 3, 1, 2).contiguous()
+    return Split(x, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _mini(dataset: Dataset) -> _Source:
+    with np.load(Path(__file__).with_name("fashion-mnist-mini.npz"), allow_pickle=False) as a:
+        pool = _split(a["pool_images"], a["pool_labels"])
+        test = _split(a["test_images"], a["test_labels"])
+    return _Source(pool, None, test, FASHION_MNIST_CLASSES)
+
+
+def _fashion_mnist(dataset: Dataset) -> _Source:
+    root = Path(dataset.root).expanduser()
+    if dataset.download:
+        from torchvision.datasets import FashionMNIST
+
+        FashionMNIST(str(root), download=True)
+    pool, test = (_split(*read_fashion_mnist(root, train=train)) for train in (True, False))
+    return _Source(pool, None, test, FASHION_MNIST_CLASSES)
+
+
+def _cifar(dataset: Dataset) -> _Source:
+    from torchvision import datasets
+
+    make = datasets.CIFAR10 if dataset.name == "cifar10" else datasets.CIFAR100
+    root = Path(dataset.root).expanduser()
+    try:
+        parts = [make(str(root), train=t, download=dataset.download) for t in (True, False)]
+    except RuntimeError:
+        raise UserError(
+            f"dataset.root: no whole {make.base_folder} in {root}; unpack the {dataset.name} "
+            "python archive there, or set dataset.download to true."
+        ) from None
+    pool, test = (_split(p.data, np.array(p.targets)) for p in parts)
+    return _Source(pool, None, test, tuple(parts[0].classes))
+
+
+def _folder(dataset: Dataset) -> _Source:
+    root = Path(dataset.root).expanduser()
+
+    def read(part: str, classes: tuple[str, ...] | None) -> tuple[Split, tuple[str, ...]]:
+        images, labels, names = read_image_folder(
+            root / part, size=dataset.image_size, channels=dataset.channels, classes=classes
+        )
+        return _split(images, labels), names
+
+    pool, classes = read("train", None)
+    held_out = read("val", classes)[0] if (root / "val").is_dir() else None
+    return _Source(pool, held_out, read("test", classes)[0], classes)
+
+
+DATASETS: dict[str, Callable[[Dataset], _Source]] = {
+    "fashion-mnist-mini": _mini,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar,
+    "cifar100": _cifar,
+    "folder": _folder,
+}

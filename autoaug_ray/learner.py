@@ -1,0 +1,149 @@
+"""The classifier's side of training: one update rule, for the trainer and for the look-ahead."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from autoaug_ray.maths.hypergradient import SGD
+from autoaug_ray.settings import Settings
+
+
+class Training(Settings):
+    """What a study's `train:` may say; the same for every method of a study."""
+
+    epochs: int = Field(10, ge=1, le=10_000)
+    """One epoch is as many images as the pool holds, also where meta images are held out of it."""
+    batch_size: int = Field(64, ge=2, le=65_536)
+    lr: float = Field(0.1, gt=0, le=100)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, le=1)
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
+    """onecycle: linear warm-up over a quarter, then cosine to zero. step: x0.2 at 30, 60, 80 %."""
+    meta_fraction: float = Field(0.2, gt=0, lt=1)
+    """Share of the pool in the meta role, dealt anew each epoch, for methods that need it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 autocast for plain steps and evaluation; hypergradients are always fp32."""
+    compile: bool = False
+    """torch.compile for plain steps; double backward through a compiled model is refused by torch,
+    so hypergradients run eagerly."""
+
+
+class Learner:
+    """Model and optimiser, with the learning rate of the present step."""
+
+    def __init__(
+        self, model: nn.Module, training: Training, *, total_steps: int, noise: torch.Generator
+    ) -> None:
+        """`noise` is the stream of the augmentations, on the model's device."""
+        self.model, self.training, self.noise = model, training, noise
+        self.total_steps, self.steps_done = total_steps, 0
+        self.optimiser = torch.optim.SGD(
+            model.parameters(),
+            lr=training.lr,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=training.nesterov,
+        )
+        self._forward = torch.compile(model) if training.compile else model
+
+    @property
+    def rule(self) -> SGD:
+        """The update that `descend` and `apply` will do at this step, as a pure function."""
+        group = self.optimiser.param_groups[0]
+        return SGD(group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+
+    @property
+    def progress(self) -> float:
+        """In [0, 1): the share of the training that is done."""
+        return self.steps_done / self.total_steps
+
+    def begin_step(self) -> None:
+        """Sets the learning rate of the step that now comes."""
+        t = (self.steps_done + 0.5) / self.total_steps
+        lr = self.training.lr * _schedule(self.training.schedule, t)
+        self.optimiser.param_groups[0]["lr"] = lr
+
+    def end_step(self) -> None:
+        self.steps_done += 1
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, classes) fp32 through the fast path (autocast and compiled, where asked for)."""
+        bf16 = self.training.precision == "bf16"
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            out: Tensor = self._forward(images)
+        return out.float()
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(images), labels)
+
+    def descend(self, loss: Tensor) -> None:
+        """One optimiser step on `loss`; gradients of other leaves, if any, arrive at them too."""
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+
+    def apply(self, gradients: Mapping[str, Tensor]) -> None:
+        """One optimiser step with gradients that were computed elsewhere."""
+        for name, parameter in self.model.named_parameters():
+            parameter.grad = gradients[name]
+        self.optimiser.step()
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.model.named_parameters())
+
+    def momenta(self) -> dict[str, Tensor]:
+        """The optimiser's momentum buffers by parameter name; zeros before the first step."""
+        return {
+            name: self.optimiser.state[p].get("momentum_buffer", torch.zeros_like(p)).detach()
+            for name, p in self.model.named_parameters()
+        }
+
+    def loss_at(
+        self, images: Tensor | Callable[[], Tensor], labels: Tensor, *, real_pass: bool = False
+    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """The loss as a function of the weights, for the look-ahead.
+
+        functional_call would write batch-norm statistics into the model, and so leak meta images
+        into the classifier: every call but the `real_pass` works on copies of the buffers.
+        """
+
+        def loss(weights: Mapping[str, Tensor]) -> Tensor:
+            x = images() if callable(images) else images
+            buffers = {} if real_pass else {k: b.clone() for k, b in self.model.named_buffers()}
+            return F.cross_entropy(
+                functional_call(self.model, {**weights, **buffers}, (x,)), labels
+            )
+
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "steps_done": self.steps_done,
+            "noise": self.noise.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.steps_done = state["steps_done"]
+        self.noise.set_state(state["noise"].cpu())
+
+
+def _schedule(kind: str, t: float) -> float:
+    """Learning rate as a share of its peak at progress t in (0, 1)."""
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * t))
+    if kind == "onecycle":
+        return t / 0.25 if t < 0.25 else 0.5 * (1 + math.cos(math.pi * (t - 0.25) / 0.75))
+    if kind == "step":
+        return float(0.2 ** sum(t >= milestone for milestone in (0.3, 0.6, 0.8)))
+    return 1.0

@@ -1,0 +1,168 @@
+"""Gradients of the meta loss with respect to what shaped the classifier's own update.
+
+Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
+
+    w, m        weights and momentum buffers before the unrolled steps
+    theta       parameters of the augmenter
+    L_t(w, theta), L_v(w)
+                loss of an augmented training batch, loss of a meta batch
+    g = dL_t/dw, and (w', m') = update(w, m, g): the very rule that the trainer applies
+    K           number of unrolled steps, w^0 = w -> w^1 -> ... -> w^K
+    h = dL_v(w^K)/dtheta
+                the hypergradient
+
+For one step, h = -dL_v/dw' . dw'/dg . d2L_t/(dw dtheta). The losses are functions of the weights,
+so that everything here can be held against finite differences without an augmenter in sight.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+Loss = Callable[[Weights], Tensor]
+Update = Callable[[Weights, Weights, Weights], tuple[Weights, Weights]]
+"""(weights, momentum buffers, gradients) -> (weights, momentum buffers) after one step."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Heavy-ball or Nesterov SGD with L2 weight decay, as torch.optim.SGD applies it.
+
+    A pure function of its arguments, so that one rule serves the look-ahead and its derivative.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+
+    def __call__(self, w: Weights, m: Weights, g: Weights) -> tuple[Weights, Weights]:
+        decayed = {k: g[k] + self.weight_decay * w[k] for k in w}
+        buffers = {k: self.momentum * m[k] + decayed[k] for k in w}
+        direction = (
+            {k: decayed[k] + self.momentum * buffers[k] for k in w} if self.nesterov else buffers
+        )
+        return {k: w[k] - self.lr * direction[k] for k in w}, buffers
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    theta: list[Tensor]
+    """h, one tensor per parameter of the augmenter; zeros where no gradient arrives."""
+    weights: dict[str, Tensor]
+    """g of the first unrolled step, detached: with K = 1 the trainer applies it as it is."""
+    train_loss: Tensor
+    meta_loss: Tensor
+
+
+def same_length(g: Weights) -> Weights:
+    """g, whose global norm no longer depends on theta: only its direction does.
+
+    Harder augmentations have longer gradients. Through a plain look-ahead they look like a larger
+    learning rate, which early in training always helps; so the plain hypergradient pushes the
+    augmentation outwards whatever the target is. At a fixed length, h is the gradient of the
+    alignment between the training and the meta gradient (first order in the learning rate).
+    """
+    norm = torch.stack([v.square().sum() for v in g.values()]).sum().sqrt()
+    scale = norm.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return {k: v * scale for k, v in g.items()}
+
+
+def unrolled(
+    train_losses: Sequence[Loss],
+    meta_loss: Loss,
+    w: Weights,
+    m: Weights,
+    theta: Sequence[Tensor],
+    updates: Sequence[Update],
+    *,
+    normalise: bool = False,
+) -> Hypergradient:
+    """The exact h through K = len(train_losses) steps (eq. 8), by double backward.
+
+    `w` are leaves that require a gradient, `m` are constants. With `normalise`, the gradients of
+    the unrolled steps go through `same_length`.
+    """
+    first: dict[str, Tensor] = {}
+    train_loss = torch.zeros(())
+    for step, (loss_of, update) in enumerate(zip(train_losses, updates, strict=True)):
+        loss = loss_of(w)
+        # Only towards w: the half of the backward pass that leads to the images is not needed.
+        g = _gradient(loss, w, create_graph=True)
+        if step == 0:
+            first, train_loss = {k: v.detach() for k, v in g.items()}, loss.detach()
+        w, m = update(w, m, same_length(g) if normalise else g)
+    loss = meta_loss(w)
+    return Hypergradient(_towards(loss, theta), first, train_loss, loss.detach())
+
+
+def forward_over_reverse(
+    train_loss: Loss, meta_loss: Loss, w: Weights, m: Weights, theta: Sequence[Tensor],
+    update: Update,
+) -> Hypergradient:  # fmt: skip
+    """The exact h for K = 1 as -d/dtheta of a directional derivative of L_t, by one JVP.
+
+    Forward-mode differentiation needs no graph of the gradient, so less memory than `unrolled`.
+    """
+    g, loss = _plain(train_loss, w)
+    v, meta = _meta_gradient(meta_loss, w, m, g, update)
+    names = list(w)
+
+    def along(*values: Tensor) -> Tensor:
+        return train_loss(dict(zip(names, values, strict=True)))
+
+    _, slope = torch.func.jvp(
+        along, tuple(w[k].detach() for k in names), tuple(v[k] for k in names)
+    )
+    return Hypergradient(_towards(slope, theta), g, loss, meta)
+
+
+def finite_difference(
+    train_loss: Loss, meta_loss: Loss, w: Weights, m: Weights, theta: Sequence[Tensor],
+    update: Update, *, epsilon: float = 0.01, central: bool = False,
+) -> Hypergradient:  # fmt: skip
+    """h for K = 1 from dL_t/dtheta at w and at w + epsilon v / |v| (at both sides if `central`).
+
+    No double backward. Good for smooth activations only: under ReLU the kinks between the points
+    spoil it. The loss must use the same noise at every call.
+    """
+    g, loss = _plain(train_loss, w)
+    v, meta = _meta_gradient(meta_loss, w, m, g, update)
+    length = torch.stack([x.square().sum() for x in v.values()]).sum().sqrt()
+    step = epsilon / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+    def at(sign: float) -> list[Tensor]:
+        moved = {k: (w[k] + sign * step * v[k]).detach() for k in w}
+        return _towards(train_loss(moved), theta)
+
+    low, width = (at(-1.0), 2 * step) if central else (at(0.0), step)
+    h = [(a - b) / width for a, b in zip(at(1.0), low, strict=True)]
+    return Hypergradient(h, g, loss, meta)
+
+
+def _meta_gradient(
+    meta_loss: Loss, w: Weights, m: Weights, g: Weights, update: Update
+) -> tuple[dict[str, Tensor], Tensor]:
+    """(v, L_v(w')) with v = dL_v(w')/dg, so that h = v . dg/dtheta."""
+    leaves = {k: x.detach().requires_grad_() for k, x in g.items()}
+    moved, _ = update({k: x.detach() for k, x in w.items()}, m, leaves)
+    loss = meta_loss(moved)
+    return _gradient(loss, leaves), loss.detach()
+
+
+def _plain(loss_of: Loss, w: Weights) -> tuple[dict[str, Tensor], Tensor]:
+    loss = loss_of(w)
+    return _gradient(loss, w), loss.detach()
+
+
+def _gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:
+    grads = torch.autograd.grad(loss, list(w.values()), create_graph=create_graph)
+    return dict(zip(w, grads, strict=True))
+
+
+def _towards(loss: Tensor, theta: Sequence[Tensor]) -> list[Tensor]:
+    grads = torch.autograd.grad(loss, list(theta), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(theta, grads, strict=True)]

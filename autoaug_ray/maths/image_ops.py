@@ -1,0 +1,292 @@
+"""Image operations on batches, with parameters of its own for every sample.
+
+The contract of every op here. Images are float tensors (B, C, H, W) in [0, 1], C = 1 (grey) or 3
+(RGB), and so is the result; parameters are (B,) tensors; strength zero (a factor of 1, an identity
+matrix) returns the image; there is no Python loop over samples.
+
+Two families:
+- `warp` and `adjust_*` are differentiable in the images and in their parameters, with finite
+  gradients everywhere: learned augmenters use them.
+- `apply_ops` is the discrete family of AutoAugment, RandAugment and TrivialAugment, one op of `OPS`
+  per sample, as torchvision's `_apply_op` defines it for uint8 images and nearest neighbours.
+
+Formulas come from torchvision and code from kornia, where kornia means the same thing. It does not
+always: each docstring names the kornia function that was *not* used, and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from kornia import enhance
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from autoaug_ray.maths.strength import Strength, sampling_grid
+
+OPS: tuple[str, ...] = (
+    "Identity",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Rotate",
+    "Brightness",
+    "Color",
+    "Contrast",
+    "Sharpness",
+    "Posterize",
+    "Solarize",
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+)
+_GEOMETRIC = slice(OPS.index("ShearX"), OPS.index("Rotate") + 1)
+
+
+def _need(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, but has {tuple(value.shape)}")
+
+
+# --- geometry -------------------------------------------------------------------------------------
+
+
+def warp(
+    images: Tensor,  # (B, C, H, W)
+    matrix: Tensor,  # (B, 2, 3), normalised output -> input, align_corners=False
+    mode: str = "bilinear",
+    padding: str = "zeros",
+    strength: Strength | None = None,
+) -> Tensor:
+    """Show at each output pixel what the input has at matrix @ (x, y, 1).
+
+    `mode` and `padding` are those of `torch.nn.functional.grid_sample`. The result is a convex
+    combination of pixels up to rounding (1e-6) and is not clamped, so that mean-centred images can
+    be warped too: there, zero padding is the mean colour.
+    Raises ValueError if `matrix` is not (B, 2, 3): one matrix for all would be a silent mistake.
+    """
+    _need("matrix", matrix, (len(images), 2, 3))
+    if strength is not None:
+        strength.warp(matrix)
+    grid = sampling_grid(matrix, images.shape[2], images.shape[3])
+    return grid_sample(images, grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def identity_matrix(n: int, like: Tensor) -> Tensor:
+    """(n, 2, 3): n matrices that leave the image alone, with the dtype and device of `like`."""
+    return torch.eye(2, 3, dtype=like.dtype, device=like.device).repeat(n, 1, 1)
+
+
+def affine_matrix(
+    *,
+    angle: Tensor,  # (B,) degrees, clockwise on the screen, as F.affine
+    translate: Tensor,  # (B, 2) pixels, right and down
+    scale: Tensor,  # (B,) > 0, 2 = twice as large
+    shear: Tensor,  # (B, 2) degrees in (-90, 90), along x and along y
+    size: tuple[int, int],  # (H, W)
+) -> Tensor:
+    """(B, 2, 3) normalised output -> input matrix of `torchvision.transforms.v2.functional.affine`.
+
+    The forward map is T(translate) R(angle) S(scale) Shear_y Shear_x about the image's centre; this
+    is its inverse. Differentiable in all four. Raises ValueError for a wrong shape.
+    """
+    n = len(angle)
+    _need("translate", translate, (n, 2))
+    _need("scale", scale, (n,))
+    _need("shear", shear, (n, 2))
+    rotation = torch.deg2rad(angle)
+    shear_x, shear_y = torch.deg2rad(shear).unbind(1)
+    # Forward, without scale: [[a, b], [c, d]], of determinant 1.
+    a = torch.cos(rotation - shear_y) / torch.cos(shear_y)
+    c = torch.sin(rotation - shear_y) / torch.cos(shear_y)
+    b = -a * torch.tan(shear_x) - torch.sin(rotation)
+    d = -c * torch.tan(shear_x) + torch.cos(rotation)
+    inverse = torch.stack([d, -b, -c, a], dim=1).reshape(n, 2, 2) / scale[:, None, None]
+    return _normalised(inverse, -(inverse @ translate[:, :, None])[:, :, 0], size)
+
+
+def _normalised(linear: Tensor, offset: Tensor, size: tuple[int, int]) -> Tensor:
+    """Centred pixel coordinates (n, 2, 2), (n, 2) -> (n, 2, 3) in normalised coordinates."""
+    half = linear.new_tensor([size[1] / 2, size[0] / 2])  # pixels per unit along x and y
+    return torch.cat([linear * half / half[:, None], (offset / half)[:, :, None]], dim=2)
+
+
+# --- colour, differentiable -----------------------------------------------------------------------
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by `factor` (B,) >= 0 and clamp; 1 is the identity, 0 is black.
+
+    torchvision's adjust_brightness. kornia's function of that name *adds* the factor; its
+    `adjust_brightness_accumulative` multiplies.
+    """
+    _need("factor", factor, (len(images),))
+    return enhance.adjust_brightness_accumulative(images, factor)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance to the sample's mean grey by `factor` (B,) >= 0 and clamp.
+
+    torchvision's adjust_contrast, with kornia's grey weights: they sum to 1, torchvision's to
+    0.9999, hence a difference of at most 1e-4 |1 - factor|. kornia's `adjust_contrast` multiplies
+    the whole image, that is brightness again; `adjust_contrast_with_mean_subtraction` is contrast.
+    """
+    _need("factor", factor, (len(images),))
+    return enhance.adjust_contrast_with_mean_subtraction(images, factor)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale the distance to each pixel's grey by `factor` (B,) >= 0 and clamp; grey images stay.
+
+    torchvision's adjust_saturation, within the 1e-4 |1 - factor| of `adjust_contrast`. kornia's
+    `adjust_saturation` scales S of HSV instead: factor 0 turns a pixel to max(R, G, B), not to its
+    grey (differences up to 0.8); `adjust_saturation_with_gray_subtraction` is torchvision's.
+    """
+    _need("factor", factor, (len(images),))
+    return enhance.adjust_saturation_with_gray_subtraction(images, factor)
+
+
+def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue by `turns` (B,) in [-0.5, 0.5] of the colour circle; grey images stay.
+
+    Cyclic: -0.5 and 0.5 are the same, and red can move both ways. torchvision's adjust_hue.
+    kornia's wants radians, so a value in turns would silently do a sixth of the work, and it
+    refuses one-channel images.
+    """
+    _need("turns", turns, (len(images),))
+    if images.shape[1] == 1:
+        return images
+    return enhance.adjust_hue(images, turns * (2 * math.pi))
+
+
+# --- the AutoAugment family -----------------------------------------------------------------------
+
+
+def apply_ops(
+    images: Tensor,  # (B, C, H, W)
+    op: Tensor,  # (B,) long, indices into OPS
+    magnitude: Tensor,  # (B,), in the unit of the sample's op
+    strength: Strength | None = None,
+    padding: str = "zeros",
+) -> Tensor:
+    """Apply to each sample its own op with its own magnitude.
+
+    Magnitudes mean what they mean in torchvision's `_apply_op`: pixels for TranslateX/Y (truncated
+    to whole ones), the tangent for ShearX/Y (about the top-left corner), degrees counter-clockwise
+    for Rotate, factor - 1 for Brightness, Color, Contrast and Sharpness, bits kept for Posterize
+    (8 keeps all), threshold in [0, 1] for Solarize; the other ops ignore it.
+    At zero, Identity, the geometric and the factor ops return the image. Solarize's weakest
+    threshold, 1, still inverts pure white, and AutoContrast, Equalize and Invert have no strength.
+
+    Raises ValueError for a wrong shape or an op that is not in OPS.
+    """
+    _need("op", op, (len(images),))
+    _need("magnitude", magnitude, (len(images),))
+    # One transfer to the host serves the check and all ops: on a GPU each would wait for the queue.
+    below, *counts, above = (op.clamp(-1, len(OPS)) + 1).bincount(minlength=len(OPS) + 2).tolist()
+    if below or above:
+        raise ValueError(f"op must be in 0..{len(OPS) - 1}, but {below + above} samples' is not")
+    groups = op.argsort(stable=True).split_with_sizes(counts)
+    magnitude = magnitude.to(images)
+    out = images.clone()
+
+    moved = torch.cat(groups[_GEOMETRIC])
+    if len(moved):
+        size = (images.shape[2], images.shape[3])
+        matrix = _op_matrix(op[moved], magnitude[moved], size)
+        out[moved] = warp(images[moved], matrix, "nearest", padding)
+        if strength is not None:
+            strength.warp(matrix, moved)
+
+    for name, which in zip(OPS, groups, strict=True):
+        if name in _COLOR_OPS and len(which):
+            before = images[which]
+            after = _COLOR_OPS[name](before, magnitude[which])
+            out[which] = after
+            if strength is not None:
+                strength.color(before, after, which)
+    return out
+
+
+def cutout(images: Tensor, row: Tensor, column: Tensor, side: Tensor) -> Tensor:
+    """Paint a mid-grey square: pixels at most side // 2 before, and fewer after, (row, column).
+
+    `row`, `column` and `side` are (B,) long, in pixels; a side below 2 paints nothing, and the
+    square is cut at the border. As PBA's Cutout (arcelien/pba, augmentation_transforms.py), whose
+    colour (125, 122, 113) / 255 is nearly this grey.
+    """
+    rows = torch.arange(images.shape[2], device=images.device) - row[:, None]  # (B, H)
+    columns = torch.arange(images.shape[3], device=images.device) - column[:, None]  # (B, W)
+    half = side[:, None] // 2
+    in_row = (rows >= -half) & (rows < half)
+    in_column = (columns >= -half) & (columns < half)
+    hole = in_row[:, :, None] & in_column[:, None, :]  # (B, H, W)
+    return images.masked_fill(hole[:, None], 0.5)
+
+
+def _op_matrix(op: Tensor, magnitude: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, 2, 3) for geometric ops (n,): one closed form, in which all but one term is nothing."""
+
+    def only(name: str) -> Tensor:
+        return torch.where(op == OPS.index(name), magnitude, 0.0)
+
+    shear_x, shear_y, angle = only("ShearX"), only("ShearY"), torch.deg2rad(only("Rotate"))
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    linear = torch.stack([cos, shear_x - sin, shear_y + sin, cos], dim=1).reshape(-1, 2, 2)
+    # Shears keep the top-left corner, not the centre, in place: half an image of shift.
+    x = shear_x * (size[0] / 2) - only("TranslateX").trunc()
+    y = shear_y * (size[1] / 2) - only("TranslateY").trunc()
+    return _normalised(linear, torch.stack([x, y], dim=1), size)
+
+
+def _levels(images: Tensor) -> Tensor:
+    """The 256 levels of uint8, as whole floats: the ops below are defined on those."""
+    return (images * 255).round().clamp(0, 255)
+
+
+def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    # kornia's convolution refuses images without an interior; torchvision leaves them alone.
+    return enhance.sharpness(images, factor) if min(images.shape[2:]) > 2 else images
+
+
+def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+    # Not kornia's: it truncates to levels, so that a value a rounding error below one loses it.
+    bits = bits.trunc()[:, None, None, None]
+    step = torch.exp2(8 - bits)
+    kept = torch.div(_levels(images), step, rounding_mode="floor") * step / 255
+    return torch.where(bits < 8, kept, images)
+
+
+def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    # A thousandth of a level below: 238 / 255 * 255 may exceed 238 by rounding.
+    bright = _levels(images) >= threshold[:, None, None, None] * 255 - 1e-3
+    return torch.where(bright, 1 - images, images)
+
+
+def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
+    levels = _levels(images)
+    low, high = levels.amin(dim=(2, 3), keepdim=True), levels.amax(dim=(2, 3), keepdim=True)
+    # Multiplied before divided, whole levels stay exact; torchvision may lose one by truncation.
+    stretched = ((levels - low) * 255 / (high - low).clamp(min=1)).floor() / 255
+    return torch.where(high > low, stretched, images)
+
+
+def _equalize(images: Tensor, _: Tensor) -> Tensor:
+    # kornia's truncates to levels too, but takes whole ones exactly.
+    return enhance.equalize(_levels(images) / 255)
+
+
+_COLOR_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "Brightness": lambda images, m: adjust_brightness(images, 1 + m),
+    "Color": lambda images, m: adjust_saturation(images, 1 + m),
+    "Contrast": lambda images, m: adjust_contrast(images, 1 + m),
+    "Sharpness": lambda images, m: _sharpness(images, 1 + m),
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "AutoContrast": _autocontrast,
+    "Equalize": _equalize,
+    "Invert": lambda images, _: 1 - images,
+}

@@ -1,0 +1,346 @@
+"""Augmentation policies without gradients: RandAugment, TrivialAugment, AutoAugment and PBA.
+
+A policy is a frozen object, called as `policy(images, generator, strength)` on float images
+(B, C, H, W) in [0, 1]. Unlike torchvision's on a batch, it draws ops, magnitudes and signs for
+every *sample*. All draws come from `generator`, on the generator's device, and their number depends
+on the batch size alone: a CPU generator augments CPU and GPU images alike. Out-of-frame pixels are
+black, and warps are nearest-neighbour.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Generator, Tensor
+
+from autoaug_ray.maths.image_ops import OPS, apply_ops, cutout
+from autoaug_ray.maths.strength import Strength
+
+_WARPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+_FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
+
+
+def _check_int(field: str, value: object, low: int, high: float = math.inf) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        allowed = f">= {low}" if high == math.inf else f"in {low}..{high}"
+        raise ValueError(f"{field} must be an integer {allowed}, but is {value!r}")
+
+
+def magnitude_bins(num_bins: int, size: tuple[int, int], wide: bool = False) -> Tensor:
+    """(len(OPS), num_bins) magnitudes for images of `size` (H, W), from weakest to strongest.
+
+    torchvision's `_augmentation_space`: of RandAugment and AutoAugment, or of TrivialAugmentWide if
+    `wide` (which ignores `size`: its translations are up to 32 pixels for any image). Thresholds
+    for Solarize are divided by 255; ops without a magnitude have zeros.
+    """
+    shear, degrees, factor, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
+    height, width = (32.0, 32.0) if wide else (150.0 / 331.0 * size[0], 150.0 / 331.0 * size[1])
+    ends = dict(zip(_WARPS, (shear, shear, width, height, degrees), strict=True))
+    ends |= dict.fromkeys(_FACTORS, factor)
+    rows = {name: torch.linspace(0.0, end, num_bins) for name, end in ends.items()}
+    rows["Posterize"] = 8 - (torch.arange(num_bins) / ((num_bins - 1) / bits)).round()
+    rows["Solarize"] = torch.linspace(255.0, 0.0, num_bins) / 255
+    return torch.stack([rows.get(name, torch.zeros(num_bins)) for name in OPS])
+
+
+def _draw(n: int, images: Tensor, generator: Generator) -> Tensor:
+    """(B,) whole numbers, uniform over 0..n - 1."""
+    return torch.randint(n, (len(images),), generator=generator, device=generator.device)
+
+
+def _apply(
+    images: Tensor,
+    op: Tensor,  # (B,) on the generator's device, as is `magnitude` (B,)
+    magnitude: Tensor,
+    generator: Generator,
+    strength: Strength | None,
+    two_way: tuple[str, ...] = _WARPS + _FACTORS,
+) -> Tensor:
+    """Apply the ops, those in `two_way` with a magnitude whose sign a fair coin flips."""
+    flips = torch.tensor([name in two_way for name in OPS], device=op.device)[op]
+    flips &= _draw(2, images, generator) == 1
+    magnitude = torch.where(flips, -magnitude, magnitude)
+    return apply_ops(images, op.to(images.device), magnitude.to(images.device), strength)
+
+
+@final
+@dataclass(frozen=True)
+class RandAugment:
+    """RandAugment (arxiv.org/abs/1909.13719) as in torchvision: `num_ops` ops of one magnitude.
+
+    Each is drawn uniformly, with replacement, from the 14 ops of OPS without Invert; signs by a
+    fair coin. `magnitude` is a bin, 0..num_bins - 1, of `magnitude_bins`.
+    """
+
+    num_ops: int = 2
+    magnitude: int = 9
+    num_bins: int = 31
+
+    def __post_init__(self) -> None:
+        _check_int("num_ops", self.num_ops, 0)
+        _check_int("num_bins", self.num_bins, 2)
+        _check_int("magnitude", self.magnitude, 0, self.num_bins - 1)
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        bins = magnitude_bins(self.num_bins, (images.shape[2], images.shape[3]))
+        level = bins[:, self.magnitude].to(generator.device)
+        for _ in range(self.num_ops):
+            op = _draw(len(OPS) - 1, images, generator)  # Invert is the last
+            images = _apply(images, op, level[op], generator, strength)
+        return images
+
+
+@final
+@dataclass(frozen=True)
+class TrivialAugmentWide:
+    """TrivialAugment, wide space (arxiv.org/abs/2103.10158) as in torchvision: one op per sample.
+
+    The op is uniform over OPS without Invert, its magnitude uniform over the bins, its sign fair.
+    """
+
+    num_bins: int = 31
+
+    def __post_init__(self) -> None:
+        _check_int("num_bins", self.num_bins, 2)
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        bins = magnitude_bins(self.num_bins, (images.shape[2], images.shape[3]), wide=True)
+        op = _draw(len(OPS) - 1, images, generator)
+        magnitude = bins.to(generator.device)[op, _draw(self.num_bins, images, generator)]
+        return _apply(images, op, magnitude, generator, strength)
+
+
+@final
+@dataclass(frozen=True)
+class AutoAugment:
+    """AutoAugment (arxiv.org/abs/1805.09501) with a published table: one sub-policy per sample.
+
+    A sub-policy is two steps (op, probability, bin of 10), tried one after the other; signs are
+    fair, as in torchvision. `table` is the data set that it was found on: cifar10, svhn, imagenet.
+    """
+
+    table: str = "cifar10"
+
+    def __post_init__(self) -> None:
+        if self.table not in TABLES:
+            raise ValueError(f"table must be one of {', '.join(TABLES)}, but is {self.table!r}")
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        table, device = TABLES[self.table], generator.device
+        bins = magnitude_bins(10, (images.shape[2], images.shape[3])).to(device)
+        sub_policy = _draw(len(table), images, generator)
+        for step in (0, 1):
+            names, probabilities, levels = zip(*(pair[step] for pair in table), strict=True)
+            op = torch.tensor([OPS.index(name) for name in names], device=device)[sub_policy]
+            probability = torch.tensor(probabilities, device=device)[sub_policy]
+            level = torch.tensor([level or 0 for level in levels], device=device)[sub_policy]
+            fires = torch.rand(op.shape, generator=generator, device=device) < probability
+            op = torch.where(fires, op, OPS.index("Identity"))
+            images = _apply(images, op, bins[op, level], generator, strength)
+        return images
+
+
+PBA_OPS: tuple[str, ...] = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Rotate",
+    "Posterize",
+    "Solarize",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+    "Cutout",
+)
+
+
+@final
+@dataclass(frozen=True)
+class PopulationPolicy:
+    """One policy of Population Based Augmentation (arxiv.org/abs/1905.05393).
+
+    `policy` is 60 integers as in arcelien/pba: (probability 0..10, magnitude 0..9) for each of
+    PBA_OPS, and all once more. Per sample the 30 entries are shuffled and tried in turn, each
+    firing with probability / 10, until `count` have fired, count = 0, 1, 2 with chance .2, .3, .5.
+
+    Magnitude m, as there: Rotate 3m degrees, Shear 0.03m, TranslateX/Y m pixels of 32 (in
+    proportion for other sizes, and then truncated), with fair signs; Posterize 4 - int(0.4m) bits;
+    Solarize threshold (256 - int(25.6m)) / 255; factor 0.1 + 0.18m for Color, Contrast, Brightness
+    and Sharpness; Cutout int(2m) pixels of 32 at a uniform place. Here Cutout is mid-grey and what
+    a warp leaves open black, as for the other policies; there both are the data set's mean colour.
+    The cutout that PBA's training adds after the policy is not part of it.
+    """
+
+    policy: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", tuple(self.policy))  # YAML and PBT bring lists
+        expected = 4 * len(PBA_OPS)
+        if len(self.policy) != expected:
+            raise ValueError(f"policy must have {expected} integers, but has {len(self.policy)}")
+        for i, value in enumerate(self.policy):
+            _check_int(f"policy[{i}]", value, 0, 10 if i % 2 == 0 else 9)
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        device, size = generator.device, (images.shape[2], images.shape[3])
+        op, probability, magnitude = self._entries(size)
+        chosen = self._choose(len(images), probability.to(device), generator)
+        for slot in chosen.unbind(1):
+            op_here, magnitude_here = op.to(device)[slot], magnitude.to(device)[slot]
+            # Not the factors: theirs are already two-way, 0.1 to 1.72.
+            images = _apply(images, op_here, magnitude_here, generator, strength, _WARPS)
+            is_cutout = slot % len(PBA_OPS) == PBA_OPS.index("Cutout")
+            side = torch.where(is_cutout, magnitude_here, 0.0).long()
+            row, column = _draw(size[0], images, generator), _draw(size[1], images, generator)
+            before = images
+            images = cutout(images, *(v.to(images.device) for v in (row, column, side)))
+            if strength is not None:
+                strength.color(before, images)
+        return images
+
+    def _entries(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Op index, probability and magnitude, (31,) each; the last entry does nothing."""
+        # For apply_ops, Cutout is Identity: it needs a place besides a magnitude.
+        names = [*PBA_OPS, *PBA_OPS, "Identity"]
+        op = [OPS.index(name) if name in OPS else OPS.index("Identity") for name in names]
+        levels = [*self.policy[1::2], 0]
+        magnitude = [_pba_magnitude(*entry, size) for entry in zip(names, levels, strict=True)]
+        probability = [value / 10 for value in self.policy[::2]]
+        return torch.tensor(op), torch.tensor([*probability, 0.0]), torch.tensor(magnitude)
+
+    @staticmethod
+    def _choose(batch: int, probability: Tensor, generator: Generator) -> Tensor:
+        """(B, 2) entries to apply, in order; the idle last entry where fewer than two fire."""
+        idle, device = len(probability) - 1, generator.device
+        order = torch.rand(batch, idle, generator=generator, device=device).argsort(dim=1)
+        fires = torch.rand(order.shape, generator=generator, device=device) < probability[order]
+        # count: 0 below .2, 1 below .5, else 2.
+        dice = torch.rand(batch, generator=generator, device=device)
+        count = (dice >= 0.2).long() + (dice >= 0.5).long()
+        turn = torch.where(fires, fires.cumsum(dim=1), 0)  # k for the k-th to fire, else 0
+        chosen = []
+        for k in (1, 2):
+            hit = turn == k
+            found = hit.any(dim=1) & (count >= k)
+            entry = order.gather(1, hit.long().argmax(dim=1, keepdim=True))[:, 0]
+            chosen.append(torch.where(found, entry, idle))
+        return torch.stack(chosen, dim=1)
+
+
+def _pba_magnitude(name: str, level: int, size: tuple[int, int]) -> float:
+    """PBA's magnitude 0..9 in the unit of `apply_ops` (Cutout: its side in pixels)."""
+    height, width = size
+    scales = {
+        "Rotate": 3.0 * level,
+        "Posterize": 4.0 - level * 4 // 10,
+        "Solarize": (256 - level * 256 // 10) / 255,
+        "ShearX": 0.03 * level,
+        "ShearY": 0.03 * level,
+        "TranslateX": level * width / 32,
+        "TranslateY": level * height / 32,
+        "Cutout": 2.0 * level * min(height, width) / 32,
+    }
+    return (scales | dict.fromkeys(_FACTORS, 0.18 * level - 0.9)).get(name, 0.0)
+
+
+Step = tuple[str, float, int | None]  # op, probability, bin of 10 (None: the op has no strength)
+
+TABLES: dict[str, tuple[tuple[Step, Step], ...]] = {
+    "cifar10": (
+        (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
+        (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+        (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+        (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+        (("AutoContrast", 0.5, None), ("Equalize", 0.9, None)),
+        (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+        (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+        (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+        (("Equalize", 0.6, None), ("Equalize", 0.5, None)),
+        (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+        (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+        (("Equalize", 0.3, None), ("AutoContrast", 0.4, None)),
+        (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+        (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+        (("Solarize", 0.5, 2), ("Invert", 0.0, None)),
+        (("Equalize", 0.2, None), ("AutoContrast", 0.6, None)),
+        (("Equalize", 0.2, None), ("Equalize", 0.6, None)),
+        (("Color", 0.9, 9), ("Equalize", 0.6, None)),
+        (("AutoContrast", 0.8, None), ("Solarize", 0.2, 8)),
+        (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+        (("Solarize", 0.4, 5), ("AutoContrast", 0.9, None)),
+        (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+        (("AutoContrast", 0.9, None), ("Solarize", 0.8, 3)),
+        (("Equalize", 0.8, None), ("Invert", 0.1, None)),
+        (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
+    ),
+    "svhn": (
+        (("ShearX", 0.9, 4), ("Invert", 0.2, None)),
+        (("ShearY", 0.9, 8), ("Invert", 0.7, None)),
+        (("Equalize", 0.6, None), ("Solarize", 0.6, 6)),
+        (("Invert", 0.9, None), ("Equalize", 0.6, None)),
+        (("Equalize", 0.6, None), ("Rotate", 0.9, 3)),
+        (("ShearX", 0.9, 4), ("AutoContrast", 0.8, None)),
+        (("ShearY", 0.9, 8), ("Invert", 0.4, None)),
+        (("ShearY", 0.9, 5), ("Solarize", 0.2, 6)),
+        (("Invert", 0.9, None), ("AutoContrast", 0.8, None)),
+        (("Equalize", 0.6, None), ("Rotate", 0.9, 3)),
+        (("ShearX", 0.9, 4), ("Solarize", 0.3, 3)),
+        (("ShearY", 0.8, 8), ("Invert", 0.7, None)),
+        (("Equalize", 0.9, None), ("TranslateY", 0.6, 6)),
+        (("Invert", 0.9, None), ("Equalize", 0.6, None)),
+        (("Contrast", 0.3, 3), ("Rotate", 0.8, 4)),
+        (("Invert", 0.8, None), ("TranslateY", 0.0, 2)),
+        (("ShearY", 0.7, 6), ("Solarize", 0.4, 8)),
+        (("Invert", 0.6, None), ("Rotate", 0.8, 4)),
+        (("ShearY", 0.3, 7), ("TranslateX", 0.9, 3)),
+        (("ShearX", 0.1, 6), ("Invert", 0.6, None)),
+        (("Solarize", 0.7, 2), ("TranslateY", 0.6, 7)),
+        (("ShearY", 0.8, 4), ("Invert", 0.8, None)),
+        (("ShearX", 0.7, 9), ("TranslateY", 0.8, 3)),
+        (("ShearY", 0.8, 5), ("AutoContrast", 0.7, None)),
+        (("ShearX", 0.7, 2), ("Invert", 0.1, None)),
+    ),
+    "imagenet": (
+        (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
+        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, None)),
+        (("Equalize", 0.8, None), ("Equalize", 0.6, None)),
+        (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
+        (("Equalize", 0.4, None), ("Solarize", 0.2, 4)),
+        (("Equalize", 0.4, None), ("Rotate", 0.8, 8)),
+        (("Solarize", 0.6, 3), ("Equalize", 0.6, None)),
+        (("Posterize", 0.8, 5), ("Equalize", 1.0, None)),
+        (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
+        (("Equalize", 0.6, None), ("Posterize", 0.4, 6)),
+        (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
+        (("Rotate", 0.4, 9), ("Equalize", 0.6, None)),
+        (("Equalize", 0.0, None), ("Equalize", 0.8, None)),
+        (("Invert", 0.6, None), ("Equalize", 1.0, None)),
+        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+        (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+        (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
+        (("Sharpness", 0.4, 7), ("Invert", 0.6, None)),
+        (("ShearX", 0.6, 5), ("Equalize", 1.0, None)),
+        (("Color", 0.4, 0), ("Equalize", 0.6, None)),
+        (("Equalize", 0.4, None), ("Solarize", 0.2, 4)),
+        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, None)),
+        (("Invert", 0.6, None), ("Equalize", 1.0, None)),
+        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+        (("Equalize", 0.8, None), ("Equalize", 0.6, None)),
+    ),
+}

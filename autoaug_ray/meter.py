@@ -1,0 +1,141 @@
+"""What an attempt at a run costs: wall-clock seconds held x device share, by phase.
+
+Every attempt has a file of its own in the ledger, `ledger/<run key>-<attempt>.jsonl`, whose lines
+only ever get more: its last line is what the attempt has cost so far. A thread writes one every few
+seconds, so that kill -9 loses no more than that; and nobody else writes to the file, so that no
+lock and no merging is needed. A run costs the sum over its attempts.
+"""
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PHASES = ("search", "final", "eval", "other")
+"""search and final are the training steps of those stages; other is the time that an attempt held
+its device without being in a phase: loading data, building models, checkpoints, reporting."""
+TRAINING = ("search", "final")
+"""What relative cost counts."""
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+class Meter:
+    """The meter of one attempt; a context manager that closes its ledger file."""
+
+    def __init__(
+        self,
+        ledger: Path | None = None,
+        *,
+        key: str = "run",
+        about: Mapping[str, Any] | None = None,
+        device: torch.device | None = None,
+        share: float = 1.0,
+        heartbeat: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`share` is the number of devices held (a fraction of a GPU, or CPUs).
+
+        `about` goes into every line of the ledger. Without a ledger nothing is written.
+        """
+        self.device = device or torch.device("cpu")
+        self.share, self._clock, self._start = share, clock, clock()
+        self._seconds: Counter[str] = Counter()
+        self._open: tuple[str, float] | None = None
+        self._lock = threading.RLock()
+        self.earlier: Counter[str] = Counter()
+        self.attempt = 1
+        self._file = None
+        self._stop = threading.Event()
+        if ledger is not None:
+            ledger.mkdir(parents=True, exist_ok=True)
+            mine = [line for line in read(ledger) if line["run"] == key]
+            self.attempt = 1 + len(mine)
+            for line in mine:
+                self.earlier.update(line["seconds"])
+            self._line = {
+                "run": key, "attempt": self.attempt, "share": share,
+                "device": device_name(self.device), **(about or {}),
+            }  # fmt: skip
+            name = f"{key}-{self.attempt:03d}-{uuid.uuid4().hex[:8]}.jsonl"
+            self._file = open(ledger / name, "a", buffering=1)
+            threading.Thread(target=self._beat, args=(heartbeat,), daemon=True).start()
+
+    def __enter__(self) -> "Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._write()
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time in here is charged to `name`; phases do not nest."""
+        assert name in PHASES and self._open is None
+        self._synchronise()
+        with self._lock:
+            self._open = (name, self._clock())
+        try:
+            yield
+        finally:
+            self._synchronise()
+            with self._lock:
+                self._seconds[name] += self._clock() - self._open[1]
+                self._open = None
+
+    def seconds(self) -> dict[str, float]:
+        """Of this attempt so far, by phase; they add up to the time since it began."""
+        with self._lock:
+            now = self._clock()
+            out = {p: self._seconds[p] for p in PHASES}
+            if self._open is not None:
+                out[self._open[0]] += now - self._open[1]
+            out["other"] += now - self._start - sum(out.values())
+            return out
+
+    def device_hours(self) -> dict[str, float]:
+        """Of all attempts at this run so far, by phase.
+
+        Earlier attempts held the same share: it is part of what the study asks for.
+        """
+        now = self.seconds()
+        return {p: (now[p] + self.earlier[p]) * self.share / 3600 for p in PHASES}
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _beat(self, interval: float) -> None:
+        self._write()
+        while not self._stop.wait(interval):
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                line = {**self._line, "at": time.time(), "seconds": self.seconds()}
+                self._file.write(json.dumps(line) + "\n")
+
+
+def read(ledger: Path) -> list[dict[str, Any]]:
+    """The last whole line of every attempt; a line that a crash cut short does not count."""
+    out = []
+    for path in sorted(ledger.glob("*.jsonl")) if ledger.is_dir() else []:
+        for text in reversed(path.read_text().splitlines()):
+            with contextlib.suppress(json.JSONDecodeError):
+                out.append(json.loads(text))
+                break
+    return out

@@ -1,0 +1,45 @@
+"""A method is a line here, a file beside it, and a study. The common tests cover a new line."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from autoaug_ray.methods.base import ImageShape, Method, State, as_float
+from autoaug_ray.methods.bilevel import Bilevel
+from autoaug_ray.methods.discrete import AutoAugment, PopulationBased, RandAugment, TrivialAugment
+from autoaug_ray.methods.predefined import (
+    NoAugmentation,
+    Predefined,
+    RandomAffine,
+    ValidatedMagnitude,
+)
+from autoaug_ray.methods.stn import STN
+
+AnyMethod = Annotated[
+    NoAugmentation
+    | Predefined
+    | RandomAffine
+    | ValidatedMagnitude
+    | RandAugment
+    | TrivialAugment
+    | AutoAugment
+    | PopulationBased
+    | STN
+    | Bilevel,
+    Field(discriminator="name"),
+]
+
+METHODS: dict[str, type[Method]] = {
+    "none": NoAugmentation,
+    "predefined": Predefined,
+    "random_affine": RandomAffine,
+    "validated_magnitude": ValidatedMagnitude,
+    "randaugment": RandAugment,
+    "trivialaugment": TrivialAugment,
+    "autoaugment": AutoAugment,
+    "pba": PopulationBased,
+    "stn": STN,
+    "bilevel": Bilevel,
+}
+
+__all__ = ["METHODS", "AnyMethod", "ImageShape", "Method", "State", "as_float"]

@@ -1,0 +1,94 @@
+"""What a method is: the frozen object of its hyperparameters, and four verbs.
+
+Every class in this package is abstract (never built) or final (never subclassed). The state that a
+method carries through training is another value, made by `init` and put into checkpoints.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from autoaug_ray.data import Split
+from autoaug_ray.learner import Learner
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.settings import Settings
+
+Flip = Literal["none", "horizontal", "vertical"]
+NextMeta = Callable[[int], Split]
+"""A number of images -> so many of the epoch's meta images, cycling through them."""
+
+
+class ImageShape(NamedTuple):
+    channels: int
+    height: int
+    width: int
+
+
+class State(Protocol):
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
+
+
+class Stateless(nn.Module):
+    """The state of a method that learns nothing."""
+
+
+class Method(Settings, abc.ABC):
+    """How training images are augmented, and what is learned about it."""
+
+    name: str
+    uses_meta: ClassVar[bool] = False
+    """Only then is a part of the pool held out of the train role; the others train on all of it."""
+
+    def init(self, shape: ImageShape, seed: int, device: torch.device) -> State:
+        """What lives through training and goes into checkpoints."""
+        return Stateless()
+
+    @abc.abstractmethod
+    def augment(
+        self,
+        state: Any,
+        images: Tensor,
+        noise: torch.Generator,
+        strength: Strength | None = None,
+    ) -> Tensor:
+        """Training images (B, C, H, W) in [0, 1] -> what the classifier is trained on.
+
+        Draws from `noise` only, on the images' device; tells `strength`, if given, what it did.
+        """
+
+    def step(
+        self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any
+    ) -> dict[str, Tensor]:
+        """One update of the classifier (and of the method); returns what to log, per name."""
+        with torch.no_grad():
+            images = self.augment(state, as_float(batch.images), learner.noise)
+        loss = learner.loss(images, batch.labels)
+        learner.descend(loss)
+        return {"train_loss": loss.detach()}
+
+    def end_epoch(self, state: Any) -> dict[str, float]:
+        """Figures of the epoch that are no means over its steps."""
+        return {}
+
+    def predict(self, learner: Learner, images: Tensor, state: Any) -> Tensor:
+        """Logits (B, classes) at test time, for images in [0, 1]."""
+        return learner.logits(images)
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 -> float in [0, 1]."""
+    return images.float() / 255
+
+
+def flipped(images: Tensor, flip: Flip, noise: torch.Generator) -> Tensor:
+    """Each image mirrored with probability one half, or none."""
+    if flip == "none":
+        return images
+    coin = torch.rand(len(images), generator=noise, device=images.device) < 0.5
+    mirror = images.flip(-1 if flip == "horizontal" else -2)
+    return torch.where(coin[:, None, None, None], mirror, images)

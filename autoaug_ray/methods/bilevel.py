@@ -1,0 +1,237 @@
+"""Online bilevel augmentation: an augmenter trained through the classifier's own update.
+
+Mounsaveng et al., WACV 2021. Per training step: augment a training batch with A_theta, look ahead
+to the weights that its gradient would give, take the loss of a meta batch there, and move theta
+down the gradient of that loss; then update the classifier.
+"""
+
+from collections import deque
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from autoaug_ray.data import Split
+from autoaug_ray.errors import RunError
+from autoaug_ray.learner import Learner
+from autoaug_ray.maths import hypergradient
+from autoaug_ray.maths.augmenter import Augmenter, Group, Size, parameter_names, transform
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.methods.base import (
+    Flip,
+    ImageShape,
+    Method,
+    NextMeta,
+    as_float,
+    flipped,
+)
+
+
+class _Past(NamedTuple):
+    """A step that was taken, as the unrolling needs it again."""
+
+    weights: dict[str, Tensor]
+    momenta: dict[str, Tensor]
+    images: Tensor
+    labels: Tensor
+    noise: Tensor
+    rule: hypergradient.SGD
+
+
+class BilevelState(nn.Module):
+    """The augmenter and its optimiser; figures and past steps live for one epoch only."""
+
+    def __init__(self, augmenter: Augmenter, optimiser: torch.optim.Optimizer) -> None:
+        super().__init__()
+        self.augmenter, self.optimiser = augmenter, optimiser
+        self.new_epoch()
+
+    def new_epoch(self) -> None:
+        self.past: deque[_Past] = deque()
+        self.outer_steps = 0
+        self.sum = [torch.zeros_like(p) for p in self.augmenter.parameters()]
+        self.sum_of_squares = [torch.zeros_like(p) for p in self.augmenter.parameters()]
+        self.sum_of_norms = torch.zeros((), device=self.sum[0].device)
+
+    def record(self, gradients: list[Tensor]) -> None:
+        self.outer_steps += 1
+        for total, squares, g in zip(self.sum, self.sum_of_squares, gradients, strict=True):
+            total += g
+            squares += g.square()
+        self.sum_of_norms += torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.optimiser.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state)
+
+
+class Bilevel(Method):
+    """Learned affine, translation and colour augmentation."""
+
+    name: Literal["bilevel"] = "bilevel"
+    uses_meta: ClassVar[bool] = True
+
+    group: Group = "affine"
+    size: Size = "small"
+    symmetric: bool = True
+    """p(-z) = -p(z): the mean transformation is the identity, whatever is learned."""
+    spread: float = Field(0.1, gt=0, le=1)
+    """Initial standard deviation of every parameter, as a share of its bound."""
+    flip: Flip = "horizontal"
+    """Predefined, as in the paper: a flip is not differentiable."""
+
+    learn: Literal["hypergradient", "off", "decay_only", "train_loss"] = "hypergradient"
+    """The others are controls: a frozen random augmenter, one that only decays, and one trained
+    by the training loss. What the hypergradient is worth is the difference to them."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    lr: float = Field(0.01, gt=0, le=10)
+    """Per classifier step: an outer step moves `every` times as far."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    """A hidden schedule: it shrinks the augmentation whenever hypergradients are small."""
+
+    unroll: int = Field(1, ge=1, le=100)
+    """K: steps of the classifier that the hypergradient goes through."""
+    every: int = Field(1, ge=1, le=10_000)
+    """J: classifier steps per outer step."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training and of the meta batch that an outer step looks at."""
+    normalise: bool = True
+    """Look ahead with gradients of a length that does not depend on theta; False: the paper's."""
+
+    @field_validator("learn", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+    def model_post_init(self, context: Any) -> None:
+        if self.learn == "decay_only" and self.weight_decay == 0:
+            raise ValueError("learn: decay_only needs a weight_decay above 0")
+
+    def init(self, shape: ImageShape, seed: int, device: torch.device) -> BilevelState:
+        names = parameter_names(self.group, shape.channels)
+        augmenter = Augmenter(
+            names, self.size, symmetric=self.symmetric, spread=self.spread, seed=seed
+        ).to(device)
+        lr = self.lr * self.every
+        parameters = augmenter.parameters()
+        if self.optimiser == "adam":
+            return BilevelState(
+                augmenter, torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay)
+            )
+        return BilevelState(
+            augmenter,
+            torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=self.weight_decay),
+        )
+
+    def augment(
+        self,
+        state: BilevelState,
+        images: Tensor,
+        noise: torch.Generator,
+        strength: Strength | None = None,
+    ) -> Tensor:
+        x = flipped(images, self.flip, noise)
+        z = state.augmenter.draw(len(x), noise)
+        return transform(x, state.augmenter(z), state.augmenter.names, strength)
+
+    def step(
+        self, learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState
+    ) -> dict[str, Tensor]:
+        if self.learn == "train_loss":
+            loss = learner.loss(
+                self.augment(state, as_float(batch.images), learner.noise), batch.labels
+            )
+            state.optimiser.zero_grad()
+            learner.descend(loss)
+            state.optimiser.step()
+            return {"train_loss": loss.detach()}
+        if self.learn != "hypergradient":
+            logs = super().step(learner, batch, next_meta, state)
+            if self.learn == "decay_only":
+                self._move(state, [torch.zeros_like(p) for p in state.augmenter.parameters()])
+            return logs
+
+        x = flipped(as_float(batch.images), self.flip, learner.noise)
+        z = state.augmenter.draw(len(x), learner.noise)
+        part = max(2, round(self.fraction * len(x)))
+        now = _Past(
+            learner.weights(), learner.momenta(), x[:part], batch.labels[:part], z[:part],
+            learner.rule,
+        )  # fmt: skip
+        due = (learner.steps_done + 1) % self.every == 0
+        # With one unrolled step on the whole batch, the look-ahead's gradient is the trainer's.
+        shared = self.unroll == 1 and part == len(x)
+        logs = {}
+        if due:
+            h = self._hypergradient(learner, state, [*state.past, now], next_meta(part), shared)
+            logs["meta_loss"] = h.meta_loss
+            state.record(h.theta)
+            self._move(state, h.theta)
+        if self.unroll > 1:
+            kept = {k: v.detach().clone() for k, v in now.weights.items()}
+            momenta = {k: v.clone() for k, v in now.momenta.items()}
+            state.past.append(now._replace(weights=kept, momenta=momenta))
+            if len(state.past) == self.unroll:
+                state.past.popleft()
+        if due and shared:
+            learner.apply(h.weights)
+            return logs | {"train_loss": h.train_loss}
+        with torch.no_grad():
+            augmented = transform(x, state.augmenter(z), state.augmenter.names)
+        loss = learner.loss(augmented, batch.labels)
+        learner.descend(loss)
+        return logs | {"train_loss": loss.detach()}
+
+    def _hypergradient(
+        self, learner: Learner, state: BilevelState, steps: list[_Past], meta: Split, shared: bool
+    ) -> hypergradient.Hypergradient:
+        """Through `steps`, the last of which is the present one; fewer than K early in an epoch."""
+
+        def loss_of(past: _Past) -> hypergradient.Loss:
+            def augmented() -> Tensor:
+                return transform(past.images, state.augmenter(past.noise), state.augmenter.names)
+
+            return learner.loss_at(augmented, past.labels, real_pass=shared)
+
+        return hypergradient.unrolled(
+            [loss_of(past) for past in steps],
+            learner.loss_at(as_float(meta.images), meta.labels),
+            {k: v.detach().requires_grad_() for k, v in steps[0].weights.items()},
+            steps[0].momenta,
+            list(state.augmenter.parameters()),
+            [past.rule for past in steps],
+            normalise=self.normalise,
+        )
+
+    def _move(self, state: BilevelState, gradients: list[Tensor]) -> None:
+        for parameter, g in zip(state.augmenter.parameters(), gradients, strict=True):
+            parameter.grad = g
+        state.optimiser.step()
+
+    def end_epoch(self, state: BilevelState) -> dict[str, float]:
+        """Learned mean and spread per parameter; norm and signal-to-noise of the hypergradient.
+
+        The ratio is |mean h| / sqrt(mean |h - mean h|^2) over the outer steps of the epoch. Raises
+        RunError if some parameter of the augmenter got no gradient in a whole epoch.
+        """
+        figures: dict[str, float] = state.augmenter.spreads(seed=0)
+        if n := state.outer_steps:
+            for (name, _), squares in zip(
+                state.augmenter.named_parameters(), state.sum_of_squares, strict=True
+            ):
+                if not bool(squares.any()):
+                    raise RunError(
+                        f"bilevel: no gradient of the meta loss reached the augmenter's {name} in "
+                        f"{n} outer steps, so nothing can be learned; is group: {self.group} "
+                        "without effect on these images?"
+                    )
+            mean_square = sum(float((s / n).square().sum()) for s in state.sum)
+            square_mean = sum(float(s.sum()) / n for s in state.sum_of_squares)
+            figures["hypergradient_norm"] = float(state.sum_of_norms) / n
+            noise = max(square_mean - mean_square, 1e-30)
+            figures["hypergradient_snr"] = (mean_square / noise) ** 0.5
+        state.new_epoch()
+        return figures

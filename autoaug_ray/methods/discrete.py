@@ -1,0 +1,127 @@
+"""The search-free and population-based policies over AutoAugment's ops, one draw per sample."""
+
+import abc
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from autoaug_ray.data import Split
+from autoaug_ray.learner import Learner
+from autoaug_ray.maths import policies
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.methods.base import (
+    Flip,
+    ImageShape,
+    Method,
+    NextMeta,
+    Stateless,
+    flipped,
+)
+
+Policy = Callable[[Tensor, torch.Generator, Strength | None], Tensor]
+
+
+class _Discrete(Method, abc.ABC):
+    """Flip, then a policy without gradients."""
+
+    flip: Flip = "horizontal"
+
+    @abc.abstractmethod
+    def policy_of(self, state: Any) -> Policy: ...
+
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        return self.policy_of(state)(flipped(images, self.flip, noise), noise, strength)
+
+
+class RandAugment(_Discrete):
+    """Cubuk et al. 2020: `num_ops` random ops at one magnitude; its N x M grid is its search."""
+
+    name: Literal["randaugment"] = "randaugment"
+    num_ops: int = Field(2, ge=0, le=10)
+    magnitude: int = Field(9, ge=0, le=30)
+    """Bin of 31, as in torchvision; 9 is its default."""
+
+    def policy_of(self, state: Any) -> Policy:
+        return policies.RandAugment(self.num_ops, self.magnitude)
+
+
+class TrivialAugment(_Discrete):
+    """Mueller and Hutter 2021, the wide space: one random op at a random magnitude."""
+
+    name: Literal["trivialaugment"] = "trivialaugment"
+
+    def policy_of(self, state: Any) -> Policy:
+        return policies.TrivialAugmentWide()
+
+
+class AutoAugment(_Discrete):
+    """Cubuk et al. 2019: the published sub-policies, one drawn per sample."""
+
+    name: Literal["autoaugment"] = "autoaugment"
+    table: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
+
+    def policy_of(self, state: Any) -> Policy:
+        return policies.AutoAugment(self.table)
+
+
+class PopulationState(Stateless):
+    """Which of the schedule's policies is in force; follows from the learner's progress."""
+
+    policy: tuple[int, ...] = ()
+
+
+class PopulationBased(_Discrete):
+    """PBA (Ho et al. 2019): a schedule of policies found by population based training.
+
+    A member of the population trains with `policy`, which the scheduler may change on the way; the
+    final training replays the winner's lineage, `schedule`, stretched to its own length.
+    """
+
+    name: Literal["pba"] = "pba"
+    population: int = Field(16, ge=2, le=1024)
+    perturb_every: int = Field(3, ge=1)
+    """Epochs between two rounds of exploit and explore."""
+    policy: tuple[int, ...] = (0,) * 60
+    """15 ops, each twice, each (probability 0..10, magnitude 0..9)."""
+    schedule: tuple[tuple[float, tuple[int, ...]], ...] = ()
+    """(progress in [0, 1) from which it is in force, policy), in order; empty: `policy` alone."""
+
+    def model_post_init(self, context: Any) -> None:
+        for policy in (self.policy, *(p for _, p in self.schedule)):
+            policies.PopulationPolicy(policy)
+
+    def init(self, shape: ImageShape, seed: int, device: torch.device) -> PopulationState:
+        state = PopulationState()
+        state.policy = self._at(0.0)
+        return state
+
+    def _at(self, progress: float) -> tuple[int, ...]:
+        started = [policy for start, policy in self.schedule if start <= progress]
+        return started[-1] if started else self.policy
+
+    def policy_of(self, state: PopulationState) -> Policy:
+        return policies.PopulationPolicy(state.policy)
+
+    def step(
+        self, learner: Learner, batch: Split, next_meta: NextMeta, state: PopulationState
+    ) -> dict[str, Tensor]:
+        state.policy = self._at(learner.progress)
+        return super().step(learner, batch, next_meta, state)
+
+
+def explore(policy: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+    """PBA's perturbation: each integer is drawn anew with probability 0.2, else moves by 0..3."""
+    out = []
+    for i, value in enumerate(policy):
+        top = 10 if i % 2 == 0 else 9
+        if rng.random() < 0.2:
+            out.append(rng.randint(0, top))
+        else:
+            out.append(min(max(value + rng.choice((-1, 1)) * rng.randint(0, 3), 0), top))
+    return tuple(out)

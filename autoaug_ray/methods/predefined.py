@@ -1,0 +1,131 @@
+"""Augmentations whose strength is set before training: by folklore, by a grid, or at random."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from autoaug_ray.maths import image_ops
+from autoaug_ray.maths.augmenter import AFFINE, BOUNDS, Group, parameter_names, transform
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.methods.base import Flip, Method, flipped
+
+
+class NoAugmentation(Method):
+    """The images as they are; its cost is the unit of relative cost (Table 1)."""
+
+    name: Literal["none"] = "none"
+
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        return images
+
+
+def _uniform(n: int, spread: Tensor, noise: torch.Generator) -> Tensor:
+    """(n, k) uniform within +-spread (k,)."""
+    draw = torch.rand(n, len(spread), generator=noise, device=noise.device)
+    return (2 * draw - 1) * spread.to(noise.device)
+
+
+class Predefined(Method):
+    """Flip, crop by translation, affine and colour jitter in people's units.
+
+    The defaults are the paper's usual geometric augmentation (section 5.1): flip and +-4 pixels.
+    Its BACH row adds rotate 10 and scale (0.5, 2); its CIFAR jitter is 0.4 each, without hue.
+    """
+
+    name: Literal["predefined"] = "predefined"
+    flip: Flip = "horizontal"
+    translate: float = Field(4.0, ge=0, le=1000)
+    """Pixels, +-, in x and in y."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Degrees, +-."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Zoom factor, log-uniform between the two."""
+    shear: float = Field(0.0, ge=0, le=60)
+    """Degrees, +-, in x."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    contrast: float = Field(0.0, ge=0, le=1)
+    saturation: float = Field(0.0, ge=0, le=1)
+    """Factors 1 +- this."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Turns of the colour circle, +-."""
+
+    def model_post_init(self, context: Any) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale must be [low, high] with 0 < low <= high, got [{low}, {high}]")
+
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        x = flipped(images, self.flip, noise)
+        low, high = torch.tensor(self.scale).log().tolist()
+        spread = torch.tensor(
+            [self.translate, self.translate, self.rotate, (high - low) / 2, self.shear]
+        )
+        if spread.any() or low:
+            dx, dy, angle, zoom, shear = _uniform(len(x), spread, noise).unbind(1)
+            matrix = image_ops.affine_matrix(
+                angle=angle,
+                translate=torch.stack([dx, dy], dim=1),
+                scale=((low + high) / 2 + zoom).exp(),
+                shear=torch.stack([shear, torch.zeros_like(shear)], dim=1),
+                size=(images.shape[-2], images.shape[-1]),
+            )
+            x = image_ops.warp(x, matrix, strength=strength)
+        jitter = {
+            k: v
+            for k in ("brightness", "contrast", "saturation", "hue")
+            if (v := getattr(self, k)) > 0
+        }
+        if jitter:
+            drawn = _uniform(len(x), torch.tensor(list(jitter.values())), noise)
+            x = transform(x, drawn, list(jitter), strength)
+        return x
+
+
+class RandomAffine(Method):
+    """Each entry of the 2x3 matrix uniform around the identity, with half-ranges of its own.
+
+    With ranges in the study this is the paper's grid (two values for each of six parameters: 64
+    trials) or a random search over the same space.
+    """
+
+    name: Literal["random_affine"] = "random_affine"
+    flip: Flip = "horizontal"
+    scale_x: float = Field(0.0, ge=0, le=BOUNDS["scale_x"])
+    shear_x: float = Field(0.0, ge=0, le=BOUNDS["shear_x"])
+    translate_x: float = Field(0.0, ge=0, le=BOUNDS["translate_x"])
+    shear_y: float = Field(0.0, ge=0, le=BOUNDS["shear_y"])
+    scale_y: float = Field(0.0, ge=0, le=BOUNDS["scale_y"])
+    translate_y: float = Field(0.0, ge=0, le=BOUNDS["translate_y"])
+
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        spread = torch.tensor([getattr(self, k) for k in AFFINE])
+        x = flipped(images, self.flip, noise)
+        return transform(x, _uniform(len(x), spread, noise), AFFINE, strength)
+
+
+class ValidatedMagnitude(Method):
+    """One scalar for all parameters of a group (section 5.1): uniform within +-magnitude of bound.
+
+    A magnitude of 1 is the whole range that a learned augmenter can reach.
+    """
+
+    name: Literal["validated_magnitude"] = "validated_magnitude"
+    flip: Flip = "horizontal"
+    group: Group = "affine"
+    magnitude: float = Field(0.1, ge=0, le=1)
+
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        names = parameter_names(self.group, images.shape[1])
+        spread = self.magnitude * torch.tensor([BOUNDS[k] for k in names])
+        x = flipped(images, self.flip, noise)
+        return transform(x, _uniform(len(x), spread, noise), names, strength)

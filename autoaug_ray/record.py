@@ -1,0 +1,118 @@
+"""What a study leaves on disk: rows, checkpoints, policies.
+
+    OUT/<study>/
+      study.json             the study as it was run
+      rows/<run key>.parquet one row per epoch of one run (see ROW)
+      checkpoints/<key>.pt   the state of a run that is not finished
+      policies/<label>/      policy.pt and policy.yaml (see autoaug_ray.policy)
+      ledger/                the meter's
+      summary.parquet, report.html, *.png
+      trials/                Ray Tune's own files
+
+A run's name is the hash of its settings, so a file is either what is wanted or not there: nothing
+computed under other settings can be taken for it, and a study can be resumed, lengthened or given
+more seeds without doing anything twice.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+ROW = pa.schema(
+    [
+        ("run_key", pa.string()),  # hash of the settings; the name of the file
+        ("label", pa.string()),  # of the entry in the study
+        ("method", pa.string()),
+        ("phase", pa.string()),  # search | final
+        ("seed", pa.int64()),
+        ("index", pa.int64()),  # of the trial within the entry's search
+        ("used_key", pa.string()),  # the same hash, from what the trainer really held
+        ("settings", pa.string()),  # the run as JSON
+        ("epoch", pa.int64()),  # 1..epochs
+        ("epochs", pa.int64()),
+        ("train_loss", pa.float64()),  # mean over the steps of the epoch
+        ("val_accuracy", pa.float64()),  # [0, 1]; null in a final run
+        ("test_accuracy", pa.float64()),  # [0, 1]; only in the last row of a final run
+        ("class_accuracy", pa.list_(pa.float64())),  # per class, where test_accuracy is
+        ("displacement", pa.float64()),  # delivered strength: mean pixels per image
+        ("color_change", pa.float64()),  # delivered strength: mean change in [0, 1] units
+        ("log", pa.map_(pa.string(), pa.float64())),  # the method's own figures
+        ("samples", pa.binary()),  # PNG: the probe images as trained on, some epochs of a final
+        ("device", pa.string()),
+        ("share", pa.float64()),  # devices held
+        ("attempt", pa.int64()),
+        ("device_hours", pa.float64()),  # so far, all attempts and phases
+        ("device_hours_training", pa.float64()),  # so far, without evaluation and overhead
+        ("finished", pa.bool_()),  # true in the last row of a whole run
+    ]
+)
+
+
+class Folder:
+    """The places of one study."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.rows, self.checkpoints = root / "rows", root / "checkpoints"
+        self.ledger, self.policies, self.trials = (
+            root / "ledger", root / "policies", root / "trials",
+        )  # fmt: skip
+
+    def write_rows(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of a run so far; whoever reads sees the old file or the new one, whole."""
+        columns = {
+            name: [list(row["log"].items()) if name == "log" else row.get(name) for row in rows]
+            for name in ROW.names
+        }
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=ROW), buffer)
+        write_whole(self.rows / f"{key}.parquet", buffer.getvalue())
+
+    def read_rows(self, key: str | None = None) -> list[dict[str, Any]]:
+        """Rows of one run, or of all, as dicts with `log` a dict."""
+        paths = sorted(self.rows.glob(f"{key or '*'}.parquet")) if self.rows.is_dir() else []
+        rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+        return [{**row, "log": dict(row["log"])} for row in rows]
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The last row of every whole run, by key."""
+        return {row["run_key"]: row for row in self.read_rows() if row["finished"]}
+
+    def save_checkpoint(self, key: str, state: Mapping[str, Any]) -> None:
+        save_state(self.checkpoints / f"{key}.pt", state)
+
+    def load_checkpoint(self, key: str) -> dict[str, Any] | None:
+        path = self.checkpoints / f"{key}.pt"
+        return load_state(path) if path.exists() else None
+
+    def drop_checkpoint(self, key: str) -> None:
+        (self.checkpoints / f"{key}.pt").unlink(missing_ok=True)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_whole(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Tensors and plain values only: nothing in the file can run."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Atomically: a reader, or a crash, never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,238 @@
+"""Read this first: one run, from images to rows. It never names a method.
+
+The shared loop is the experimental control. All methods of a study see the same images in the same
+order, start from the same weights (per seed), take the same number of steps of the same optimiser
+on the same schedule, and are timed by the same meter; they differ in `method.step` alone.
+"""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.io import encode_png
+from torchvision.utils import make_grid
+
+from autoaug_ray import data, models
+from autoaug_ray.config import Run
+from autoaug_ray.data import Split
+from autoaug_ray.errors import RunError
+from autoaug_ray.learner import Learner
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.meter import TRAINING, Meter, device_name
+from autoaug_ray.methods import ImageShape, Method, State, as_float
+
+PROBE = 256  # training images on which delivered strength is measured
+PICTURES = 8  # of them shown
+PICTURED_EPOCHS = 6  # at most, evenly spaced
+
+
+class Epoch(NamedTuple):
+    row: dict[str, Any]
+    """As `record.ROW` describes it."""
+    snapshot: Callable[[], dict[str, Any]]
+    """All that the next epoch depends on: `run(..., resume=snapshot())` goes on from here."""
+
+
+def run(
+    config: Run, meter: Meter | None = None, resume: Mapping[str, Any] | None = None
+) -> Iterator[Epoch]:
+    """Train as `config` says and yield after every epoch. Whoever iterates decides what is kept.
+
+    A search run never reads the test set; a final run reads it once, after its last epoch. Raises
+    UserError for data that cannot be used and RunError for a run that must not go on.
+    """
+    meter = meter or Meter()
+    device = meter.device
+    final = config.phase == "final"
+    method: Method = config.method
+    training = config.train
+
+    splits = data.load(
+        config.dataset, val_fraction=None if final else config.val_fraction, device=device
+    )
+    pool = len(splits.train)
+    steps = max(1, pool // training.batch_size)
+    model = models.build(
+        config.model, len(splits.classes), *data.channel_statistics(splits.train),
+        seed=seed_of(config.seed, "init"),
+    ).to(device)  # fmt: skip
+    noise = stream(config.seed, "augment", device)
+    learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
+    shape = ImageShape(*splits.train.images.shape[1:])
+    state: Any = method.init(shape, seed_of(config.seed, "augmenter"), device)
+
+    start = 0
+    if resume is not None:
+        start = resume["epoch"]
+        learner.load_state_dict(resume["learner"])
+        state.load_state_dict(resume["state"])
+
+    for epoch in range(start + 1, training.epochs + 1):
+        train_index, meta_index = deal(
+            pool, training.meta_fraction if method.uses_meta else 0.0, config.seed, epoch
+        )
+        batches = cycle(splits.train, train_index, stream(config.seed, f"order/{epoch}"))
+        metas = cycle(splits.meta, meta_index, stream(config.seed, f"meta/{epoch}"))
+        totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+        counts: defaultdict[str, int] = defaultdict(int)
+
+        model.train()
+        with meter.phase(config.phase):
+            for _ in range(steps):
+                learner.begin_step()
+                logs = method.step(learner, batches(training.batch_size), metas, state)
+                learner.end_step()
+                for name, value in logs.items():
+                    totals[name] += value
+                    counts[name] += 1
+        log = {name: float(totals[name]) / counts[name] for name in totals}
+        if not math.isfinite(log["train_loss"]):
+            raise RunError(
+                f"{config.label}: train_loss became {log['train_loss']} in epoch {epoch} "
+                f"(steps {learner.steps_done - steps + 1} to {learner.steps_done}); "
+                f"lower train.lr ({training.lr}) or the strength of the augmentation."
+            )
+
+        with meter.phase("eval"):
+            log |= method.end_epoch(state)
+            last = epoch == training.epochs
+            val = None if final else evaluate(method, learner, splits.val, state)
+            test = evaluate(method, learner, splits.test, state) if final and last else None
+            displacement, color_change, samples = probe(method, state, splits.train, epoch)
+            pictured = final and epoch in pictured_epochs(training.epochs)
+
+        hours = meter.device_hours()
+        row = {
+            "run_key": config.key,
+            "label": config.label,
+            "method": method.name,
+            "phase": config.phase,
+            "seed": config.seed,
+            "index": config.index,
+            "used_key": used(config, method, learner, epoch if last else training.epochs).key,
+            "settings": config.model_dump_json(),
+            "epoch": epoch,
+            "epochs": training.epochs,
+            "train_loss": log.pop("train_loss"),
+            "val_accuracy": None if val is None else float(val.mean_accuracy),
+            "test_accuracy": None if test is None else float(test.mean_accuracy),
+            "class_accuracy": None if test is None else test.class_accuracy,
+            "displacement": displacement,
+            "color_change": color_change,
+            "log": log,
+            "samples": samples if pictured else None,
+            "device": device_name(device),
+            "share": meter.share,
+            "attempt": meter.attempt,
+            "device_hours": sum(hours.values()),
+            "device_hours_training": sum(hours[p] for p in TRAINING),
+            "finished": last,
+        }
+
+        def snapshot(epoch: int = epoch) -> dict[str, Any]:
+            return {
+                "epoch": epoch,
+                "learner": learner.state_dict(),
+                "state": dict(state.state_dict()),
+            }
+
+        yield Epoch(row, snapshot)
+
+
+class Accuracy(NamedTuple):
+    mean_accuracy: float
+    class_accuracy: list[float]
+
+
+@torch.no_grad()
+def evaluate(method: Method, learner: Learner, split: Split | None, state: State) -> Accuracy:
+    """Share of images that are classified correctly, over all images and per class."""
+    assert split is not None
+    learner.model.eval()
+    right = torch.cat(
+        [
+            method.predict(learner, as_float(b.images), state).argmax(1) == b.labels
+            for b in split.batches(500)
+        ]
+    ).float()
+    learner.model.train()
+    sums = torch.bincount(split.labels, weights=right)
+    counts = torch.bincount(split.labels)
+    return Accuracy(float(right.mean()), (sums / counts.clamp_min(1)).tolist())
+
+
+@torch.no_grad()
+def probe(method: Method, state: State, pool: Split, epoch: int) -> tuple[float, float, bytes]:
+    """Delivered strength (mean pixel displacement, mean colour change) and a strip of pictures.
+
+    On the same images with the same noise for every method and epoch, from a stream of its own.
+    """
+    images = as_float(pool.images[:PROBE])
+    strength = Strength(images)
+    out = method.augment(state, images, stream(0, "probe", images.device), strength)
+    strip = make_grid(out[:PICTURES].cpu(), nrow=PICTURES, padding=1)
+    png = encode_png((strip.clamp(0, 1) * 255).round().to(torch.uint8))
+    return (
+        float(strength.displacement().mean()),
+        float(strength.color_change().mean()),
+        bytes(png.numpy().tobytes()),
+    )
+
+
+def pictured_epochs(epochs: int) -> set[int]:
+    return {round(1 + i * (epochs - 1) / (PICTURED_EPOCHS - 1)) for i in range(PICTURED_EPOCHS)}
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed for one purpose, so that a method that draws more noise does not reorder the data."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7])
+
+
+def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed_of(seed, name))
+
+
+def deal(n: int, meta_fraction: float, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Indices of the pool in the (train, meta) role this epoch; disjoint, together all of it."""
+    order = torch.randperm(n, generator=stream(seed, f"roles/{epoch}"))
+    count = round(n * meta_fraction)
+    return order[count:], order[:count]
+
+
+def cycle(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
+    """A callable that hands out so many of these images, in a new random order each time round."""
+    queue = index[:0]
+
+    def take(n: int) -> Split:
+        nonlocal queue
+        while len(queue) < n:
+            queue = torch.cat([queue, index[torch.randperm(len(index), generator=order)]])
+        head, queue = queue[:n], queue[n:]
+        return split.take(head.to(split.labels.device))
+
+    return take
+
+
+def used(config: Run, method: Method, learner: Learner, epochs: int) -> Run:
+    """The run as the objects that trained would describe it; its key must be the one asked for.
+
+    A scheduler's settings that never reach the trainer are a known way to compare nothing.
+    """
+    group = learner.optimiser.param_groups[0]
+    return config.model_copy(
+        update={
+            "method": method,
+            "train": learner.training.model_copy(
+                update={
+                    "epochs": epochs,
+                    "momentum": group["momentum"],
+                    "weight_decay": group["weight_decay"],
+                    "nesterov": group["nesterov"],
+                }
+            ),
+        }
+    )
