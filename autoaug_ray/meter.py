@@ -11,7 +11,7 @@ import json
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,10 @@ class Meter:
         """
         self.device = device or torch.device("cpu")
         self.share, self._clock, self._start = share, clock, clock()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._open: tuple[str, float] | None = None
         self._lock = threading.RLock()
-        self.earlier: Counter[str] = Counter()
+        self.earlier: defaultdict[str, float] = defaultdict(float)
         self.attempt = 1
         self._file = None
         self._stop = threading.Event()
@@ -61,7 +61,8 @@ class Meter:
             mine = [line for line in read(ledger) if line["run"] == key]
             self.attempt = 1 + len(mine)
             for line in mine:
-                self.earlier.update(line["seconds"])
+                for phase, seconds in line["seconds"].items():
+                    self.earlier[phase] += seconds
             self._line = {
                 "run": key, "attempt": self.attempt, "share": share,
                 "device": device_name(self.device), **(about or {}),

@@ -105,7 +105,7 @@ def badgan(channels: int, classes: int, width: int) -> nn.Module:
 
 def resnet18(channels: int, classes: int, width: int) -> nn.Module:
     """He et al. 2016 with the 3x3 stem and no max-pool, as on CIFAR: 11.2 M parameters."""
-    network = torchvision_models.resnet18(num_classes=classes)
+    network: nn.Module = torchvision_models.resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     network.maxpool = nn.Identity()
     return network
@@ -113,7 +113,7 @@ def resnet18(channels: int, classes: int, width: int) -> nn.Module:
 
 def resnet50(channels: int, classes: int, width: int) -> nn.Module:
     """He et al. 2016, torchvision's, with the 7x7 stem of ImageNet."""
-    network = torchvision_models.resnet50(num_classes=classes)
+    network: nn.Module = torchvision_models.resnet50(num_classes=classes)
     if channels != 3:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
     return network
@@ -134,7 +134,8 @@ class _WideBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(x))
         short = x if self.shortcut is None else self.shortcut(h)
-        return short + self.conv2(F.relu(self.bn2(self.conv1(h))))
+        out: Tensor = short + self.conv2(F.relu(self.bn2(self.conv1(h))))
+        return out
 
 
 def wrn_28_10(channels: int, classes: int, width: int) -> nn.Module:

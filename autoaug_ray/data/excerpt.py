@@ -29,7 +29,7 @@ def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def excerpt(root: Path) -> dict[str, np.ndarray]:
     """Arrays `{pool,test}_{images,labels,index}`; images uint8 (n, 28, 28), shuffled."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for part, count in (("pool", POOL_PER_CLASS), ("test", TEST_PER_CLASS)):
         images, labels = read_fashion_mnist(root, train=part == "pool")
         allowed = halves(labels)[1] if part == "pool" else np.arange(len(labels))
@@ -48,5 +48,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m autoaug_ray.data.excerpt FOLDER_WITH_THE_IDX_GZ_FILES")
     target = Path(__file__).with_name("fashion-mnist-mini.npz")
-    np.savez_compressed(target, **excerpt(Path(sys.argv[1])))
+    np.savez_compressed(target, allow_pickle=False, **excerpt(Path(sys.argv[1])))
     print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB")

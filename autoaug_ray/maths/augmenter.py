@@ -122,7 +122,8 @@ class Augmenter(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Noise (B, Z) in [-1, 1] -> parameters (B, P) within +-bounds."""
-        return self.bounds * torch.tanh(self.log_gain.exp() * self.scale * self._raw(z))
+        p: Tensor = self.bounds * torch.tanh(self.log_gain.exp() * self.scale * self._raw(z))
+        return p
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n rows of uniform noise, (n, Z)."""

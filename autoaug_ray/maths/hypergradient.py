@@ -114,9 +114,8 @@ def forward_over_reverse(
     def along(*values: Tensor) -> Tensor:
         return train_loss(dict(zip(names, values, strict=True)))
 
-    _, slope = torch.func.jvp(
-        along, tuple(w[k].detach() for k in names), tuple(v[k] for k in names)
-    )
+    at = tuple(w[k].detach() for k in names)
+    slope = torch.func.jvp(along, at, tuple(v[k] for k in names))[1]
     return Hypergradient(_towards(slope, theta), g, loss, meta)
 
 
