@@ -4,7 +4,7 @@
       study.json             the study as it was run
       rows/<run key>.parquet one row per epoch of one run (see ROW)
       checkpoints/<key>.pt   the state of a run that is not finished
-      policies/<label>/      policy.pt and policy.yaml (see autoaug_ray.policy)
+      policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
       ledger/                the meter's
       summary.parquet, report.html, *.png
       trials/                Ray Tune's own files
@@ -63,6 +63,9 @@ class Folder:
         self.ledger, self.policies, self.trials = (
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
+
+    def policy(self, label: str, seed: int) -> Path:
+        return self.policies / label / f"seed-{seed}"
 
     def write_rows(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """All rows of a run so far; whoever reads sees the old file or the new one, whole."""

@@ -50,16 +50,17 @@ class Dataset(Settings):
     train_size: int | None = Field(None, ge=4)
     """Keep this many images of the pool, class-balanced as the pool is."""
     test_size: int | None = Field(None, ge=2)
-    image_size: int = Field(32, ge=8, le=1024)
-    """Side in pixels, and channels, to which a `folder` is read; other sets have their own."""
-    channels: Literal[1, 3] = 3
+    image_size: int | None = Field(None, ge=8, le=1024)
+    """Side in pixels to which a `folder` is read (default 32); other sets have their own."""
+    channels: Literal[1, 3] | None = None
+    """Of a `folder`: 3 (default), or 1 to read it as grey."""
     shift: Shift = Shift()
 
     @model_validator(mode="after")
     def _folder_only(self) -> "Dataset":
-        given = self.model_fields_set & {"image_size", "channels"}
-        if self.name != "folder" and given:
-            raise ValueError(f"{sorted(given)[0]} can be set for name: folder only")
+        for field in ("image_size", "channels"):
+            if self.name != "folder" and getattr(self, field) is not None:
+                raise ValueError(f"{field} can be set for name: folder only")
         return self
 
 
@@ -257,7 +258,10 @@ def _folder(dataset: Dataset) -> _Source:
 
     def read(part: str, classes: tuple[str, ...] | None) -> tuple[Split, tuple[str, ...]]:
         images, labels, names = read_image_folder(
-            root / part, size=dataset.image_size, channels=dataset.channels, classes=classes
+            root / part,
+            size=dataset.image_size or 32,
+            channels=dataset.channels or 3,
+            classes=classes,
         )
         return _split(images, labels), names
 

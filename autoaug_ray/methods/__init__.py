@@ -13,6 +13,7 @@ from autoaug_ray.methods.predefined import (
     RandomAffine,
     ValidatedMagnitude,
 )
+from autoaug_ray.methods.replay import Replay
 from autoaug_ray.methods.stn import STN
 
 AnyMethod = Annotated[
@@ -25,7 +26,8 @@ AnyMethod = Annotated[
     | AutoAugment
     | PopulationBased
     | STN
-    | Bilevel,
+    | Bilevel
+    | Replay,
     Field(discriminator="name"),
 ]
 
@@ -40,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
     "pba": PopulationBased,
     "stn": STN,
     "bilevel": Bilevel,
+    "replay": Replay,
 }
 
 __all__ = ["METHODS", "AnyMethod", "ImageShape", "Method", "State", "as_float"]

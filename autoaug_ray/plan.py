@@ -1,0 +1,177 @@
+"""Which run comes next: pure bookkeeping, without Ray.
+
+An entry with ranges is searched first; as soon as *its* search is complete its final trainings are
+handed out, while others still search. Runs that are already on disk are not handed out at all, so
+that resuming a study, or giving it more seeds, is the same thing as starting it.
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from autoaug_ray.config import Entry, Range, Run, Study
+from autoaug_ray.record import Folder
+
+Outcome = Literal["finished", "stopped", "failed"]
+Draw = Callable[[Range, np.random.RandomState], Any]
+
+
+class Done(NamedTuple):
+    run: Run
+    outcome: Outcome
+    error: str | None
+
+
+class Plan:
+    def __init__(self, study: Study, folder: Folder, draw: Draw) -> None:
+        """`draw` samples a random range. What the folder already holds counts as done."""
+        self.study, self.folder = study, folder
+        self.queue: deque[Run] = deque()
+        self.running: dict[str, Run] = {}
+        self.done: list[Done] = []
+        self._settled = _read_outcomes(folder)
+        self._waiting: dict[str, set[str]] = {}
+        """Labels whose final runs are not yet planned -> keys of the runs they wait for."""
+        self.expected = 0
+        searches = {e.label: list(search_runs(study, e, draw)) for e in study.entries}
+        for entry in study.entries:
+            self._waiting[entry.label] = {run.key for run in searches[entry.label]}
+            self.expected += len(searches[entry.label]) + len(study.seeds)
+        for runs in searches.values():
+            self._hand_out(runs)
+        self._plan_finals()
+
+    def next(self) -> Run | None:
+        """The next run to start; None if there is none now (see `complete`)."""
+        if not self.queue:
+            return None
+        run = self.queue.popleft()
+        self.running[run.key] = run
+        return run
+
+    @property
+    def complete(self) -> bool:
+        return not (self.queue or self.running or self._waiting)
+
+    def settle(self, run: Run, outcome: Outcome, error: str | None = None) -> None:
+        """A run has ended; may make others ready."""
+        self.running.pop(run.key, None)
+        _append_outcome(self.folder, run, outcome, error)
+        self._end(run, outcome, error)
+        self._plan_finals()
+
+    def _end(self, run: Run, outcome: Outcome, error: str | None) -> None:
+        self.done.append(Done(run, outcome, error))
+        for keys in self._waiting.values():
+            keys.discard(run.key)
+
+    def _hand_out(self, runs: Iterable[Run]) -> None:
+        for run in runs:
+            if (outcome := self._settled.get(run.key)) is not None:
+                self._end(run, outcome, None)
+            else:
+                self.queue.append(run)
+
+    def _plan_finals(self) -> None:
+        for label in [label for label, keys in self._waiting.items() if not keys]:
+            entry = self.study.entry(label)
+            source = entry.hyperparameters.get("of")
+            if source is not None and not self._finals_done(source):
+                continue
+            del self._waiting[label]
+            choices = self._best(entry)
+            if choices is None:
+                self.expected -= len(self.study.seeds)
+                continue
+            self._hand_out(
+                self.study.run(
+                    entry, "final", seed=seed, choices=choices | self._policy(entry, seed)
+                )
+                for seed in self.study.seeds
+            )
+
+    def _finals_done(self, label: str) -> bool:
+        finals = [d for d in self.done if d.run.label == label and d.run.phase == "final"]
+        return len(finals) == len(self.study.seeds)
+
+    def _policy(self, entry: Entry, seed: int) -> dict[str, Any]:
+        """A replay of another entry's schedule takes the one of its own seed."""
+        source = entry.hyperparameters.get("of")
+        if source is None:
+            return {}
+        return {"policy": str(self.folder.policy(source, seed) / "policy.pt")}
+
+    def _best(self, entry: Entry) -> dict[str, Any] | None:
+        """What the search chose, by validation accuracy; None if all its trials failed.
+
+        Trials that were stopped early do not compete with those that went further.
+        """
+        if not is_searched(entry):
+            return {}
+        rows = []
+        for done in self.done:
+            if done.run.label == entry.label and done.run.phase == "search":
+                rows += self.folder.read_rows(done.run.key)[-1:]
+        if not rows:
+            return None
+        best = max(rows, key=lambda r: (r["epoch"], r["val_accuracy"], -r["index"]))
+        method = json.loads(best["settings"])["method"]
+        names = entry.ranges or ("schedule",)
+        return {name: method[name] for name in names}
+
+
+def is_searched(entry: Entry) -> bool:
+    return bool(entry.ranges) or is_population(entry)
+
+
+def is_population(entry: Entry) -> bool:
+    """PBA without a given schedule searches for one, with a population instead of ranges."""
+    return entry.hyperparameters["name"] == "pba" and "schedule" not in entry.hyperparameters
+
+
+def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
+    """All search trials of an entry; the same ones every time."""
+    candidates: list[dict[str, Any]] = []
+    if is_population(entry):
+        candidates = [{}] * entry.method({}).population  # type: ignore[union-attr]
+    elif entry.ranges:
+        rng = np.random.RandomState(study.seeds[0])
+        free = {k: r for k, r in entry.ranges.items() if r.kind != "grid"}
+        for fixed in entry.grid():
+            for _ in range(entry.search.samples if free else 1):
+                candidates.append(fixed | {k: draw(r, rng) for k, r in free.items()})
+    for index, choices in enumerate(candidates):
+        yield study.run(entry, "search", seed=study.seeds[0], choices=choices, index=index)
+
+
+def _read_outcomes(folder: Folder) -> dict[str, Outcome]:
+    """Runs that need not run again: whole ones, and those that a scheduler stopped."""
+    out: dict[str, Outcome] = {
+        line["run"]: "stopped" for line in read_outcomes(folder) if line["outcome"] == "stopped"
+    }
+    return out | dict.fromkeys(folder.finished(), "finished")
+
+
+def read_outcomes(folder: Folder) -> list[Mapping[str, Any]]:
+    """How every run that has ended did so, in the order of their ends."""
+    path = _outcomes(folder)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _append_outcome(folder: Folder, run: Run, outcome: Outcome, error: str | None) -> None:
+    line = {
+        "run": run.key, "label": run.label, "phase": run.phase, "seed": run.seed,
+        "index": run.index, "outcome": outcome, "error": error,
+    }  # fmt: skip
+    path = _outcomes(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _outcomes(folder: Folder) -> Path:
+    return folder.root / "outcomes.jsonl"

@@ -1,0 +1,111 @@
+"""A finished run -> a transform for anyone's own training loop.
+
+`policy.pt` holds tensors and plain values only (it loads with weights_only=True); `policy.yaml`
+says the same for people. Both stand in `policies/<label>/seed-<n>/` of a study.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from autoaug_ray.config import Run
+from autoaug_ray.errors import UserError
+from autoaug_ray.methods import AnyMethod, ImageShape, Method
+from autoaug_ray.record import load_state, save_state, write_whole
+
+SCHEDULE_LENGTH = 20  # states at most, evenly spaced over the epochs
+
+
+class Policy(nn.Module):
+    """What a method ended with, as a torchvision-v2-style transform.
+
+    Takes one image (C, H, W) or a batch (B, C, H, W), uint8 or float in [0, 1], of any size, and
+    gives the same shape and type; further arguments (labels) go through unchanged. Each image of a
+    batch draws its own parameters, on its own device, from torch's global generator there.
+    """
+
+    def __init__(self, method: Method, shape: ImageShape, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.method, self.shape = method, shape
+        self.state: Any = method.init(shape, seed=0, device=torch.device("cpu"))
+        self.state.load_state_dict(dict(state), strict=False)
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, *rest: Any) -> Any:
+        if image.ndim not in (3, 4) or image.shape[-3] != self.shape.channels:
+            raise ValueError(
+                f"expected ({self.shape.channels}, H, W) or (B, {self.shape.channels}, H, W) as "
+                f"in training, got {tuple(image.shape)}"
+            )
+        batch = image if image.ndim == 4 else image[None]
+        x = batch.float() / 255 if image.dtype == torch.uint8 else batch.float()
+        out = self.method.augment(self.state.to(image.device), x, self._generator(image.device))
+        if image.dtype == torch.uint8:
+            out = (out * 255).round()
+        out = out.to(image.dtype).view_as(image)
+        return (out, *rest) if rest else out
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        # Seeded from the global generator at every call, so that workers and seeds do their part.
+        seed = int(torch.randint(2**62, ()))
+        generator = self._generators.setdefault(device, torch.Generator(device))
+        return generator.manual_seed(seed)
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Read a `policy.pt`. Raises UserError if the file is not one."""
+    try:
+        saved = load_state(Path(path))
+        method: Method = TypeAdapter(AnyMethod).validate_json(saved["method"])
+        return Policy(method, ImageShape(*saved["shape"]), saved["state"])
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist; a policy.pt of a finished run is needed."
+        ) from None
+    except Exception as error:
+        raise UserError(f"{path} is not a policy of autoaug_ray ({error}).") from None
+
+
+def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The part of a method's state that augments; not its optimiser."""
+    return {k: v.detach().cpu().clone() for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def in_schedule(epoch: int, epochs: int) -> bool:
+    """Whether the state after this epoch belongs to the exported schedule."""
+    step = max(1, round(epochs / SCHEDULE_LENGTH))
+    return epoch % step == 0 or epoch == epochs
+
+
+def export(
+    place: Path,
+    run: Run,
+    shape: ImageShape,
+    state: Mapping[str, Any],
+    schedule: list[tuple[float, dict[str, Tensor]]],
+    summary: Mapping[str, Any],
+) -> None:
+    """`schedule`: (progress at which it begins, tensors of the state), in order; may be empty."""
+    method: Method = run.method
+    save_state(
+        place / "policy.pt",
+        {
+            "method": method.model_dump_json(),
+            "shape": list(shape),
+            "state": tensors(state),
+            "schedule": [[start, tensors] for start, tensors in schedule],
+        },
+    )
+    text = yaml.safe_dump(
+        {"label": run.label, "seed": run.seed, "image": shape._asdict(), **summary,
+         "method": json.loads(method.model_dump_json())},
+        sort_keys=False,
+    )  # fmt: skip
+    write_whole(place / "policy.yaml", text.encode())

@@ -1,0 +1,90 @@
+"""What a running study shows on the terminal."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from autoaug_ray.plan import Plan
+from autoaug_ray.study import Watch
+
+LINE_SECONDS = 20.0  # between two lines where there is no terminal to redraw
+
+
+class Progress(Watch):
+    """A live table on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live: Live | None = None
+        self.began = self.said = time.monotonic()
+        self.hours: dict[str, dict[int, float]] = defaultdict(dict)
+        self.best: dict[str, float] = {}
+        self.already = 0
+        self.epochs: Counter[str] = Counter()
+
+    def begin(self, plan: Plan) -> None:
+        self.already = len(plan.done)
+        self.began = self.said = time.monotonic()
+        if self.already:
+            self.console.print(f"{self.already} of {plan.expected} runs are on disk already.")
+        if self.console.is_terminal and not plan.complete:
+            self.live = Live(self._table(plan), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def update(self, plan: Plan, result: Mapping[str, Any] | None = None) -> None:
+        if result is not None and "device_hours" in result:
+            label = result["label"]
+            self.hours[label][result["trial_id"]] = result["device_hours"]
+            self.epochs[label] += 1
+            if result["score"]:
+                self.best[label] = max(self.best.get(label, 0.0), result["score"])
+        if self.live is not None:
+            self.live.update(self._table(plan))
+        elif time.monotonic() - self.said > LINE_SECONDS:
+            self.said = time.monotonic()
+            self.console.print(self._line(plan), highlight=False)
+
+    def end(self) -> None:
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def _line(self, plan: Plan) -> str:
+        hours = sum(sum(h.values()) for h in self.hours.values())
+        return (
+            f"{len(plan.done)}/{plan.expected} runs done, {len(plan.running)} running, "
+            f"{hours:.4f} device-hours, {self._left(plan)}"
+        )
+
+    def _left(self, plan: Plan) -> str:
+        """From the epochs seen so far: runs that are under way count with what they have done."""
+        total = (plan.expected - self.already) * plan.study.train.epochs
+        seen = sum(self.epochs.values())
+        if not seen:
+            return "time left unknown"
+        left = max(0.0, (time.monotonic() - self.began) * (total / seen - 1))
+        return f"about {left / 60:.1f} min left" if left > 60 else f"about {left:.0f} s left"
+
+    def _table(self, plan: Plan) -> Table:
+        done = Counter((d.run.label, d.outcome) for d in plan.done)
+        running = Counter(run.label for run in plan.running.values())
+        table = Table(title=f"{plan.study.name}: {self._line(plan)}", title_justify="left")
+        table.add_column("entry")
+        for name in ("done", "failed", "running", "best val. accuracy", "device-hours"):
+            table.add_column(name, justify="right")
+        for entry in plan.study.entries:
+            label = entry.label
+            table.add_row(
+                label,
+                str(done[label, "finished"] + done[label, "stopped"]),
+                str(done[label, "failed"] or ""),
+                str(running[label] or ""),
+                f"{self.best[label]:.2%}" if label in self.best else "",
+                f"{sum(self.hours[label].values()):.4f}" if self.hours[label] else "",
+            )
+        return table

@@ -1,0 +1,404 @@
+"""All runs of a study in one Ray Tune run. The only file that imports ray."""
+
+import os
+import random
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported: it reads them then. Our own rows and checkpoints carry a study over a
+# crash, so Tune's snapshots and result files would only be written a second time.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import numpy as np
+import ray
+import torch
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from autoaug_ray import policy, train
+from autoaug_ray.config import Range, Resources, Run, Study
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.meter import Meter
+from autoaug_ray.methods import ImageShape
+from autoaug_ray.methods.discrete import PopulationBased, explore
+from autoaug_ray.plan import Plan, is_population
+from autoaug_ray.record import Folder, load_state, save_state
+
+CHECKPOINT_SECONDS = 15.0
+"""A run saves its state this often at most, besides where a scheduler needs it."""
+RETRIES = 2
+"""Of a run whose process died; a run that ended by itself, with a RunError, is not repeated."""
+
+
+def execute(study: Study, folder: Folder, watch: "Watch") -> Plan:
+    """Run what the folder does not hold yet; returns the plan with the outcome of every run.
+
+    Raises UserError if some entry asks for more than the machines have.
+    """
+    plan = Plan(study, folder, draw)
+    watch.begin(plan)
+    if plan.complete:
+        return plan
+    _check_resources(study)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(trial, root=str(folder.root.resolve())),
+            lambda config: _placement(study.resources_of(config["label"])),
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=_PlanSearcher(plan),
+            scheduler=_PerEntry(study),
+            num_samples=-1,
+            reuse_actors=True,
+            metric="score",
+            mode="max",
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{int(time.time())}",
+            storage_path=str(folder.trials.resolve()),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[_Callback(plan, watch)],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        watch.end()
+    return plan
+
+
+def start_ray(cpus: int | None = None) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        **(local if address == "local" else {}),
+    )
+
+
+def draw(values: Range, rng: np.random.RandomState) -> Any:
+    """One value of a random range, by Tune's own distributions."""
+    domain = {
+        "choice": lambda v: tune.choice(list(v)),
+        "uniform": lambda v: tune.uniform(*v),
+        "loguniform": lambda v: tune.loguniform(*v),
+        "randint": lambda v: tune.randint(*v),
+    }[values.kind](values.values)
+    value = domain.sample(random_state=rng)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class Watch:
+    """Whoever shows the progress; the base shows nothing."""
+
+    def begin(self, plan: Plan) -> None: ...
+
+    def update(self, plan: Plan, result: Mapping[str, Any] | None = None) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def trial(config: dict[str, Any], *, root: str) -> None:
+    """One attempt at one run, in a process that may have run others before."""
+    asked = Run.model_validate_json(config["run"])
+    folder = Folder(Path(root))
+    torch.set_num_threads(max(1, int(config["cpus"])))
+    device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
+    if device.type == "cuda" and config["gpus"] < 1:
+        torch.cuda.set_per_process_memory_fraction(config["gpus"])
+    share = config["gpus"] if device.type == "cuda" else config["cpus"]
+
+    # A member of a population may go on from another member's checkpoint, with another policy.
+    donated, run = tune.get_checkpoint(), asked
+    if donated is not None:
+        with donated.as_directory() as directory:
+            resume = load_state(Path(directory) / "state.pt")
+    else:
+        resume = folder.load_checkpoint(asked.key)
+    lineage: list[Any] = [] if resume is None else resume["lineage"]
+    if (genes := config.get("policy")) is not None:
+        if donated is None and lineage:
+            genes = lineage[-1][1]
+        run = asked.model_copy(
+            update={"method": asked.method.model_copy(update={"policy": tuple(genes)})}
+        )
+        if not lineage or lineage[-1][1] != tuple(genes):
+            done = 0 if resume is None else resume["epoch"]
+            lineage = [*lineage, (done / run.train.epochs, tuple(genes))]
+    rows = [] if resume is None else resume["rows"]
+    schedule = [] if resume is None else resume["schedule"]
+    every = asked.method.perturb_every if isinstance(asked.method, PopulationBased) else None
+
+    about = {"label": run.label, "phase": run.phase, "seed": run.seed}
+    with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
+        saved = time.monotonic()
+        try:
+            for epoch in train.run(run, meter, resume):
+                row = {**epoch.row, "run_key": asked.key}
+                if row["used_key"] != run.key:
+                    raise RunError(
+                        f"{run.label}: the trainer's settings hash to {row['used_key']}, the "
+                        f"scheduler asked for {run.key}; what ran is not what was asked for."
+                    )
+                state = epoch.snapshot()
+                if run.phase == "final" and policy.in_schedule(row["epoch"], row["epochs"]):
+                    if kept := policy.tensors(state["state"]):
+                        begin = schedule[-1][2] if schedule else 0.0
+                        schedule.append((begin, kept, row["epoch"] / row["epochs"]))
+                if row["finished"] and lineage:
+                    lived = run.method.model_copy(update={"schedule": tuple(lineage)})
+                    row["settings"] = run.model_copy(update={"method": lived}).model_dump_json()
+                rows.append(row)
+                if row["finished"] and run.phase == "final":
+                    policy.export(
+                        folder.policy(run.label, run.seed),
+                        run,
+                        ImageShape(*_shape(run)),
+                        state["state"],
+                        [(begin, kept) for begin, kept, _ in schedule],
+                        {"test_accuracy": row["test_accuracy"]},
+                    )
+                folder.write_rows(asked.key, rows)
+                result = {
+                    "label": run.label,
+                    "epoch": row["epoch"],
+                    "score": row["val_accuracy"] or 0.0,
+                    "test_accuracy": row["test_accuracy"],
+                    "device_hours": row["device_hours"],
+                    "finished": row["finished"],
+                }
+                state |= {"rows": rows, "schedule": schedule, "lineage": lineage}
+                if every is not None and (row["epoch"] % every == 0 or row["finished"]):
+                    _report_with_checkpoint(result, state, folder)
+                else:
+                    tune.report(result)
+                if row["finished"]:
+                    folder.drop_checkpoint(asked.key)
+                elif time.monotonic() - saved > CHECKPOINT_SECONDS or every is not None:
+                    folder.save_checkpoint(asked.key, state)
+                    saved = time.monotonic()
+        except Exception as error:
+            # The same would happen again: only a process that dies is worth another attempt.
+            known = isinstance(error, RunError | UserError)
+            message = str(error) if known else "".join(traceback.format_exception(error))
+            tune.report({"label": run.label, "epoch": 0, "score": 0.0, "error": message})
+
+
+def _shape(run: Run) -> torch.Size:
+    from autoaug_ray import data
+
+    return data.load(run.dataset, val_fraction=None, device="cpu").train.images.shape[1:]
+
+
+def _report_with_checkpoint(
+    result: dict[str, Any], state: Mapping[str, Any], folder: Folder
+) -> None:
+    place = folder.trials / "population" / f"{os.getpid()}-{time.monotonic_ns()}"
+    save_state(place / "state.pt", state)
+    tune.report(result, checkpoint=tune.Checkpoint.from_directory(place))
+
+
+def _placement(resources: Resources) -> tune.PlacementGroupFactory:
+    bundle = {"CPU": float(resources.cpus)}
+    if resources.gpus:
+        bundle["GPU"] = float(resources.gpus)
+    return tune.PlacementGroupFactory([bundle])
+
+
+def _check_resources(study: Study) -> None:
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    for entry in study.entries:
+        need = study.resources_of(entry.label)
+        for kind, amount in (("CPU", need.cpus), ("GPU", need.gpus)):
+            most = max((n.get(kind, 0) for n in nodes), default=0)
+            if amount > most and "RAY_ADDRESS" not in os.environ:
+                raise UserError(
+                    f"methods.{entry.label}: resources ask for {amount:g} {kind}, but no machine "
+                    f"here has more than {most:g}."
+                )
+
+
+class _Unsaved:
+    """Tune pickles what it was given, to restore it later; ours is rebuilt from the folder."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _PlanSearcher(_Unsaved, Searcher):
+    """Hands out the plan's runs and tells it how each of them ended."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(metric="score", mode="max")
+        self.plan = plan
+        self.runs: dict[str, Run] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        run = self.plan.next()
+        if run is None:
+            return Searcher.FINISHED if self.plan.complete else None
+        self.runs[trial_id] = run
+        resources = self.plan.study.resources_of(run.label)
+        config: dict[str, Any] = {
+            "run": run.model_dump_json(), "label": run.label, "phase": run.phase,
+            "cpus": resources.cpus, "gpus": resources.gpus,
+        }  # fmt: skip
+        if run.phase == "search" and isinstance(run.method, PopulationBased):
+            config["policy"] = list(run.method.policy)
+        return config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None: ...
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        run = self.runs.pop(trial_id, None)
+        if run is None:
+            return
+        message = (result or {}).get("error")
+        if message:
+            self.plan.settle(run, "failed", message)
+        elif (result or {}).get("finished"):
+            self.plan.settle(run, "finished")
+        elif error:
+            self.plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
+        else:
+            self.plan.settle(run, "stopped")
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).write_bytes(b"")
+
+    def restore(self, checkpoint_path: str) -> None: ...
+
+
+class _Mine:
+    """The Tune controller as a scheduler sees it that knows only some of its trials.
+
+    PBT looks at all trials of an experiment and refuses any search algorithm; ours is neither of
+    its business.
+    """
+
+    search_alg = None
+
+    def __init__(self, controller: Any, trials: set[Trial]) -> None:
+        self._controller, self._trials = controller, trials
+
+    def get_trials(self) -> list[Trial]:
+        return [t for t in self._controller.get_trials() if t in self._trials]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._controller, name)
+
+
+class _PerEntry(TrialScheduler):
+    """Search trials go to their entry's scheduler, final ones to FIFO."""
+
+    def __init__(self, study: Study) -> None:
+        super().__init__()
+        self.trials: dict[str, set[Trial]] = {e.label: set() for e in study.entries}
+        self.fifo = FIFOScheduler()
+        self.by_label: dict[str, TrialScheduler] = {}
+        for entry in study.entries:
+            if is_population(entry):
+                method = entry.method({})
+                assert isinstance(method, PopulationBased)
+                self.by_label[entry.label] = PopulationBasedTraining(
+                    time_attr="epoch",
+                    perturbation_interval=method.perturb_every,
+                    quantile_fraction=0.25,
+                    custom_explore_fn=_Explore(study.seeds[0]),
+                )
+            elif entry.search.scheduler == "asha":
+                self.by_label[entry.label] = ASHAScheduler(
+                    time_attr="epoch",
+                    max_t=study.train.epochs,
+                    grace_period=min(entry.search.grace_epochs, study.train.epochs),
+                    reduction_factor=entry.search.reduction,
+                )
+
+    def _of(self, trial: Trial) -> TrialScheduler:
+        if trial.config["phase"] == "final":
+            return self.fifo
+        return self.by_label.get(trial.config["label"], self.fifo)
+
+    def _view(self, controller: Any, trial: Trial) -> Any:
+        return _Mine(controller, self.trials[trial.config["label"]])
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        for scheduler in (self.fifo, *self.by_label.values()):
+            scheduler.set_search_properties(metric, mode, **spec)
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        if self._of(trial) is not self.fifo:
+            self.trials[trial.config["label"]].add(trial)
+        self._of(trial).on_trial_add(self._view(tune_controller, trial), trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._of(trial).on_trial_error(self._view(tune_controller, trial), trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        return self._of(trial).on_trial_result(self._view(tune_controller, trial), trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(self._view(tune_controller, trial), trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Trial) -> None:
+        self._of(trial).on_trial_remove(self._view(tune_controller, trial), trial)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        for label, scheduler in self.by_label.items():
+            view = _Mine(tune_controller, self.trials[label])
+            if (chosen := scheduler.choose_trial_to_run(view)) is not None:
+                return chosen
+        others = set(tune_controller.get_trials()).difference(*self.trials.values())
+        return self.fifo.choose_trial_to_run(_Mine(tune_controller, others))
+
+    def debug_string(self) -> str:
+        return " | ".join(s.debug_string() for s in (self.fifo, *self.by_label.values()))
+
+
+class _Explore:
+    """PBA's perturbation of a trial's policy, from a stream of its own."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+
+    def __call__(self, config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "policy": list(explore(tuple(config["policy"]), self.rng))}
+
+
+class _Callback(_Unsaved, tune.Callback):
+    def __init__(self, plan: Plan, watch: Watch) -> None:
+        self.plan, self.watch = plan, watch
+
+    def on_trial_result(
+        self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any
+    ) -> None:
+        self.watch.update(self.plan, result)
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self.watch.update(self.plan)

@@ -1,0 +1,255 @@
+"""Rows and ledger of a study -> one row per entry: what it reached, what it cost.
+
+Accuracy comes from the last rows of whole final trainings only. Cost comes from the ledger only:
+every attempt counts, also those that failed or were stopped.
+
+A folder may hold more than the study asks for: rows of an earlier version of it, or final
+trainings of a setting that a longer search has since replaced. They are told from `settings`.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autoaug_ray import meter
+from autoaug_ray.config import Entry, Study
+from autoaug_ray.errors import UserError
+from autoaug_ray.maths.statistics import compare, mean_of
+from autoaug_ray.record import Folder, write_whole
+
+Row = dict[str, Any]
+
+SUMMARY = pa.schema(
+    [
+        ("method", pa.string()),
+        ("label", pa.string()),
+        ("control_of", pa.string()),  # label of the learned entry, in the row of a control
+        ("reference", pa.string()),  # label of the entry whose training is the unit of cost
+        ("dataset", pa.string()),
+        ("epochs", pa.int64()),
+        ("seeds", pa.list_(pa.int64())),  # whose final training is whole
+        ("missing_seeds", pa.list_(pa.int64())),  # asked for, not whole
+        ("test_accuracies", pa.list_(pa.float64())),  # [0, 1], in the order of `seeds`
+        ("test_accuracy_mean", pa.float64()),
+        ("test_accuracy_sd", pa.float64()),  # n - 1 in the denominator; null if n < 2
+        ("test_accuracy_half_width", pa.float64()),  # of the 95 % t-interval; null if n < 2
+        ("difference", pa.float64()),  # to the reference, paired over common seeds
+        ("difference_half_width", pa.float64()),  # of its 95 % interval, uncorrected
+        ("training_device_hours", pa.float64()),  # search + mean of one final, training only
+        ("relative_cost", pa.float64()),  # of it, in trainings of the reference
+        ("relative_search_cost", pa.float64()),  # the search's part of it
+        ("search_device_hours", pa.float64()),  # all that the search trials held, eval included
+        ("total_device_hours", pa.float64()),  # all attempts of all runs, eval included
+        *((f"device_hours_{phase}", pa.float64()) for phase in meter.PHASES),  # add up to it
+        ("trials", pa.int64()),  # different runs in the ledger, search and final
+        ("attempts", pa.int64()),
+        ("stopped", pa.int64()),  # search trials without a last epoch that did not fail
+        ("failed", pa.int64()),  # runs that failed and are not whole
+        ("displacement", pa.float64()),  # pixels; of the finals' last epoch, mean over seeds
+        ("color_change", pa.float64()),  # [0, 1] units; likewise
+        ("choices", pa.string()),  # JSON: what the search chose
+        ("device", pa.string()),
+    ]
+)
+
+FOUND_BY_POPULATION = ("policy", "schedule")
+"""Hyperparameters that a search may set without the study naming a range for them (pba)."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a folder holds of a study."""
+
+    study: Study
+    finals: dict[str, dict[int, list[Row]]]
+    """label -> seed -> rows by epoch, of whole final trainings of the chosen setting."""
+    choices: dict[str, Row]
+    """label -> what the search chose, as the final trainings hold it."""
+    searches: dict[str, list[list[Row]]]
+    """label -> trials in their order -> rows by epoch."""
+    ledger: dict[str, list[Row]]
+    """label -> last line of every attempt."""
+    failures: list[Row]
+    """Of runs that are not whole: label, phase, seed, key, error."""
+    misused: list[str]
+    """Keys of final trainings that did not use the settings that they were asked to."""
+    foreign: int
+    """Runs in the folder with other settings than the study's."""
+
+
+def collect(study: Study, folder: Folder) -> Results:
+    entries = {e.label: e for e in study.entries}
+    lines = meter.read(folder.ledger)
+    last_seen: dict[str, float] = {}
+    for line in lines:
+        last_seen[line["run"]] = max(line["at"], last_seen.get(line["run"], 0.0))
+
+    runs: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in folder.read_rows():
+        runs[row["run_key"]].append(row)
+    settings: defaultdict[str, dict[str, Row]] = defaultdict(dict)  # label -> final's key -> ...
+    searches: defaultdict[str, list[list[Row]]] = defaultdict(list)
+    foreign = set()
+    for key, rows in runs.items():
+        rows.sort(key=lambda row: row["epoch"])
+        label, last = rows[0]["label"], rows[-1]
+        choices = _choices(study, entries.get(label), last)
+        if choices is None:
+            foreign.add(key)
+        elif last["phase"] == "search":
+            searches[label].append(rows)
+        elif last["finished"]:
+            settings[label][key] = choices
+    for trials in searches.values():
+        trials.sort(key=lambda rows: rows[0]["index"])
+
+    finals: dict[str, dict[int, list[Row]]] = {label: {} for label in entries}
+    chosen: dict[str, Row] = {label: {} for label in entries}
+    for label, by_key in settings.items():
+        newest = max(by_key, key=lambda key: last_seen.get(key, 0.0))
+        chosen[label] = by_key[newest]
+        keys = [key for key, choices in by_key.items() if choices == chosen[label]]
+        by_seed = {runs[key][-1]["seed"]: runs[key] for key in keys}
+        finals[label] = dict(sorted(by_seed.items()))
+
+    ledger: dict[str, list[Row]] = {label: [] for label in entries}
+    for line in lines:
+        if line.get("label") in ledger and line["run"] not in foreign:
+            ledger[line["label"]].append(line)
+    whole = {key for key, rows in runs.items() if rows[-1]["finished"]}
+    path = folder.root / "failures.json"
+    failures = json.loads(path.read_text()) if path.exists() else []
+    return Results(
+        study=study,
+        finals=finals,
+        choices=chosen,
+        searches=dict(searches),
+        ledger=ledger,
+        failures=[f for f in failures if f["label"] in entries and f["key"] not in whole],
+        misused=[
+            rows[-1]["run_key"]
+            for by_seed in finals.values()
+            for rows in by_seed.values()
+            if rows[-1]["used_key"] != rows[-1]["run_key"]
+        ],
+        foreign=len(foreign),
+    )
+
+
+def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
+    """What the run of a row chose within its entry; None if it is no run of this study."""
+    run = json.loads(row["settings"])
+    asked = study.model_dump(mode="json", include={"dataset", "model", "train", "val_fraction"})
+    if entry is None or any(run[k] != v for k, v in asked.items()):
+        return None
+    if run["phase"] == "final" and run["seed"] not in study.seeds:
+        return None
+    open_to_choice = {*entry.ranges, *FOUND_BY_POPULATION} - set(entry.hyperparameters)
+    choices = {k: v for k, v in run["method"].items() if k in open_to_choice}
+    try:
+        method = entry.method(choices)
+    except UserError:
+        return None
+    return choices if method.model_dump(mode="json") == run["method"] else None
+
+
+def summarise(study: Study, folder: Folder) -> list[Row]:
+    """One row per entry of the study, in its order; columns as SUMMARY says."""
+    return summarise_results(collect(study, folder))
+
+
+def summarise_results(results: Results) -> list[Row]:
+    study = results.study
+    accuracies = {
+        label: {seed: rows[-1]["test_accuracy"] for seed, rows in by_seed.items()}
+        for label, by_seed in results.finals.items()
+    }
+    training = {e.label: _final_seconds(results, e.label) for e in study.entries}
+    reference = training[study.reference]
+    out = []
+    for entry in study.entries:
+        label = entry.label
+        mine, lines = accuracies[label], results.ledger[label]
+        mean = mean_of(list(mine.values())) if mine else None
+        difference = compare(label, mine, study.reference, accuracies[study.reference])
+        hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES}
+        last = [rows[-1] for rows in results.finals[label].values()]
+        failed = {f["key"] for f in results.failures if f["label"] == label}
+        trials = results.searches.get(label, [])
+        devices = {line["device"] for line in lines} or {row["device"] for row in last}
+        common = sorted(training[label].keys() & reference.keys())
+        unit = fmean(reference[s] for s in common or reference) if reference else None
+        search = _seconds(lines, ("search",))
+        cost = search + fmean(training[label][s] for s in common) if common else None
+        out.append(
+            {
+                "method": entry.hyperparameters["name"],
+                "label": label,
+                "control_of": entry.control_of,
+                "reference": study.reference,
+                "dataset": study.dataset.name,
+                "epochs": study.train.epochs,
+                "seeds": list(mine),
+                "missing_seeds": [s for s in study.seeds if s not in mine],
+                "test_accuracies": list(mine.values()),
+                "test_accuracy_mean": mean.mean if mean else None,
+                "test_accuracy_sd": mean.sd if mean else None,
+                "test_accuracy_half_width": mean.half_width if mean else None,
+                "difference": difference.difference,
+                "difference_half_width": difference.half_width,
+                "training_device_hours": None if cost is None else cost / 3600,
+                "relative_cost": cost / unit if cost is not None and unit else None,
+                "relative_search_cost": search / unit if unit else None,
+                "search_device_hours": _seconds(
+                    [line for line in lines if line["phase"] == "search"], meter.PHASES
+                )
+                / 3600,
+                "total_device_hours": sum(hours.values()),
+                **{f"device_hours_{phase}": value for phase, value in hours.items()},
+                "trials": len({line["run"] for line in lines}),
+                "attempts": len(lines),
+                "stopped": sum(
+                    not rows[-1]["finished"] and rows[-1]["run_key"] not in failed
+                    for rows in trials
+                ),
+                "failed": len(failed),
+                "displacement": _mean(row["displacement"] for row in last),
+                "color_change": _mean(row["color_change"] for row in last),
+                "choices": json.dumps(results.choices[label]),
+                "device": ", ".join(sorted(devices)),
+            }
+        )
+    return out
+
+
+def write_summary(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(summary), schema=SUMMARY), buffer)
+    write_whole(path, buffer.getvalue().to_pybytes())
+
+
+def _final_seconds(results: Results, label: str) -> dict[int, float]:
+    """seed -> device-seconds of training in its final run, all attempts; runs in the ledger."""
+    out = {}
+    for seed, rows in results.finals[label].items():
+        key = rows[-1]["run_key"]
+        if lines := [line for line in results.ledger[label] if line["run"] == key]:
+            out[seed] = _seconds(lines, ("final",))
+    return out
+
+
+def _seconds(lines: Iterable[Row], phases: Sequence[str]) -> float:
+    """Device-seconds: seconds held x share of the device."""
+    return sum(line["share"] * line["seconds"][p] for line in lines for p in phases)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return fmean(known) if known else None
