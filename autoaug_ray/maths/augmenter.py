@@ -106,7 +106,8 @@ class Augmenter(nn.Module):
             for width in hidden:
                 layers += [nn.Linear(inputs, width), nn.Tanh()]
                 inputs = width
-            self.network = nn.Sequential(*layers, nn.Linear(inputs, n))
+            # A last bias would cancel in p(z) - p(-z) and never get a gradient.
+            self.network = nn.Sequential(*layers, nn.Linear(inputs, n, bias=not symmetric))
             self.log_gain = nn.Parameter(torch.zeros(n))
             self.register_buffer("bounds", torch.tensor([BOUNDS[k] for k in self.names]))
             self.register_buffer("scale", torch.ones(n))

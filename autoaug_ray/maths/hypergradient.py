@@ -13,6 +13,10 @@ Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
 
 For one step, h = -dL_v/dw' . dw'/dg . d2L_t/(dw dtheta). The losses are functions of the weights,
 so that everything here can be held against finite differences without an augmenter in sight.
+
+Forward-mode variants are not here. A backward through the tangent of L_t is wrong in torch 2.14:
+its forward derivative of batch norm takes the batch's statistics for constants. A tangent of the
+backward pass would be right, but is not implemented for several activations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -97,26 +101,6 @@ def unrolled(
         w, m = update(w, m, same_length(g) if normalise else g)
     loss = meta_loss(w)
     return Hypergradient(_towards(loss, theta), first, train_loss, loss.detach())
-
-
-def forward_over_reverse(
-    train_loss: Loss, meta_loss: Loss, w: Weights, m: Weights, theta: Sequence[Tensor],
-    update: Update,
-) -> Hypergradient:  # fmt: skip
-    """The exact h for K = 1 as -d/dtheta of a directional derivative of L_t, by one JVP.
-
-    Forward-mode differentiation needs no graph of the gradient, so less memory than `unrolled`.
-    """
-    g, loss = _plain(train_loss, w)
-    v, meta = _meta_gradient(meta_loss, w, m, g, update)
-    names = list(w)
-
-    def along(*values: Tensor) -> Tensor:
-        return train_loss(dict(zip(names, values, strict=True)))
-
-    at = tuple(w[k].detach() for k in names)
-    slope = torch.func.jvp(along, at, tuple(v[k] for k in names))[1]
-    return Hypergradient(_towards(slope, theta), g, loss, meta)
 
 
 def finite_difference(

@@ -1,0 +1,120 @@
+"""Means over seeds, paired differences, and what may honestly be said of them.
+
+Notation. n seeds; x_s the test accuracy of one entry trained with seed s, y_s of another with the
+same seed: same order of the images, same initial weights. d_s = x_s - y_s is the paired difference.
+Intervals are Student's t on n - 1 degrees of freedom: mean +- t(n - 1) sd / sqrt(n).
+
+What they cover is the choice of the seed. The training and the test images are the same for all
+seeds, so an interval says nothing about other images.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+LEVEL = 0.95
+ENOUGH = 3
+"""Seeds from which on a verdict is given; at n = 2 the factor t is 12.7 and nothing can be seen."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    mean: float
+    sd: float | None
+    """With n - 1 in the denominator; None if n < 2, as is `half_width`."""
+    half_width: float | None
+    n: int
+
+
+def mean_of(values: Sequence[float], level: float = LEVEL) -> Mean:
+    """Mean, standard deviation and half the width of the t-interval of the mean."""
+    n = len(values)
+    if n == 0:
+        raise ValueError("a mean needs at least one value, got none")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Mean(mean, None, None, 1)
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    return Mean(mean, sd, t * sd / math.sqrt(n), n)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`name` minus `other`, paired over the seeds that both have; accuracies in [0, 1]."""
+
+    name: str
+    other: str
+    n: int
+    difference: float | None
+    """None without a common seed."""
+    half_width: float | None
+    """Of its 95 % interval; None if n < 2, as is `p_value`."""
+    p_value: float | None
+    """Two-sided paired t-test, before any correction for multiple comparisons."""
+
+    def distinguishable(self, p_value: float | None = None) -> bool:
+        """At 5 %; by a corrected `p_value` if one is given. Never with fewer than ENOUGH seeds."""
+        p = self.p_value if p_value is None else p_value
+        return self.n >= ENOUGH and p is not None and p < 1 - LEVEL
+
+    def figures(self) -> str:
+        """The difference in points (hundredths) with its interval and the number of seeds."""
+        if self.difference is None:
+            return "n = 0"
+        text = f"difference {100 * self.difference:+.2f} points"
+        if self.half_width is not None:
+            low, high = self.difference - self.half_width, self.difference + self.half_width
+            text += f", 95 % interval {100 * low:+.2f} to {100 * high:+.2f}"
+        return f"{text}, n = {self.n}"
+
+    def verdict(self, other: str | None = None, p_value: float | None = None) -> str:
+        """One sentence. `other` is what to call the other entry, `p_value` a corrected one."""
+        other = other or self.other
+        if self.n == 0:
+            return f"{self.name} and {other} have no finished seed in common."
+        if self.n < ENOUGH:
+            return (
+                f"{self.name} against {other}: too few seeds to tell them apart ({self.figures()})."
+            )
+        if not self.distinguishable(p_value):
+            why = " after Holm's correction" if self.distinguishable() else ""
+            return (
+                f"{self.name} is not distinguishable from {other} at {self.n} seeds{why} "
+                f"({self.figures()})."
+            )
+        assert self.difference is not None
+        word = "better" if self.difference > 0 else "worse"
+        return f"{self.name} is {word} than {other} ({self.figures()})."
+
+
+def compare(name: str, x: Mapping[int, float], other: str, y: Mapping[int, float]) -> Comparison:
+    """Two entries' accuracies by seed; seeds that only one of them has do not count."""
+    seeds = sorted(set(x) & set(y))
+    if not seeds:
+        return Comparison(name, other, 0, None, None, None)
+    d = mean_of([x[s] - y[s] for s in seeds])
+    if d.sd is None:
+        return Comparison(name, other, 1, d.mean, None, None)
+    if d.sd < 1e-12:  # the same difference at every seed, up to rounding
+        p = 1.0 if abs(d.mean) < 1e-12 else 0.0
+    else:
+        p = 2 * float(stats.t.sf(abs(d.mean) / (d.sd / math.sqrt(d.n)), d.n - 1))
+    return Comparison(name, other, d.n, d.mean, d.half_width, p)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction for a family of comparisons; None stays out of the family.
+
+    Rejecting where the result is below 5 % keeps the chance of any false rejection in the family
+    below 5 %, whatever the dependence between its members, which here share the reference.
+    """
+    family = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    out: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(family):
+        largest = max(largest, min(1.0, p * (len(family) - rank)))
+        out[i] = largest
+    return out

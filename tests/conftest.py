@@ -1,0 +1,38 @@
+import os
+
+# One intra-op thread per process, before torch is imported: tests share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import pytest
+import torch
+
+from autoaug_ray import config
+
+torch.set_num_threads(1)
+
+DATA = {"name": "fashion-mnist-mini", "train_size": 160, "test_size": 60}
+TRAIN = {"epochs": 2, "batch_size": 32}
+
+
+@pytest.fixture
+def tiny():
+    """Makes a study of a few seconds: `tiny({"none": {}}, train={...})`."""
+
+    def make(methods, **other):
+        tree = {"dataset": DATA, "model": {"width": 4}, "train": TRAIN, "seeds": 1, **other}
+        methods = methods if "none" in methods else {"none": {}, **methods}
+        return config.study({**tree, "methods": methods}, name="tiny")
+
+    return make
+
+
+@pytest.fixture
+def final_run(tiny):
+    """A final run of one entry: `final_run("bilevel", {"lr": 0.1})`."""
+
+    def make(method, hyperparameters=None, seed=0, **other):
+        study = tiny({"entry": {"method": method, **(hyperparameters or {})}}, **other)
+        return study.run(study.entry("entry"), "final", seed=seed, choices={})
+
+    return make

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from autoaug_ray.maths.augmenter import (
+    BOUNDS,
+    Augmenter,
+    parameter_names,
+    transform,
+)
+from autoaug_ray.maths.strength import Strength
+
+GROUPS = ["translation", "affine", "color", "translation+color", "affine+color"]
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+@pytest.mark.parametrize("group", GROUPS)
+def test_symmetric_by_construction_bounded_and_of_known_spread(group, size):
+    names = parameter_names(group, 3)
+    augmenter = Augmenter(names, size, spread=0.1, seed=3)
+    z = augmenter.draw(4096, torch.Generator().manual_seed(0))
+    p = augmenter(z)
+    torch.testing.assert_close(augmenter(-z), -p)
+    bounds = torch.tensor([BOUNDS[n] for n in names])
+    assert (p.abs() <= bounds).all()
+    torch.testing.assert_close(p.std(0) / bounds, torch.full((len(names),), 0.1), rtol=0.1, atol=0)
+
+
+def test_asymmetric_on_request():
+    augmenter = Augmenter(("brightness",), symmetric=False)
+    z = augmenter.draw(8, torch.Generator().manual_seed(0))
+    assert not torch.allclose(augmenter(-z), -augmenter(z))
+
+
+def test_layer_sizes_are_the_papers():
+    sizes = {
+        size: [m.out_features for m in Augmenter(("a",) * 0 or parameter_names("affine", 3), size)
+               .network if hasattr(m, "out_features")]
+        for size in ("small", "medium", "large")
+    }  # fmt: skip
+    assert sizes == {"small": [6, 60, 6], "medium": [64, 32, 6], "large": [512, 1024, 124, 512, 6]}
+
+
+def test_grey_images_have_neither_saturation_nor_hue():
+    assert parameter_names("color", 1) == ("brightness", "contrast")
+    assert parameter_names("translation+color", 3)[-1] == "hue"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zero_parameters_are_the_identity(group, channels):
+    x = torch.rand(4, channels, 9, 7)
+    names = parameter_names(group, channels)
+    torch.testing.assert_close(transform(x, torch.zeros(4, len(names)), names), x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gradient_reaches_every_parameter_of_every_augmenter(channels):
+    for group in GROUPS:
+        augmenter = Augmenter(parameter_names(group, channels))
+        x = torch.rand(16, channels, 12, 12)
+        z = augmenter.draw(16, torch.Generator().manual_seed(0))
+        out = transform(x, augmenter(z), augmenter.names)
+        out.square().mean().backward()
+        for name, p in augmenter.named_parameters():
+            assert p.grad is not None and p.grad.abs().sum() > 0, (group, name)
+
+
+def test_translation_by_known_pixels():
+    x = torch.zeros(1, 1, 8, 8)
+    x[0, 0, 3, 3] = 1
+    strength = Strength(x)
+    # 0.5 normalised = 2 pixels of 8: the output shows what the input has 2 pixels to the right.
+    out = transform(x, torch.tensor([[0.5, 0.0]]), ("translate_x", "translate_y"), strength)
+    assert out[0, 0, 3, 1] == 1 and out.sum() == 1
+    torch.testing.assert_close(strength.displacement(), torch.tensor([2.0]))
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    a = Augmenter(("hue",), seed=1)
+    torch.rand(7)
+    b, c = Augmenter(("hue",), seed=1), Augmenter(("hue",), seed=2)
+    same = [torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
+    assert all(same)
+    assert not torch.equal(a.network[0].weight, c.network[0].weight)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from autoaug_ray.learner import Learner, Training, _schedule
+
+
+def learner(**training):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3)
+    ).double()
+    settings = Training(**{"epochs": 1, **training})
+    return Learner(model, settings, total_steps=10, noise=torch.Generator().manual_seed(0))
+
+
+class Double(Learner):
+    """Evaluates in float64, so that two ways to take a step can be held equal."""
+
+    def logits(self, images):
+        return self.model(images)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_look_ahead_takes_the_step_that_the_trainer_takes(nesterov):
+    one = learner(nesterov=nesterov)
+    one.__class__ = Double
+    x, y = torch.rand(8, 1, 8, 8).double(), torch.randint(3, (8,))
+    for _ in range(4):  # beyond the first step, momentum and schedule matter
+        one.begin_step()
+        w = one.weights()
+        loss = one.loss_at(x, y)(w)
+        g = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
+        ahead, _ = one.rule(w, one.momenta(), g)
+        ahead = {k: v.detach().clone() for k, v in ahead.items()}
+        one.descend(one.loss(x, y))
+        one.end_step()
+        for name, p in one.model.named_parameters():
+            torch.testing.assert_close(p.detach(), ahead[name], rtol=1e-10, atol=1e-12)
+
+
+def test_apply_is_descend_with_gradients_from_elsewhere():
+    a, b = learner(), learner()
+    a.__class__ = b.__class__ = Double
+    x, y = torch.rand(8, 1, 8, 8).double(), torch.randint(3, (8,))
+    for one in (a, b):
+        one.begin_step()
+    a.descend(a.loss(x, y))
+    w = b.weights()
+    grads = torch.autograd.grad(b.loss_at(x, y, real_pass=True)(w), list(w.values()))
+    b.apply(dict(zip(w, grads, strict=True)))
+    for p, q in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(p, q)
+
+
+def test_a_look_ahead_leaves_batch_norm_alone():
+    one = learner()
+    before = {k: v.clone() for k, v in one.model.state_dict().items()}
+    one.loss_at(torch.full((8, 1, 8, 8), 9.0).double(), torch.zeros(8, dtype=torch.long))(
+        one.weights()
+    )
+    for k, v in one.model.state_dict().items():
+        assert torch.equal(v, before[k]), k
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine", "onecycle", "step"])
+def test_schedules_stay_within_the_peak_and_end_low(kind):
+    values = [_schedule(kind, (i + 0.5) / 100) for i in range(100)]
+    assert max(values) <= 1 and min(values) >= 0
+    if kind != "constant":
+        assert values[-1] < 0.02
+    if kind == "step":
+        assert sorted({round(v, 4) for v in values}) == [0.008, 0.04, 0.2, 1.0]
