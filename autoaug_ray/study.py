@@ -1,5 +1,6 @@
 """All runs of a study in one Ray Tune run. The only file that imports ray."""
 
+import logging
 import os
 import random
 import time
@@ -90,11 +91,15 @@ def execute(study: Study, folder: Folder, watch: "Watch") -> Plan:
 def start_ray(cpus: int | None = None) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
     address = os.environ.get("RAY_ADDRESS", "local")
-    local = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": 128 * 2**20}
+    local: dict[str, Any] = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": 128 * 2**20,  # bytes; trials exchange settings and figures only
+    }
     ray.init(
         address=address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         **(local if address == "local" else {}),
     )
 
@@ -132,6 +137,7 @@ def trial(config: dict[str, Any], *, root: str) -> None:
     share = config["gpus"] if device.type == "cuda" else config["cpus"]
 
     # A member of a population may go on from another member's checkpoint, with another policy.
+    resume: dict[str, Any] | None
     donated, run = tune.get_checkpoint(), asked
     if donated is not None:
         with donated.as_directory() as directory:
@@ -317,7 +323,6 @@ class _PerEntry(TrialScheduler):
     """Search trials go to their entry's scheduler, final ones to FIFO."""
 
     def __init__(self, study: Study) -> None:
-        super().__init__()
         self.trials: dict[str, set[Trial]] = {e.label: set() for e in study.entries}
         self.fifo = FIFOScheduler()
         self.by_label: dict[str, TrialScheduler] = {}
@@ -371,11 +376,12 @@ class _PerEntry(TrialScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         for label, scheduler in self.by_label.items():
-            view = _Mine(tune_controller, self.trials[label])
+            view: Any = _Mine(tune_controller, self.trials[label])
             if (chosen := scheduler.choose_trial_to_run(view)) is not None:
                 return chosen
         others = set(tune_controller.get_trials()).difference(*self.trials.values())
-        return self.fifo.choose_trial_to_run(_Mine(tune_controller, others))
+        view = _Mine(tune_controller, others)
+        return self.fifo.choose_trial_to_run(view)
 
     def debug_string(self) -> str:
         return " | ".join(s.debug_string() for s in (self.fifo, *self.by_label.values()))

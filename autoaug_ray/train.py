@@ -6,14 +6,15 @@ on the same schedule, and are timed by the same meter; they differ in `method.st
 """
 
 import hashlib
+import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torchvision.io import encode_png
+from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from autoaug_ray import data, models
@@ -23,7 +24,7 @@ from autoaug_ray.errors import RunError
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.meter import TRAINING, Meter, device_name
-from autoaug_ray.methods import ImageShape, Method, State, as_float
+from autoaug_ray.methods import ImageShape, Method, as_float
 
 PROBE = 256  # training images on which delivered strength is measured
 PICTURES = 8  # of them shown
@@ -72,11 +73,12 @@ def run(
         state.load_state_dict(resume["state"])
 
     for epoch in range(start + 1, training.epochs + 1):
+        drawing = epoch if method.redraws else 1
         train_index, meta_index = deal(
-            pool, training.meta_fraction if method.uses_meta else 0.0, config.seed, epoch
+            pool, training.meta_fraction if method.uses_meta else 0.0, config.seed, drawing
         )
-        batches = cycle(splits.train, train_index, stream(config.seed, f"order/{epoch}"))
-        metas = cycle(splits.meta, meta_index, stream(config.seed, f"meta/{epoch}"))
+        batches = cycle(splits.train, train_index, stream(config.seed, f"order/{drawing}"))
+        metas = cycle(splits.meta, meta_index, stream(config.seed, f"meta/{drawing}"))
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
         counts: defaultdict[str, int] = defaultdict(int)
 
@@ -149,7 +151,7 @@ class Accuracy(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(method: Method, learner: Learner, split: Split | None, state: State) -> Accuracy:
+def evaluate(method: Method, learner: Learner, split: Split | None, state: nn.Module) -> Accuracy:
     """Share of images that are classified correctly, over all images and per class."""
     assert split is not None
     learner.model.eval()
@@ -166,7 +168,7 @@ def evaluate(method: Method, learner: Learner, split: Split | None, state: State
 
 
 @torch.no_grad()
-def probe(method: Method, state: State, pool: Split, epoch: int) -> tuple[float, float, bytes]:
+def probe(method: Method, state: nn.Module, pool: Split, epoch: int) -> tuple[float, float, bytes]:
     """Delivered strength (mean pixel displacement, mean colour change) and a strip of pictures.
 
     On the same images with the same noise for every method and epoch, from a stream of its own.
@@ -175,11 +177,12 @@ def probe(method: Method, state: State, pool: Split, epoch: int) -> tuple[float,
     strength = Strength(images)
     out = method.augment(state, images, stream(0, "probe", images.device), strength)
     strip = make_grid(out[:PICTURES].cpu(), nrow=PICTURES, padding=1)
-    png = encode_png((strip.clamp(0, 1) * 255).round().to(torch.uint8))
+    png = io.BytesIO()
+    to_pil_image(strip.clamp(0, 1)).save(png, "PNG")
     return (
         float(strength.displacement().mean()),
         float(strength.color_change().mean()),
-        bytes(png.numpy().tobytes()),
+        png.getvalue(),
     )
 
 

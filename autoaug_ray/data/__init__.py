@@ -212,7 +212,7 @@ def _concatenate(a: Split, b: Split) -> Split:
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
     """(n, h, w), (n, h, w, c) or (n, c, h, w) uint8 arrays -> a Split."""
-    x = torch.from_numpy(np.ascontiguousarray(images))
+    x = torch.from_numpy(np.array(images))
     if x.ndim == 3:
         x = x[:, None]
     elif x.shape[1] not in (1, 3):

@@ -7,11 +7,15 @@ identity for all of them:
     translate_x, translate_y    offset entries of the 2x3 matrix, normalised: 1 is half an image
     scale_x, shear_x, shear_y, scale_y
                                 residuals of the linear entries a11, a12, a21, a22 of that matrix
+    rotate                      degrees, clockwise
+    zoom                        natural logarithm of the factor
     brightness, contrast, saturation
                                 factor - 1
     hue                         turns of the colour circle
 """
 
+import abc
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -21,25 +25,31 @@ from torch import Tensor, nn
 from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.strength import Strength
 
-Group = Literal["translation", "affine", "color", "translation+color", "affine+color"]
-Size = Literal["small", "medium", "large"]
+Group = Literal[
+    "translation", "similarity", "affine", "color",
+    "translation+color", "similarity+color", "affine+color",
+]  # fmt: skip
+Size = Literal["scale", "small", "medium", "large"]
 
 TRANSLATION = ("translate_x", "translate_y")
 AFFINE = ("scale_x", "shear_x", "translate_x", "shear_y", "scale_y", "translate_y")
+SIMILARITY = ("rotate", "zoom", "translate_x", "translate_y")
 COLOR = ("brightness", "contrast", "saturation", "hue")
 
 BOUNDS: Mapping[str, float] = {
     **dict.fromkeys(TRANSLATION, 1.0),
     **dict.fromkeys(("scale_x", "shear_x", "shear_y", "scale_y"), 0.75),
+    "rotate": 90.0,
+    "zoom": 0.7,
     **dict.fromkeys(("brightness", "contrast", "saturation"), 1.0),
     "hue": 0.5,
 }
-"""Largest absolute value of each parameter: half an image, a factor in [0, 2], any hue."""
+"""Largest absolute value of each parameter: half an image, a zoom of 2, a factor of 2, any hue."""
 
 
 def parameter_names(group: Group, channels: int) -> tuple[str, ...]:
     """Grey images have no saturation and no hue: those would get no gradient."""
-    parts = {"translation": TRANSLATION, "affine": AFFINE}
+    parts = {"translation": TRANSLATION, "similarity": SIMILARITY, "affine": AFFINE}
     color = COLOR if channels == 3 else COLOR[:2]
     return tuple(n for part in group.split("+") for n in parts.get(part, color))
 
@@ -53,11 +63,8 @@ def transform(
     """Warp, then brightness, contrast, saturation and hue in this order; differentiable."""
     p = dict(zip(names, parameters.unbind(1), strict=True))
     x = images
-    if geometric := [n for n in AFFINE if n in p]:
-        entries = {n: p[n] for n in geometric}
-        zero = torch.zeros_like(parameters[:, 0])
-        residual = torch.stack([entries.get(n, zero) for n in AFFINE], dim=1).view(-1, 2, 3)
-        x = image_ops.warp(x, image_ops.identity_matrix(len(x), x) + residual, strength=strength)
+    if any(name in p for name in (*AFFINE, *SIMILARITY)):
+        x = image_ops.warp(x, _matrix(p, x), strength=strength)
     for name in COLOR:
         if name in p:
             before = x
@@ -68,77 +75,133 @@ def transform(
     return x
 
 
-class Augmenter(nn.Module):
-    """An MLP of the paper's three sizes, with a bounded output and a known initial spread.
+def _matrix(p: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    """(B, 2, 3), normalised output -> input: residuals of the entries, after rotation and zoom."""
+    zero = images.new_zeros(len(images))
+    entries = [p.get(name, zero) for name in AFFINE]
+    matrix = image_ops.identity_matrix(len(images), images)
+    matrix = matrix + torch.stack(entries, dim=1).view(-1, 2, 3)
+    if "rotate" in p or "zoom" in p:
+        around_centre = image_ops.affine_matrix(
+            angle=p.get("rotate", zero),
+            translate=zero[:, None].expand(-1, 2),
+            scale=p.get("zoom", zero).exp(),
+            shear=zero[:, None].expand(-1, 2),
+            size=(images.shape[-2], images.shape[-1]),
+        )
+        linear = matrix[:, :, :2] @ around_centre[:, :, :2]
+        matrix = torch.cat([linear, matrix[:, :, 2:]], dim=2)
+    return matrix
 
-    `symmetric` makes p(-z) = -p(z) by construction: the distribution of p has mean zero whatever
-    the weights are. A free mean drifts until the images leave the frame, or dies with the weight
-    decay, and nothing is learned; see the shift studies.
 
-    Each output has a gain of its own, so that one parameter's spread can grow without the others,
-    and is scaled such that its initial standard deviation is `spread` times its bound.
-    """
+class AbstractAugmenter(nn.Module, abc.ABC):
+    """Noise (B, Z) in [-1, 1] -> parameters (B, P) -> augmented images."""
 
-    scale: Tensor
-    bounds: Tensor
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        size: Size = "small",
-        *,
-        symmetric: bool = True,
-        spread: float = 0.1,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, names: Sequence[str], noise_size: int) -> None:
         super().__init__()
-        self.names, self.symmetric = tuple(names), symmetric
-        n = len(self.names)
-        self.noise_size, hidden = {
-            "small": (n, [n, 10 * n]),
-            "medium": (100, [64, 32]),
-            "large": (100, [512, 1024, 124, 512]),
-        }[size]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers: list[nn.Module] = []
-            inputs = self.noise_size
-            for width in hidden:
-                layers += [nn.Linear(inputs, width), nn.Tanh()]
-                inputs = width
-            # A last bias would cancel in p(z) - p(-z) and never get a gradient.
-            self.network = nn.Sequential(*layers, nn.Linear(inputs, n, bias=not symmetric))
-            self.log_gain = nn.Parameter(torch.zeros(n))
-            self.register_buffer("bounds", torch.tensor([BOUNDS[k] for k in self.names]))
-            self.register_buffer("scale", torch.ones(n))
-            with torch.no_grad():
-                self.scale /= self._raw(2 * torch.rand(4096, self.noise_size) - 1).std(0) / spread
+        self.names, self.noise_size = tuple(names), noise_size
 
-    def _raw(self, z: Tensor) -> Tensor:
-        if not self.symmetric:
-            out: Tensor = self.network(z)
-            return out
-        both = self.network(torch.cat([z, -z]))
-        return (both[: len(z)] - both[len(z) :]) / 2
+    @abc.abstractmethod
+    def forward(self, z: Tensor) -> Tensor: ...
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Noise (B, Z) in [-1, 1] -> parameters (B, P) within +-bounds."""
-        p: Tensor = self.bounds * torch.tanh(self.log_gain.exp() * self.scale * self._raw(z))
-        return p
+    def apply_to(
+        self, images: Tensor, parameters: Tensor, strength: Strength | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W) transformed by parameters (B, P); see `transform`."""
+        return transform(images, parameters, self.names, strength)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n rows of uniform noise, (n, Z)."""
-        device = self.bounds.device
-        z = torch.rand(n, self.noise_size, generator=generator, device=device)
-        return 2 * z - 1
+        """n rows of uniform noise, (n, Z), antithetic: every other row mirrors the one before it.
+
+        So that also a small batch has no mean, and a hypergradient less noise.
+        """
+        device = next(self.parameters()).device
+        z = torch.rand((n + 1) // 2, self.noise_size, generator=generator, device=device)
+        z = 2 * z - 1
+        return torch.stack([z, -z], dim=1).flatten(0, 1)[:n]
 
     @torch.no_grad()
     def spreads(self, *, seed: int, n: int = 2048) -> dict[str, float]:
         """Mean and standard deviation over n samples of every parameter: what was learned."""
-        generator = torch.Generator(self.bounds.device).manual_seed(seed)
+        generator = torch.Generator(next(self.parameters()).device).manual_seed(seed)
         p = self(self.draw(n, generator))
         return {
             f"{kind}/{name}": value
             for kind, values in (("mean", p.mean(0)), ("std", p.std(0)))
             for name, value in zip(self.names, values.tolist(), strict=True)
         }
+
+
+class Augmenter(AbstractAugmenter):
+    """Noise to parameters, with a bounded output and a known initial distribution.
+
+    `scale` is no network: each parameter has a noise of its own and learns its spread alone.
+    `small`, `medium` and `large` are the paper's MLPs. Their initial outputs would be correlated
+    (in the small one, x and y by 0.9 for some seeds, so that a translation covers a diagonal
+    only); they are whitened, and every output has a gain of its own.
+
+    `symmetric` makes p(-z) = -p(z) by construction: the distribution of p has mean zero whatever
+    the weights are. A free mean drifts until the images leave the frame, or dies with the weight
+    decay, and nothing is learned; see the shift studies. It has no effect on `scale`, which is
+    symmetric anyway.
+
+    Initially, p / bounds has standard deviations of `spread` and no correlations.
+    """
+
+    whiten: Tensor
+    bounds: Tensor
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        size: Size = "scale",
+        *,
+        symmetric: bool = True,
+        spread: float = 0.15,
+        seed: int = 0,
+    ) -> None:
+        n = len(names)
+        inputs, hidden = {
+            "scale": (n, []),
+            "small": (n, [n, 10 * n]),
+            "medium": (100, [64, 32]),
+            "large": (100, [512, 1024, 124, 512]),
+        }[size]
+        super().__init__(names, noise_size=inputs)
+        self.symmetric = symmetric
+        self.network: nn.Module = nn.Identity()
+        self.log_gain = nn.Parameter(torch.zeros(n))
+        self.register_buffer("bounds", torch.tensor([BOUNDS[k] for k in self.names]))
+        self.register_buffer("whiten", torch.eye(n))
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            if hidden:
+                layers: list[nn.Module] = []
+                for width in hidden:
+                    layers += [nn.Linear(inputs, width), nn.Tanh()]
+                    inputs = width
+                # A last bias would cancel in p(z) - p(-z) and never get a gradient.
+                layers.append(nn.Linear(inputs, n, bias=not symmetric))
+                self.network = nn.Sequential(*layers)
+            covariance = torch.cov(self._raw(2 * torch.rand(8192, self.noise_size) - 1).T)
+            # Row vectors: cov(raw @ whiten) = whiten.T @ cov(raw) @ whiten = spread^2 I.
+            root = torch.linalg.cholesky(covariance.view(n, n))
+            self.whiten.copy_(spread * torch.linalg.inv(root).T)
+
+    def _raw(self, z: Tensor) -> Tensor:
+        if not self.symmetric:
+            out: Tensor = self.network(z)
+            return out
+        plus, minus = self.network(torch.cat([z, -z])).split(len(z))
+        odd: Tensor = (plus - minus) / 2
+        return odd
+
+    @torch.no_grad()
+    def decay(self, rate: float) -> None:
+        """One step of weight decay on the gains."""
+        self.log_gain += math.log1p(-min(rate, 0.99))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Noise (B, Z) in [-1, 1] -> parameters (B, P) within +-bounds."""
+        p: Tensor = self.bounds * torch.tanh(self.log_gain.exp() * (self._raw(z) @ self.whiten))
+        return p

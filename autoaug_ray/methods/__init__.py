@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from autoaug_ray.methods.base import ImageShape, Method, State, as_float
+from autoaug_ray.methods.base import ImageShape, Method, as_float
 from autoaug_ray.methods.bilevel import Bilevel
 from autoaug_ray.methods.discrete import AutoAugment, PopulationBased, RandAugment, TrivialAugment
 from autoaug_ray.methods.predefined import (
@@ -45,4 +45,4 @@ METHODS: dict[str, type[Method]] = {
     "replay": Replay,
 }
 
-__all__ = ["METHODS", "AnyMethod", "ImageShape", "Method", "State", "as_float"]
+__all__ = ["METHODS", "AnyMethod", "ImageShape", "Method", "as_float"]

@@ -5,8 +5,8 @@ method carries through training is another value, made by `init` and put into ch
 """
 
 import abc
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,6 @@ class ImageShape(NamedTuple):
     width: int
 
 
-class State(Protocol):
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> Any: ...
-
-
 class Stateless(nn.Module):
     """The state of a method that learns nothing."""
 
@@ -44,8 +38,14 @@ class Method(Settings, abc.ABC):
     uses_meta: ClassVar[bool] = False
     """Only then is a part of the pool held out of the train role; the others train on all of it."""
 
-    def init(self, shape: ImageShape, seed: int, device: torch.device) -> State:
-        """What lives through training and goes into checkpoints."""
+    @property
+    def redraws(self) -> bool:
+        """Whether the roles and the order of the images are drawn anew every epoch."""
+        return True
+
+    def init(self, shape: ImageShape, seed: int, device: torch.device) -> nn.Module:
+        """What lives through training and goes into checkpoints: networks, and optimisers as extra
+        state."""
         return Stateless()
 
     @abc.abstractmethod

@@ -5,7 +5,10 @@ to the weights that its gradient would give, take the loss of a meta batch there
 down the gradient of that loss; then update the classifier.
 """
 
+import math
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -16,7 +19,14 @@ from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
-from autoaug_ray.maths.augmenter import Augmenter, Group, Size, parameter_names, transform
+from autoaug_ray.maths.augmenter import (
+    AbstractAugmenter,
+    Augmenter,
+    Group,
+    Size,
+    parameter_names,
+)
+from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
     Flip,
@@ -42,13 +52,14 @@ class _Past(NamedTuple):
 class BilevelState(nn.Module):
     """The augmenter and its optimiser; figures and past steps live for one epoch only."""
 
-    def __init__(self, augmenter: Augmenter, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(self, augmenter: AbstractAugmenter, optimiser: torch.optim.Optimizer) -> None:
         super().__init__()
         self.augmenter, self.optimiser = augmenter, optimiser
         self.new_epoch()
 
     def new_epoch(self) -> None:
         self.past: deque[_Past] = deque()
+        self.momenta: dict[str, Tensor] = {}
         self.outer_steps = 0
         self.sum = [torch.zeros_like(p) for p in self.augmenter.parameters()]
         self.sum_of_squares = [torch.zeros_like(p) for p in self.augmenter.parameters()]
@@ -75,10 +86,11 @@ class Bilevel(Method):
     uses_meta: ClassVar[bool] = True
 
     group: Group = "affine"
-    size: Size = "small"
+    size: Size = "scale"
+    """scale: a spread per parameter and nothing else; small, medium, large: the paper's MLPs."""
     symmetric: bool = True
     """p(-z) = -p(z): the mean transformation is the identity, whatever is learned."""
-    spread: float = Field(0.1, gt=0, le=1)
+    spread: float = Field(0.15, gt=0, le=1)
     """Initial standard deviation of every parameter, as a share of its bound."""
     flip: Flip = "horizontal"
     """Predefined, as in the paper: a flip is not differentiable."""
@@ -87,8 +99,8 @@ class Bilevel(Method):
     """The others are controls: a frozen random augmenter, one that only decays, and one trained
     by the training loss. What the hypergradient is worth is the difference to them."""
     optimiser: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(0.01, gt=0, le=10)
-    """Per classifier step: an outer step moves `every` times as far."""
+    lr: float = Field(0.03, gt=0, le=10)
+    """Per classifier step: an outer step moves `every` times as far. Cosine to zero at `until`."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """A hidden schedule: it shrinks the augmentation whenever hypergradients are small."""
 
@@ -96,10 +108,20 @@ class Bilevel(Method):
     """K: steps of the classifier that the hypergradient goes through."""
     every: int = Field(1, ge=1, le=10_000)
     """J: classifier steps per outer step."""
+    until: float = Field(1.0, gt=0, le=1)
+    """Share of the training after which theta stays as it is: once the classifier fits its
+    training images, the hypergradient is noise."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training and of the meta batch that an outer step looks at."""
     normalise: bool = True
     """Look ahead with gradients of a length that does not depend on theta; False: the paper's."""
+
+    as_released: bool = False
+    """An ablation: the choices of the paper's public release instead of the settings above from
+    `size` to `weight_decay`, from `unroll` to `normalise`; see `maths.released`. Besides that
+    augmenter: SGD 0.2 with momentum 0.9 and weight decay 0.01, never lowered; a look-ahead without
+    the classifier's weight decay whose momentum is forgotten every epoch; and one split and one
+    order of the images for all epochs."""
 
     @field_validator("learn", mode="before")
     @classmethod
@@ -109,21 +131,45 @@ class Bilevel(Method):
     def model_post_init(self, context: Any) -> None:
         if self.learn == "decay_only" and self.weight_decay == 0:
             raise ValueError("learn: decay_only needs a weight_decay above 0")
+        if self.as_released and (self.unroll, self.every, self.fraction) != (1, 1, 1.0):
+            raise ValueError("as_released knows unroll: 1, every: 1 and fraction: 1 only")
+        if self.as_released and self.group not in (
+            "translation",
+            "affine",
+            "color",
+            "affine+color",
+        ):
+            raise ValueError(f"as_released has no augmenter for group: {self.group}")
+
+    @property
+    def redraws(self) -> bool:
+        return not self.as_released
 
     def init(self, shape: ImageShape, seed: int, device: torch.device) -> BilevelState:
         names = parameter_names(self.group, shape.channels)
+        if self.as_released:
+            released = ReleasedAugmenter(names, seed).to(device)
+            return BilevelState(
+                released,
+                torch.optim.SGD(released.parameters(), lr=0.2, momentum=0.9, weight_decay=0.01),
+            )
         augmenter = Augmenter(
             names, self.size, symmetric=self.symmetric, spread=self.spread, seed=seed
         ).to(device)
-        lr = self.lr * self.every
-        parameters = augmenter.parameters()
+        # The gain decays by itself: a decay of its logarithm would pull it back to the start.
+        parameters: list[dict[str, Any]] = [
+            {"params": augmenter.network.parameters()},
+            {"params": [augmenter.log_gain], "weight_decay": 0.0},
+        ]
         if self.optimiser == "adam":
-            return BilevelState(
-                augmenter, torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay)
+            # A short memory of the squares: hypergradients shrink by orders as training goes on.
+            optimiser = torch.optim.AdamW(
+                parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
             )
+            return BilevelState(augmenter, optimiser)
         return BilevelState(
             augmenter,
-            torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=self.weight_decay),
+            torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay),
         )
 
     def augment(
@@ -135,7 +181,7 @@ class Bilevel(Method):
     ) -> Tensor:
         x = flipped(images, self.flip, noise)
         z = state.augmenter.draw(len(x), noise)
-        return transform(x, state.augmenter(z), state.augmenter.names, strength)
+        return state.augmenter.apply_to(x, state.augmenter(z), strength)
 
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState
@@ -146,22 +192,24 @@ class Bilevel(Method):
             )
             state.optimiser.zero_grad()
             learner.descend(loss)
-            state.optimiser.step()
+            self._move(learner, state, [p.grad for p in state.augmenter.parameters()])
             return {"train_loss": loss.detach()}
         if self.learn != "hypergradient":
             logs = super().step(learner, batch, next_meta, state)
             if self.learn == "decay_only":
-                self._move(state, [torch.zeros_like(p) for p in state.augmenter.parameters()])
+                zeros = [torch.zeros_like(p) for p in state.augmenter.parameters()]
+                self._move(learner, state, zeros)
             return logs
 
         x = flipped(as_float(batch.images), self.flip, learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         part = max(2, round(self.fraction * len(x)))
-        now = _Past(
-            learner.weights(), learner.momenta(), x[:part], batch.labels[:part], z[:part],
-            learner.rule,
-        )  # fmt: skip
-        due = (learner.steps_done + 1) % self.every == 0
+        rule, momenta = learner.rule, learner.momenta()
+        if self.as_released:
+            rule = replace(rule, weight_decay=0.0)
+            momenta = state.momenta or {k: torch.zeros_like(m) for k, m in momenta.items()}
+        now = _Past(learner.weights(), momenta, x[:part], batch.labels[:part], z[:part], rule)
+        due = (learner.steps_done + 1) % self.every == 0 and learner.progress < self.until
         # With one unrolled step on the whole batch, the look-ahead's gradient is the trainer's.
         shared = self.unroll == 1 and part == len(x)
         logs = {}
@@ -169,7 +217,9 @@ class Bilevel(Method):
             h = self._hypergradient(learner, state, [*state.past, now], next_meta(part), shared)
             logs["meta_loss"] = h.meta_loss
             state.record(h.theta)
-            self._move(state, h.theta)
+            self._move(learner, state, h.theta)
+            if self.as_released:
+                state.momenta = {k: rule.momentum * momenta[k] + g for k, g in h.weights.items()}
         if self.unroll > 1:
             kept = {k: v.detach().clone() for k, v in now.weights.items()}
             momenta = {k: v.clone() for k, v in now.momenta.items()}
@@ -180,7 +230,7 @@ class Bilevel(Method):
             learner.apply(h.weights)
             return logs | {"train_loss": h.train_loss}
         with torch.no_grad():
-            augmented = transform(x, state.augmenter(z), state.augmenter.names)
+            augmented = state.augmenter.apply_to(x, state.augmenter(z))
         loss = learner.loss(augmented, batch.labels)
         learner.descend(loss)
         return logs | {"train_loss": loss.detach()}
@@ -192,7 +242,7 @@ class Bilevel(Method):
 
         def loss_of(past: _Past) -> hypergradient.Loss:
             def augmented() -> Tensor:
-                return transform(past.images, state.augmenter(past.noise), state.augmenter.names)
+                return state.augmenter.apply_to(past.images, state.augmenter(past.noise))
 
             return learner.loss_at(augmented, past.labels, real_pass=shared)
 
@@ -203,13 +253,25 @@ class Bilevel(Method):
             steps[0].momenta,
             list(state.augmenter.parameters()),
             [past.rule for past in steps],
-            normalise=self.normalise,
+            normalise=self.normalise and not self.as_released,
         )
 
-    def _move(self, state: BilevelState, gradients: list[Tensor]) -> None:
+    def _move(
+        self, learner: Learner, state: BilevelState, gradients: Sequence[Tensor | None]
+    ) -> None:
+        if not self.as_released:
+            self._anneal(learner, state)
         for parameter, g in zip(state.augmenter.parameters(), gradients, strict=True):
             parameter.grad = g
         state.optimiser.step()
+        if isinstance(state.augmenter, Augmenter):
+            state.augmenter.decay(state.optimiser.param_groups[0]["lr"] * self.weight_decay)
+
+    def _anneal(self, learner: Learner, state: BilevelState) -> None:
+        left = max(0.0, 1 - learner.progress / self.until)
+        # The controls move at every step, the hypergradient in fewer and longer ones.
+        step = self.lr * (self.every if self.learn == "hypergradient" else 1)
+        state.optimiser.param_groups[0]["lr"] = step * 0.5 * (1 - math.cos(math.pi * left))
 
     def end_epoch(self, state: BilevelState) -> dict[str, float]:
         """Learned mean and spread per parameter; norm and signal-to-noise of the hypergradient.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths.augmenter import Augmenter
+from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import ImageShape, Method, NextMeta
 from autoaug_ray.methods.bilevel import Bilevel
@@ -20,7 +20,10 @@ class ReplayState(nn.Module):
     """The augmenter, and the states that it goes through; follows from the learner's progress."""
 
     def __init__(
-        self, method: Bilevel, augmenter: Augmenter, schedule: list[tuple[float, dict[str, Tensor]]]
+        self,
+        method: Bilevel,
+        augmenter: AbstractAugmenter,
+        schedule: list[tuple[float, dict[str, Tensor]]],
     ) -> None:
         super().__init__()
         self.method, self.augmenter, self.schedule = method, augmenter, schedule
@@ -62,12 +65,13 @@ class Replay(Method):
 
     def augment(
         self,
-        state: ReplayState,
+        state: Any,
         images: Tensor,
         noise: torch.Generator,
         strength: Strength | None = None,
     ) -> Tensor:
-        return state.method.augment(state, images, noise, strength)
+        method: Bilevel = state.method
+        return method.augment(state, images, noise, strength)
 
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any

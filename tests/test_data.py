@@ -1,0 +1,210 @@
+import gzip
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoaug_ray import data
+from autoaug_ray.data import Dataset, Shift, excerpt
+from autoaug_ray.errors import UserError
+
+MINI = Dataset(name="fashion-mnist-mini")
+
+
+def test_the_excerpt_is_balanced_and_splits_do_not_overlap():
+    splits = data.load(MINI, val_fraction=0.2, device="cpu")
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [3200, 800, 2000]
+    assert splits.train.images.shape[1:] == (1, 28, 28)
+    for split, count in ((splits.train, 320), (splits.val, 80), (splits.test, 200)):
+        assert torch.bincount(split.labels).tolist() == [count] * 10
+    keys = [{i.numpy().tobytes() for i in s.images} for s in (splits.train, splits.val)]
+    assert not keys[0] & keys[1]
+
+
+def test_a_final_run_trains_on_val_too():
+    splits = data.load(MINI, val_fraction=None, device="cpu")
+    assert len(splits.train) == 4000 and splits.val is None
+    assert torch.equal(splits.train.images, splits.meta.images)
+
+
+def test_the_excerpt_avoids_the_half_reserved_for_pretraining():
+    with np.load(data.__file__.replace("__init__.py", "fashion-mnist-mini.npz")) as arrays:
+        index, labels = arrays["pool_index"], arrays["pool_labels"]
+    # The halves need all 60,000 labels; those of the excerpt alone suffice where it is at hand.
+    assert len(np.unique(index)) == 4000 and np.bincount(labels).tolist() == [400] * 10
+    a, b = excerpt.halves(np.repeat(np.arange(10), 6000))
+    assert not set(a) & set(b) and len(a) == len(b) == 30000
+
+
+def test_smaller_subsets_are_part_of_larger_ones():
+    def images(size):
+        pool = data.load(
+            MINI.model_copy(update={"train_size": size}), val_fraction=None, device="cpu"
+        )
+        assert torch.bincount(pool.train.labels).tolist() == [size // 10] * 10
+        return {i.numpy().tobytes() for i in pool.train.images}
+
+    assert images(50) < images(200)
+
+
+def test_shift_is_seen_by_val_meta_and_test_only():
+    plain = data.load(MINI, val_fraction=0.2, device="cpu")
+    shift = Shift(translate=6.0, rotate=20.0, zoom=1.2, brightness=0.3)
+    shifted = data.load(MINI.model_copy(update={"shift": shift}), val_fraction=0.2, device="cpu")
+    assert torch.equal(plain.train.images, shifted.train.images)
+    for name in ("meta", "val", "test"):
+        a, b = getattr(plain, name), getattr(shifted, name)
+        assert torch.equal(a.labels, b.labels) and not torch.equal(a.images, b.images)
+    again = data.apply_shift(plain.test.images, shift, seed=2)
+    assert torch.equal(again, shifted.test.images)  # drawn once: the same for every run
+
+
+def test_shift_moves_by_what_it_says():
+    x = torch.zeros(2000, 1, 31, 31, dtype=torch.uint8)
+    x[:, :, 15, 15] = 255
+    moved = data.apply_shift(x, Shift(translate=6.0), seed=0).float()[:, 0]
+    weight = moved / moved.sum((1, 2), keepdim=True)
+    at = torch.stack([weight.sum(1) @ torch.arange(31.0), weight.sum(2) @ torch.arange(31.0)]) - 15
+    assert at.abs().max() < 6.1
+    torch.testing.assert_close(at.std(1), torch.full((2,), 6 / 3**0.5), rtol=0.05, atol=0)
+
+
+def test_brightness_and_hue_shift_colours_only():
+    x = torch.full((500, 3, 4, 4), 100, dtype=torch.uint8)
+    bright = data.apply_shift(x, Shift(brightness=0.5), seed=0).float()
+    assert bright.min() < 60 and bright.max() > 140
+    x[:, 0] = 200
+    hue = data.apply_shift(x, Shift(hue=0.5), seed=0)
+    assert (hue[:, 1] > hue[:, 0]).any() and (hue[:, 2] > hue[:, 0]).any()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("cat", "dog"):
+            place = tmp_path / part / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{i}.png")
+    return tmp_path
+
+
+def load_folder(root, **settings):
+    dataset = Dataset(name="folder", root=str(root), **settings)
+    return data.load(dataset, val_fraction=0.25, device="cpu")
+
+
+def test_folder(folder):
+    splits = load_folder(folder, image_size=16)
+    assert splits.classes == ("cat", "dog")
+    assert splits.train.images.shape == (9, 3, 16, 16) and len(splits.val) == 3
+    assert load_folder(folder, channels=1).train.images.shape[1:] == (1, 32, 32)
+
+
+def test_folder_with_its_own_val(folder):
+    shutil.copytree(folder / "test", folder / "val")
+    splits = load_folder(folder)
+    assert (len(splits.train), len(splits.val)) == (12, 4)
+    final = data.load(Dataset(name="folder", root=str(folder)), val_fraction=None, device="cpu")
+    assert len(final.train) == 16
+
+
+def break_nothing_there(root):
+    shutil.rmtree(root / "train")
+    return "train is not a folder"
+
+
+def break_one_class(root):
+    shutil.rmtree(root / "train/dog")
+    return r"holds 1 class folder\(s\) \(cat\)"
+
+
+def break_unreadable(root):
+    (root / "train/dog/3.png").write_bytes(b"no image")
+    return r"train/dog/3.png cannot be read as an image"
+
+
+def break_cut_short(root):
+    path = root / "train/dog/3.png"
+    path.write_bytes(path.read_bytes()[:100])
+    return r"train/dog/3.png cannot be read as an image"
+
+
+def break_empty_class(root):
+    (root / "train/emu").mkdir()
+    return "train/emu holds no image"
+
+
+def break_label(root):
+    shutil.copytree(root / "test/dog", root / "test/wolf")
+    return "test/wolf: the class 'wolf' is not among the training classes"
+
+
+def break_no_test(root):
+    shutil.rmtree(root / "test")
+    return "test is not a folder"
+
+
+@pytest.mark.parametrize("fault", [v for k, v in dict(globals()).items() if k.startswith("break_")])
+def test_bad_folders_are_named(folder, fault):
+    with pytest.raises(UserError, match=fault(folder)):
+        load_folder(folder)
+
+
+def idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    for stem, n in (("train", 40), ("t10k", 20)):
+        labels = np.arange(n, dtype=np.uint8) % 10
+        images = np.repeat(labels, 784).reshape(n, 28, 28)
+        idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images)
+        idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels)
+    return tmp_path
+
+
+def test_fashion_mnist_files(fashion):
+    dataset = Dataset(name="fashion-mnist", root=str(fashion))
+    splits = data.load(dataset, val_fraction=None, device="cpu")
+    assert splits.train.images.shape == (40, 1, 28, 28)
+    assert torch.equal(splits.train.images[:, 0, 5, 5].long(), splits.train.labels)
+
+
+def test_fashion_mnist_errors_name_the_file(fashion):
+    dataset = Dataset(name="fashion-mnist", root=str(fashion))
+    path = fashion / "train-labels-idx1-ubyte.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(UserError, match="train-labels-idx1-ubyte.gz is not a whole IDX file"):
+        data.DATASETS["fashion-mnist"](dataset)
+    idx(path, np.zeros(7, np.uint8))
+    with pytest.raises(UserError, match="40 images but 7 labels"):
+        data.DATASETS["fashion-mnist"](dataset)
+    path.unlink()
+    with pytest.raises(UserError, match=r"no train-labels-idx1-ubyte\[.gz\].*dataset.download"):
+        data.DATASETS["fashion-mnist"](dataset)
+
+
+def test_a_missing_cifar_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="no whole cifar-10-batches-py.*dataset.download"):
+        data.load(Dataset(name="cifar10", root=str(tmp_path)), val_fraction=None, device="cpu")
+
+
+def test_subsets_cannot_be_larger_than_the_set():
+    with pytest.raises(UserError, match="dataset.train_size is 5000, but there are only 4000"):
+        data.load(MINI.model_copy(update={"train_size": 5000}), val_fraction=None, device="cpu")
+
+
+def test_a_class_without_training_images_is_named(fashion):
+    dataset = Dataset(name="fashion-mnist", root=str(fashion), train_size=5)
+    with pytest.raises(UserError, match="no training image of class"):
+        data.load(dataset, val_fraction=None, device="cpu")

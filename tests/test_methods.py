@@ -1,0 +1,263 @@
+"""Laws that every method keeps; a new line in METHODS is tested without a new test."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from autoaug_ray import data, policy, train
+from autoaug_ray.errors import RunError
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.methods import METHODS, ImageShape
+from autoaug_ray.methods.bilevel import Bilevel
+
+NOT_REPEATED = {"device_hours", "device_hours_training"}
+CASES = {name: (name, {}) for name in METHODS if name != "replay"} | {
+    "bilevel K=3 J=2 half": ("bilevel", {"unroll": 3, "every": 2, "fraction": 0.5}),
+    "bilevel color large": ("bilevel", {"group": "color", "size": "large"}),
+    "bilevel sgd": ("bilevel", {"optimiser": "sgd", "weight_decay": 0.01}),
+    "bilevel off": ("bilevel", {"learn": "off"}),
+    "bilevel decay_only": ("bilevel", {"learn": "decay_only", "weight_decay": 0.1}),
+    "bilevel train_loss": ("bilevel", {"learn": "train_loss"}),
+    "bilevel as released": ("bilevel", {"as_released": True, "group": "affine+color"}),
+    "pba with a policy": ("pba", {"policy": [5] * 60}),
+}
+
+
+def rows(run, resume=None):
+    return [
+        {k: v for k, v in epoch.row.items() if k not in NOT_REPEATED}
+        for epoch in train.run(run, resume=resume)
+    ]
+
+
+@pytest.fixture(params=CASES, ids=str)
+def case(request, final_run):
+    return final_run(*CASES[request.param])
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """The rows of every case, computed once."""
+    return {}
+
+
+def of(case, seen):
+    if case.key not in seen:
+        seen[case.key] = rows(case)
+    return seen[case.key]
+
+
+def test_same_seed_same_rows(case, seen):
+    assert of(case, seen) == rows(case)
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(case, seen, tmp_path):
+    run = train.run(case)
+    state = next(run).snapshot()
+    torch.save(state, tmp_path / "state.pt")
+    run.close()
+    resumed = rows(case, torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed == of(case, seen)[1:]
+
+
+def test_rows_say_what_was_asked_and_used(case, seen):
+    for row in of(case, seen):
+        assert row["run_key"] == row["used_key"] == case.key
+        assert 0 <= row["displacement"] < 30 and 0 <= row["color_change"] <= 2
+
+
+def test_settings_are_frozen_and_classes_final(case):
+    with pytest.raises(ValidationError, match="frozen"):
+        case.method.flip = "none"
+    assert not type(case.method).__subclasses__()
+
+
+def test_augmented_images_stay_images(case):
+    method = case.method
+    state = method.init(ImageShape(1, 28, 28), 0, torch.device("cpu"))
+    images = torch.rand(64, 1, 28, 28)
+    strength = Strength(images)
+    with torch.no_grad():
+        out = method.augment(state, images, torch.Generator().manual_seed(0), strength)
+    assert out.shape == images.shape
+    assert out.min() >= -1e-5 and out.max() <= 1 + 1e-5
+    assert torch.isfinite(strength.displacement()).all()
+
+
+def test_the_test_set_is_read_once_and_only_by_a_final_run(case, tiny, monkeypatch):
+    reads = []
+    real = train.evaluate
+
+    def counting(method, learner, split, state):
+        reads.append(len(split))
+        return real(method, learner, split, state)
+
+    monkeypatch.setattr(train, "evaluate", counting)
+    test = case.dataset.test_size
+    list(train.run(case))
+    assert reads == [test]
+    reads.clear()
+    list(train.run(case.model_copy(update={"phase": "search"})))
+    assert reads == [round(case.dataset.train_size * case.val_fraction)] * case.train.epochs
+
+
+def test_same_seed_same_rows_in_another_process(final_run):
+    run = final_run("bilevel", {"group": "affine"})
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from autoaug_ray import train; from autoaug_ray.config import Run\n"
+        "run = Run.model_validate_json(sys.stdin.read())\n"
+        "row = [e.row for e in train.run(run)][-1]\n"
+        "import json; print(json.dumps([row['test_accuracy'], row['train_loss'], row['log']]))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], input=run.model_dump_json(), text=True,
+        capture_output=True, check=True,
+    ).stdout  # fmt: skip
+    here = rows(run)[-1]
+    assert json.loads(out) == [here["test_accuracy"], here["train_loss"], here["log"]]
+
+
+def test_methods_start_alike_and_see_the_same_images(final_run, monkeypatch):
+    """A paired comparison: same initial weights, and the same batches in the same order."""
+    seen = {}
+    for name in ("randaugment", "predefined", "stn"):
+        run = final_run(name)
+        batches, weights = [], []
+
+        def spy(
+            method,
+            learner,
+            batch,
+            next_meta,
+            state,
+            into=batches,
+            w=weights,
+            step=METHODS[name].step,
+        ):
+            if not into:
+                w.append(next(learner.model.parameters()).detach().clone())
+            into.append(batch.labels.clone())
+            return step(method, learner, batch, next_meta, state)
+
+        monkeypatch.setattr(METHODS[name], "step", spy)
+        list(train.run(run))
+        seen[name] = torch.cat(batches), weights[0]
+    first = seen.pop("stn")
+    for other in seen.values():
+        assert torch.equal(first[0], other[0]) and torch.equal(first[1], other[1])
+
+
+def test_meta_images_train_no_weights_in_their_epoch():
+    for epoch in (1, 2):
+        a, b = train.deal(100, 0.2, seed=3, epoch=epoch)
+        assert len(b) == 20 and sorted(torch.cat([a, b]).tolist()) == list(range(100))
+    assert train.deal(100, 0.2, 3, 1)[1].tolist() != train.deal(100, 0.2, 3, 2)[1].tolist()
+
+
+def test_cycle_goes_through_all_before_it_repeats():
+    split = data.Split(torch.arange(5).view(5, 1, 1, 1), torch.arange(5))
+    take = train.cycle(split, torch.tensor([0, 2, 4]), torch.Generator().manual_seed(0))
+    drawn = torch.cat([take(2).labels for _ in range(6)])
+    for i in range(0, 12, 3):
+        assert sorted(drawn[i : i + 3].tolist()) == [0, 2, 4]
+
+
+def test_bilevel_without_learning_trains_on_the_same_images(final_run, monkeypatch):
+    """The control differs from the learned row by the hypergradient alone."""
+    losses = {}
+    for learn in ("hypergradient", "off"):
+        run = final_run("bilevel", {"learn": learn, "every": 100})
+        losses[learn] = [r["train_loss"] for r in rows(run)]
+    assert losses["hypergradient"] == losses["off"]  # every: 100 never came to an outer step
+
+
+def test_a_missing_gradient_stops_the_run_with_a_sentence(final_run, monkeypatch):
+    monkeypatch.setattr(
+        "autoaug_ray.maths.augmenter.transform", lambda x, p, names, strength=None: x + 0 * p.sum()
+    )
+    with pytest.raises(RunError, match="no gradient of the meta loss reached"):
+        rows(final_run("bilevel"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(final_run, monkeypatch):
+    monkeypatch.setattr(
+        METHODS["none"], "augment", lambda self, state, images, noise, s=None: images / 0
+    )
+    with pytest.raises(RunError, match=r"train_loss became nan.*steps 1 to 5.*train.lr"):
+        rows(
+            final_run("none", train={"epochs": 1, "batch_size": 32, "lr": 100.0, "momentum": 0.999})
+        )
+
+
+def test_decay_only_shrinks_and_off_does_not(final_run):
+    def spread(**settings):
+        first, last = (r["log"]["std/translate_x"] for r in rows(final_run("bilevel", settings)))
+        return last / first
+
+    assert spread(learn="off") == 1
+    for size in ("scale", "small"):
+        assert spread(learn="decay_only", weight_decay=1.0, lr=0.1, size=size) < 0.9
+
+
+def test_meta_images_never_reach_batch_norm(final_run, monkeypatch):
+    """Statistics of a bilevel run are those of the augmented training batches alone."""
+    run = final_run("bilevel", {"group": "translation"})
+    states = []
+    for value in (0, 255):
+
+        def load(*args, value=value, real=data.load, **kwargs):
+            splits = real(*args, **kwargs)
+            meta = data.Split(torch.full_like(splits.meta.images, value), splits.meta.labels)
+            return data.Splits(splits.train, meta, splits.val, splits.test, splits.classes)
+
+        with monkeypatch.context() as m:
+            m.setattr(train.data, "load", load)
+            # One step: afterwards theta differs, and so do the images.
+            short = run.train.model_copy(update={"epochs": 1, "batch_size": 160})
+            epoch = next(train.run(run.model_copy(update={"train": short})))
+            states.append(epoch.snapshot()["learner"]["model"])
+    for k in states[0]:
+        if "running" in k:
+            torch.testing.assert_close(states[0][k], states[1][k]), k
+
+
+def test_replay_goes_through_the_states_of_the_run_that_it_replays(final_run, tmp_path):
+    run = final_run("bilevel", {"group": "translation", "lr": 0.1})
+    epochs = list(train.run(run))
+    parts = [policy.tensors(e.snapshot()["state"]) for e in epochs[:1]]
+    epochs = []
+    for epoch in train.run(run):
+        epochs.append(policy.tensors(epoch.snapshot()["state"]))
+    policy.export(
+        tmp_path, run, ImageShape(1, 28, 28), epochs[-1], [(0.0, epochs[0]), (0.5, epochs[1])], {}
+    )
+    replay = METHODS["replay"](policy=str(tmp_path / "policy.pt"))
+    state = replay.init(ImageShape(1, 28, 28), 0, torch.device("cpu"))
+    for progress, expected in ((0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1)):
+        state.go_to(progress)
+        assert torch.equal(state.augmenter.log_gain, epochs[expected]["augmenter.log_gain"]), (
+            progress
+        )
+    assert len(rows(final_run("replay", {"policy": str(tmp_path / "policy.pt")}))) == 2
+    assert parts
+
+
+def test_unroll_reaches_back_over_real_steps(final_run):
+    """K = 2 unrolls the previous step too: its hypergradient is not that of K = 1."""
+    logs = [
+        rows(final_run("bilevel", {"unroll": k, "every": 2, "normalise": False}))[0]["log"]
+        for k in (1, 2)
+    ]
+    assert logs[0]["hypergradient_norm"] != logs[1]["hypergradient_norm"]
+
+
+def test_figures_of_a_bilevel_epoch(final_run):
+    log = rows(final_run("bilevel", {"group": "affine"}))[0]["log"]
+    names = Bilevel().init(ImageShape(1, 28, 28), 0, torch.device("cpu")).augmenter.names
+    assert {f"std/{n}" for n in names} <= set(log)
+    assert log["hypergradient_norm"] > 0 and log["hypergradient_snr"] > 0
