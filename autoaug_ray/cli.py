@@ -101,17 +101,17 @@ def _one(study: Study, options: argparse.Namespace, console: Console) -> bool:
     page = report.write(study, folder, splits.classes)
     summary = report.summarise(study, folder)
     console.print(report.table(summary))
+    console.print(report.headline(summary), style="bold", highlight=False)
     for line in report.verdicts(summary, study, folder):
         console.print(line, highlight=False)
-    failures = [d for d in plan.done if d.outcome == "failed"]
-    for done in failures:
-        console.print(
-            f"[red]failed[/]: {done.run.label} ({done.run.phase}, seed {done.run.seed}): "
-            f"{done.error}",
-            highlight=False,
-        )
+    for done in plan.done:
+        if done.outcome == "failed":
+            console.print(
+                f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
+                style="red", highlight=False,
+            )  # fmt: skip
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return bool(failures)
+    return any(done.outcome == "failed" for done in plan.done)
 
 
 def _dry_run(study: Study) -> Table:

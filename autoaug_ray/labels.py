@@ -23,12 +23,12 @@ def beside_points(
     """
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what is placed in pixels must not move any more
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     frame = axes.get_window_extent(renderer)
     pixel = {k: axes.transData.transform(p) for k, p in points.items()}
     taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in pixel.values()]
-    for ends in lines:
-        box = Bbox(axes.transData.transform(ends))
+    for line in lines:
+        box = Bbox(axes.transData.transform(line))
         taken.append(Bbox.from_extents(box.xmin - 3, box.ymin - 3, box.xmax + 3, box.ymax + 3))
     places: dict[str, Bbox] = {}
     for label in sorted(points, key=lambda k: float(pixel[k][0])):
@@ -85,10 +85,12 @@ def at_ends(
         )  # fmt: skip
 
 
-def apart(wanted: Sequence[float], gap: float, low: float = 0.02, high: float = 0.98) -> list[float]:
-    """Positions at least `gap` apart and within [low, high], as close to the rising wanted as can be.
+def apart(
+    wanted: Sequence[float], gap: float, low: float = 0.02, high: float = 0.98
+) -> list[float]:
+    """Positions at least `gap` apart in [low, high], as close to the rising `wanted` as can be.
 
-    Least squares: without the gaps it is isotonic regression, by pooling adjacent violators.
+    Least squares: isotonic regression of what is wanted less the gaps, by pooling violators.
     """
     blocks: list[tuple[float, int]] = []  # (sum of wanted - i gap, count)
     for i, w in enumerate(wanted):

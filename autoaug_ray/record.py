@@ -6,7 +6,9 @@
       checkpoints/<key>.pt   the state of a run that is not finished
       policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
       ledger/                the meter's
-      summary.parquet, report.html, *.png
+      outcomes.jsonl         how every run that has ended did so (see autoaug_ray.plan)
+      summary.parquet        one row per entry (see autoaug_ray.summary)
+      report.html, *.png     the page and its figures
       trials/                Ray Tune's own files
 
 A run's name is the hash of its settings, so a file is either what is wanted or not there: nothing

@@ -19,6 +19,7 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
 
 import numpy as np
 import ray
@@ -291,8 +292,8 @@ class _PlanSearcher(_Unsaved, Searcher):
             self.plan.settle(run, "finished")
         elif error:
             self.plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
-        else:
-            self.plan.settle(run, "stopped")
+        elif run.phase == "search":
+            self.plan.settle(run, "stopped")  # by its scheduler
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(b"")

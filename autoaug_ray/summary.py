@@ -8,6 +8,7 @@ trainings of a setting that a longer search has since replaced. They are told fr
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from autoaug_ray import meter
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare, mean_of
+from autoaug_ray.plan import read_outcomes
 from autoaug_ray.record import Folder, write_whole
 
 Row = dict[str, Any]
@@ -45,12 +47,13 @@ SUMMARY = pa.schema(
         ("training_device_hours", pa.float64()),  # search + mean of one final, training only
         ("relative_cost", pa.float64()),  # of it, in trainings of the reference
         ("relative_search_cost", pa.float64()),  # the search's part of it
+        ("clock_spread", pa.float64()),  # longest / shortest final training over the seeds
         ("search_device_hours", pa.float64()),  # all that the search trials held, eval included
         ("total_device_hours", pa.float64()),  # all attempts of all runs, eval included
         *((f"device_hours_{phase}", pa.float64()) for phase in meter.PHASES),  # add up to it
         ("trials", pa.int64()),  # different runs in the ledger, search and final
         ("attempts", pa.int64()),
-        ("stopped", pa.int64()),  # search trials without a last epoch that did not fail
+        ("stopped", pa.int64()),  # search trials that the scheduler stopped
         ("failed", pa.int64()),  # runs that failed and are not whole
         ("displacement", pa.float64()),  # pixels; of the finals' last epoch, mean over seeds
         ("color_change", pa.float64()),  # [0, 1] units; likewise
@@ -59,8 +62,9 @@ SUMMARY = pa.schema(
     ]
 )
 
-FOUND_BY_POPULATION = ("policy", "schedule")
-"""Hyperparameters that a search may set without the study naming a range for them (pba)."""
+FOUND = ("policy", "schedule")
+"""Hyperparameters that a run may hold though the study names no range for them: a policy is found
+by each member of a population, and by each seed of an entry that is replayed."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,9 @@ class Results:
     ledger: dict[str, list[Row]]
     """label -> last line of every attempt."""
     failures: list[Row]
-    """Of runs that are not whole: label, phase, seed, key, error."""
+    """Runs that failed and are not whole, as `plan.read_outcomes` tells them."""
+    stopped: list[Row]
+    """Likewise, search trials that the scheduler stopped."""
     misused: list[str]
     """Keys of final trainings that did not use the settings that they were asked to."""
     foreign: int
@@ -124,15 +130,20 @@ def collect(study: Study, folder: Folder) -> Results:
         if line.get("label") in ledger and line["run"] not in foreign:
             ledger[line["label"]].append(line)
     whole = {key for key, rows in runs.items() if rows[-1]["finished"]}
-    path = folder.root / "failures.json"
-    failures = json.loads(path.read_text()) if path.exists() else []
+    outcomes = {line["run"]: dict(line) for line in read_outcomes(folder)}  # the last one counts
+    ended = [
+        line
+        for line in outcomes.values()
+        if line["label"] in entries and line["run"] not in foreign | whole
+    ]
     return Results(
         study=study,
         finals=finals,
         choices=chosen,
         searches=dict(searches),
         ledger=ledger,
-        failures=[f for f in failures if f["label"] in entries and f["key"] not in whole],
+        failures=[line for line in ended if line["outcome"] == "failed"],
+        stopped=[line for line in ended if line["outcome"] == "stopped"],
         misused=[
             rows[-1]["run_key"]
             for by_seed in finals.values()
@@ -151,13 +162,15 @@ def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
         return None
     if run["phase"] == "final" and run["seed"] not in study.seeds:
         return None
-    open_to_choice = {*entry.ranges, *FOUND_BY_POPULATION} - set(entry.hyperparameters)
+    open_to_choice = {*entry.ranges, *FOUND} - set(entry.hyperparameters)
     choices = {k: v for k, v in run["method"].items() if k in open_to_choice}
     try:
         method = entry.method(choices)
     except UserError:
         return None
-    return choices if method.model_dump(mode="json") == run["method"] else None
+    if method.model_dump(mode="json") != run["method"]:
+        return None
+    return {k: v for k, v in choices.items() if k != "policy"}
 
 
 def summarise(study: Study, folder: Folder) -> list[Row]:
@@ -181,12 +194,10 @@ def summarise_results(results: Results) -> list[Row]:
         difference = compare(label, mine, study.reference, accuracies[study.reference])
         hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES}
         last = [rows[-1] for rows in results.finals[label].values()]
-        failed = {f["key"] for f in results.failures if f["label"] == label}
-        trials = results.searches.get(label, [])
         devices = {line["device"] for line in lines} or {row["device"] for row in last}
         common = sorted(training[label].keys() & reference.keys())
         unit = fmean(reference[s] for s in common or reference) if reference else None
-        search = _seconds(lines, ("search",))
+        search = _seconds(lines, ("search",)) + _found_elsewhere(results, training, entry)
         cost = search + fmean(training[label][s] for s in common) if common else None
         out.append(
             {
@@ -207,6 +218,9 @@ def summarise_results(results: Results) -> list[Row]:
                 "training_device_hours": None if cost is None else cost / 3600,
                 "relative_cost": cost / unit if cost is not None and unit else None,
                 "relative_search_cost": search / unit if unit else None,
+                "clock_spread": max(training[label].values()) / min(training[label].values())
+                if training[label]
+                else None,
                 "search_device_hours": _seconds(
                     [line for line in lines if line["phase"] == "search"], meter.PHASES
                 )
@@ -215,11 +229,8 @@ def summarise_results(results: Results) -> list[Row]:
                 **{f"device_hours_{phase}": value for phase, value in hours.items()},
                 "trials": len({line["run"] for line in lines}),
                 "attempts": len(lines),
-                "stopped": sum(
-                    not rows[-1]["finished"] and rows[-1]["run_key"] not in failed
-                    for rows in trials
-                ),
-                "failed": len(failed),
+                "stopped": sum(line["label"] == label for line in results.stopped),
+                "failed": sum(line["label"] == label for line in results.failures),
                 "displacement": _mean(row["displacement"] for row in last),
                 "color_change": _mean(row["color_change"] for row in last),
                 "choices": json.dumps(results.choices[label]),
@@ -235,6 +246,16 @@ def write_summary(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     write_whole(path, buffer.getvalue().to_pybytes())
 
 
+def _found_elsewhere(
+    results: Results, training: Mapping[str, Mapping[int, float]], entry: Entry
+) -> float:
+    """Seconds that it took to find what an entry replays: search and one final of its source."""
+    source = str(entry.hyperparameters.get("of"))
+    if source not in training:
+        return 0.0
+    return _seconds(results.ledger[source], ("search",)) + (_mean(training[source].values()) or 0.0)
+
+
 def _final_seconds(results: Results, label: str) -> dict[int, float]:
     """seed -> device-seconds of training in its final run, all attempts; runs in the ledger."""
     out = {}
@@ -247,7 +268,7 @@ def _final_seconds(results: Results, label: str) -> dict[int, float]:
 
 def _seconds(lines: Iterable[Row], phases: Sequence[str]) -> float:
     """Device-seconds: seconds held x share of the device."""
-    return sum(line["share"] * line["seconds"][p] for line in lines for p in phases)
+    return math.fsum(line["share"] * line["seconds"][p] for line in lines for p in phases)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -12,7 +12,7 @@ from autoaug_ray.maths.strength import Strength
 GROUPS = ["translation", "affine", "color", "translation+color", "affine+color"]
 
 
-@pytest.mark.parametrize("size", ["small", "medium", "large"])
+@pytest.mark.parametrize("size", ["scale", "small", "medium", "large"])
 @pytest.mark.parametrize("group", GROUPS)
 def test_symmetric_by_construction_bounded_and_of_known_spread(group, size):
     names = parameter_names(group, 3)
@@ -23,10 +23,13 @@ def test_symmetric_by_construction_bounded_and_of_known_spread(group, size):
     bounds = torch.tensor([BOUNDS[n] for n in names])
     assert (p.abs() <= bounds).all()
     torch.testing.assert_close(p.std(0) / bounds, torch.full((len(names),), 0.1), rtol=0.1, atol=0)
+    # Not correlated: else a translation would cover a diagonal of the square only.
+    correlation = torch.corrcoef(p.T).view(len(names), len(names))
+    assert (correlation - torch.eye(len(names))).abs().max() < 0.1
 
 
 def test_asymmetric_on_request():
-    augmenter = Augmenter(("brightness",), symmetric=False)
+    augmenter = Augmenter(("brightness",), "small", symmetric=False)
     z = augmenter.draw(8, torch.Generator().manual_seed(0))
     assert not torch.allclose(augmenter(-z), -augmenter(z))
 
@@ -76,9 +79,9 @@ def test_translation_by_known_pixels():
 
 
 def test_initial_weights_depend_on_the_seed_alone():
-    a = Augmenter(("hue",), seed=1)
+    a = Augmenter(("hue",), "small", seed=1)
     torch.rand(7)
-    b, c = Augmenter(("hue",), seed=1), Augmenter(("hue",), seed=2)
+    b, c = Augmenter(("hue",), "small", seed=1), Augmenter(("hue",), "small", seed=2)
     same = [torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True)]
     assert all(same)
     assert not torch.equal(a.network[0].weight, c.network[0].weight)

@@ -157,7 +157,7 @@ class Augmenter(AbstractAugmenter):
         size: Size = "scale",
         *,
         symmetric: bool = True,
-        spread: float = 0.15,
+        spread: float = 0.1,
         seed: int = 0,
     ) -> None:
         n = len(names)
@@ -199,7 +199,7 @@ class Augmenter(AbstractAugmenter):
     @torch.no_grad()
     def decay(self, rate: float) -> None:
         """One step of weight decay on the gains."""
-        self.log_gain += math.log1p(-min(rate, 0.99))
+        self.log_gain.add_(math.log1p(-min(rate, 0.99)))
 
     def forward(self, z: Tensor) -> Tensor:
         """Noise (B, Z) in [-1, 1] -> parameters (B, P) within +-bounds."""

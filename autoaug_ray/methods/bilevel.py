@@ -90,7 +90,7 @@ class Bilevel(Method):
     """scale: a spread per parameter and nothing else; small, medium, large: the paper's MLPs."""
     symmetric: bool = True
     """p(-z) = -p(z): the mean transformation is the identity, whatever is learned."""
-    spread: float = Field(0.15, gt=0, le=1)
+    spread: float = Field(0.1, gt=0, le=1)
     """Initial standard deviation of every parameter, as a share of its bound."""
     flip: Flip = "horizontal"
     """Predefined, as in the paper: a flip is not differentiable."""
@@ -293,7 +293,8 @@ class Bilevel(Method):
             mean_square = sum(float((s / n).square().sum()) for s in state.sum)
             square_mean = sum(float(s.sum()) / n for s in state.sum_of_squares)
             figures["hypergradient_norm"] = float(state.sum_of_norms) / n
-            noise = max(square_mean - mean_square, 1e-30)
-            figures["hypergradient_snr"] = (mean_square / noise) ** 0.5
+            if n > 1:
+                noise = max(square_mean - mean_square, 1e-30)
+                figures["hypergradient_snr"] = (mean_square / noise) ** 0.5
         state.new_epoch()
         return figures

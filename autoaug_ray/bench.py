@@ -1,0 +1,646 @@
+"""Speed and cost, measured side by side: `python -m autoaug_ray.bench NAME [--json FILE]`.
+
+    hypergradient   what each way to the augmenter's gradient costs, and how right it is
+    tune            what share of a study's machine time is not training
+
+A benchmark is a function here and a line in BENCHES. Its keyword arguments are the options of the
+command; it returns its figures (for --json) and the tables that show them.
+
+What is compared is interleaved in one process, A B C A B C ..., and divided round by round by what
+stands first, so that a machine that is busy now and then slows both sides of a ratio.
+"""
+
+import argparse
+import copy
+import inspect
+import itertools
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from autoaug_ray import config, data, models, train
+from autoaug_ray import meter as metering
+from autoaug_ray.config import Run
+from autoaug_ray.data import Dataset, Split
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.learner import Learner, Training
+from autoaug_ray.maths import hypergradient as hg
+from autoaug_ray.meter import TRAINING, Meter
+from autoaug_ray.methods import AnyMethod, ImageShape, as_float
+from autoaug_ray.methods.base import NextMeta, flipped
+from autoaug_ray.methods.bilevel import Bilevel, BilevelState
+from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
+from autoaug_ray.models import Classifier
+from autoaug_ray.record import Folder, write_whole
+
+AIM = 1.5  # plain trainings that a whole bilevel training may cost
+OVERHEAD_AIM = 0.1  # share of a study's slot-time that may be neither training nor evaluation
+
+
+class Outcome(NamedTuple):
+    figures: dict[str, Any]
+    tables: list[Table]
+
+
+# --- hypergradient ------------------------------------------------------------------------------
+
+Step = Callable[[Learner, Split, NextMeta, Any], object]
+"""`Method.step`, or something that could stand in its place."""
+
+EPSILON = inspect.signature(hg.finite_difference).parameters["epsilon"].default
+DEEPEST = 5  # steps; the largest unrolling here
+SLICE = 2  # steps of one variant between two of another
+SLICES = 8  # rounds of the single steps per repeat of the whole trainings
+STILL = 1e-12  # learning rate at which the augmenter stays where it is
+
+
+class Variant(NamedTuple):
+    """One way to do a step, on a batch and with noise that are the same for all of them."""
+
+    name: str
+    method: AnyMethod
+    step: Step
+    estimates: bool
+    """Whether `BilevelState.record` is told an estimate of the hypergradient."""
+
+
+def variants() -> list[Variant]:
+    """The plain step first: it is the unit. Then the exact one: it is what cosines are to."""
+
+    def learned(name: str, **settings: Any) -> Variant:
+        method = Bilevel(lr=STILL, **settings)
+        return Variant(name, method, method.step, settings.get("learn") is None)
+
+    def differences(name: str, *, central: bool) -> Variant:
+        method = Bilevel(lr=STILL)
+        return Variant(name, method, finite_difference_step(method, central=central), True)
+
+    plain, affine = NoAugmentation(), RandomAffine(scale_x=0.2, shear_x=0.2, translate_x=0.2,
+                                                   shear_y=0.2, scale_y=0.2, translate_y=0.2)  # fmt: skip
+    return [
+        Variant("plain step, no augmentation", plain, plain.step, False),
+        learned("exact, K=1, shared with the trainer's step"),
+        Variant("plain step + fixed random affine", affine, affine.step, False),
+        learned("train-loss gradient, one backward", learn="train_loss"),
+        learned("exact, K=2", unroll=2),
+        learned(f"exact, K={DEEPEST}", unroll=DEEPEST),
+        differences("finite difference, one-sided", central=False),
+        differences("finite difference, central", central=True),
+        learned("exact, half of the batch", fraction=0.5),
+        learned("exact, quarter of the batch", fraction=0.25),
+    ]
+
+
+def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
+    """The whole bilevel step of K = 1 with a difference quotient for the second derivative."""
+
+    def step(learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState) -> None:
+        x = flipped(as_float(batch.images), method.flip, learner.noise)
+        z = state.augmenter.draw(len(x), learner.noise)
+        meta, rule = next_meta(len(x)), learner.rule
+
+        def augmented() -> Tensor:
+            return state.augmenter.apply_to(x, state.augmenter(z))
+
+        def look_ahead(
+            w: hg.Weights, m: hg.Weights, g: hg.Weights
+        ) -> tuple[hg.Weights, hg.Weights]:
+            return rule(w, m, hg.same_length(g) if method.normalise else g)
+
+        theta = list(state.augmenter.parameters())
+        h = hg.finite_difference(
+            learner.loss_at(augmented, batch.labels),
+            learner.loss_at(as_float(meta.images), meta.labels),
+            {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
+            learner.momenta(),
+            theta,
+            look_ahead,
+            central=central,
+        )
+        state.record(h.theta)
+        for parameter, g in zip(theta, h.theta, strict=True):
+            parameter.grad = g
+        state.optimiser.step()
+        learner.apply(h.weights)
+
+    return step
+
+
+class Batch(NamedTuple):
+    train: Split
+    meta: Split
+
+    def next_meta(self, n: int) -> Split:
+        return Split(self.meta.images[:n], self.meta.labels[:n])
+
+
+class Place:
+    """A point in a real bilevel training, from which every variant can start."""
+
+    def __init__(
+        self, classifier: Classifier, device: torch.device, change: Callable[[nn.Module], None],
+        *, warmup: int,
+    ) -> None:  # fmt: skip
+        """`change` edits the untrained classifier. Then `warmup` steps are done."""
+        self.classifier, self.device, self.change = classifier, device, change
+        self.training = Training()
+        self.total_steps = 10 * max(warmup, 10)
+        self.splits = data.load(DATASET, val_fraction=None, device=device)
+        self.shape = ImageShape(*self.splits.train.images.shape[1:])
+        pool = len(self.splits.train)
+        train_index, meta_index = train.deal(pool, self.training.meta_fraction, 0, 1)
+        self._train = train.cycle(self.splits.train, train_index, train.stream(0, "order"))
+        self._meta = train.cycle(self.splits.meta, meta_index, train.stream(0, "meta"))
+        self._method = Bilevel()
+        self._learner, self._state = self._fresh(self._method)
+        self.advance(warmup)
+
+    def batch(self) -> Batch:
+        size = self.training.batch_size
+        return Batch(self._train(size), self._meta(size))
+
+    def advance(self, steps: int) -> None:
+        self._learner.model.train()
+        for _ in range(steps):
+            _one(self._learner, self._method.step, self.batch(), self._state)
+
+    @property
+    def steps_done(self) -> int:
+        return self._learner.steps_done
+
+    def start(self, method: AnyMethod) -> tuple[Learner, Any]:
+        """A learner and a method's state of their own: as they are here, sharing nothing."""
+        learner, state = self._fresh(method)
+        learner.load_state_dict(copy.deepcopy(self._learner.state_dict()))
+        if isinstance(state, BilevelState):
+            state.load_state_dict(copy.deepcopy(self._state.state_dict()))
+        learner.model.train()
+        return learner, state
+
+    def _fresh(self, method: AnyMethod) -> tuple[Learner, Any]:
+        model = models.build(
+            self.classifier, len(self.splits.classes),
+            *data.channel_statistics(self.splits.train), seed=0,
+        )  # fmt: skip
+        self.change(model)
+        learner = Learner(
+            model.to(self.device),
+            self.training,
+            total_steps=self.total_steps,
+            noise=train.stream(0, "augment", self.device),
+        )
+        return learner, method.init(self.shape, 0, self.device)
+
+
+DATASET = Dataset(name="fashion-mnist-mini")
+
+
+def _one(learner: Learner, step: Step, batch: Batch, state: Any) -> None:
+    learner.begin_step()
+    step(learner, batch.train, batch.next_meta, state)
+    learner.end_step()
+
+
+def as_it_is(model: nn.Module) -> None: ...
+
+
+def with_silu(model: nn.Module) -> None:
+    """Every activation with a kink becomes a smooth one."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(module, name, nn.SiLU())
+
+
+def smooth(model: nn.Module) -> None:
+    """And every maximum over pixels, whose switching is a kink too, an average."""
+    with_silu(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
+                setattr(module, name, pool)
+            elif isinstance(child, nn.AdaptiveMaxPool2d):
+                setattr(module, name, nn.AdaptiveAvgPool2d(child.output_size))
+
+
+NETS: dict[str, Callable[[nn.Module], None]] = {
+    "as it is": as_it_is,
+    "SiLU": with_silu,
+    "SiLU, avg pool": smooth,
+}
+ANOTHER = "exact, another batch and other noise"
+
+
+def cosines(place: Place, points: int) -> dict[str, list[float]]:
+    """Cosine of every estimate's theta-gradient to the exact one's, at `points` points."""
+    ways = [v for v in variants() if v.estimates]
+    out: dict[str, list[float]] = {v.name: [] for v in ways} | {ANOTHER: []}
+    for _ in range(points):
+        lead, other = [place.batch() for _ in range(DEEPEST)], place.batch()
+        exact = theta_gradient(place, ways[0], lead)
+        for variant in ways:
+            h = theta_gradient(place, variant, lead)
+            out[variant.name].append(float(cosine_similarity(h, exact, dim=0)))
+        h = theta_gradient(place, ways[0], [*lead[:-1], other], other_noise=True)
+        out[ANOTHER].append(float(cosine_similarity(h, exact, dim=0)))
+        place.advance(DEEPEST)
+    return out
+
+
+def theta_gradient(
+    place: Place, variant: Variant, lead: Sequence[Batch], *, other_noise: bool = False
+) -> Tensor:
+    """What a variant finds at the last batch, having trained on those before as all others did."""
+    learner, state = place.start(variant.method)
+    for batch in lead[:-1]:
+        _one(learner, variant.step, batch, state)
+    if other_noise:
+        learner.noise.manual_seed(train.seed_of(0, "other noise"))
+    before = [total.clone() for total in state.sum]
+    _one(learner, variant.step, lead[-1], state)
+    return torch.cat([(a - b).flatten() for a, b in zip(state.sum, before, strict=True)]).double()
+
+
+def step_seconds(place: Place, rounds: int) -> dict[str, list[float]]:
+    """Seconds per step and round of every variant; a first round, which warms up, is dropped."""
+    started = [(v, *place.start(v.method)) for v in variants()]
+    batch = place.batch()
+    for variant, learner, state in started:
+        for _ in range(DEEPEST):  # so that the unrolled ones have steps to unroll
+            _one(learner, variant.step, batch, state)
+    seconds: dict[str, list[float]] = {v.name: [] for v, *_ in started}
+    for _ in range(rounds + 1):
+        batches = [place.batch() for _ in range(SLICE)]
+        for variant, learner, state in started:
+            learner.steps_done = place.steps_done  # all at the same learning rate
+            begin = _now(place.device)
+            for batch in batches:
+                _one(learner, variant.step, batch, state)
+            seconds[variant.name].append((_now(place.device) - begin) / SLICE)
+    return {name: s[1:] for name, s in seconds.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def trainings() -> dict[str, AnyMethod]:
+    """Whole trainings, the plain one first."""
+    out: dict[str, AnyMethod] = {
+        "none": NoAugmentation(),
+        "bilevel, learn: off": Bilevel(learn="off"),
+    }
+    spared = [(every, part) for every in (2, 4, 8) for part in (1.0, 0.5, 0.25)]
+    for until in (1.0, 0.6):
+        for every, part in [(1, 1.0), *spared]:
+            name = f"bilevel, every {every}, fraction {part:g}, until {until:g}"
+            out[name] = Bilevel(every=every, fraction=part, until=until)
+    return out
+
+
+def training_seconds(
+    classifier: Classifier, device: torch.device, epochs: int, repeats: int
+) -> dict[str, list[float]]:
+    """What the meter charges for each whole training: its steps, as relative cost counts them."""
+    methods = trainings()
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            run = Run(
+                label=name, phase="final", seed=0, model=classifier, val_fraction=0.2,
+                dataset=DATASET.model_copy(update={"test_size": 100}),
+                train=Training(epochs=epochs), method=method,
+            )  # fmt: skip
+            meter = Meter(device=device)
+            for _ in train.run(run, meter):
+                pass
+            seconds[name].append(sum(meter.seconds()[p] for p in TRAINING))
+    return seconds
+
+
+def multiples(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Median and quartiles of each one's time over the first one's of the same round."""
+    unit = np.array(next(iter(seconds.values())))
+    out = {}
+    for name, s in seconds.items():
+        low, cost, high = np.quantile(np.array(s) / unit, [0.25, 0.5, 0.75]).tolist()
+        out[name] = {
+            "cost": cost, "cost_low": low, "cost_high": high, "seconds": float(np.median(s)),
+        }  # fmt: skip
+    return out
+
+
+def hypergradient(
+    *,
+    model: Annotated[str, "classifier: cnn, badgan, resnet18, resnet50, wrn-28-10, ..."] = "cnn",
+    width: Annotated[int, "channels of the first block of cnn"] = 16,
+    device: Annotated[str, "cpu or cuda"] = "cpu",
+    repeats: Annotated[int, "times that every whole training is run"] = 5,
+    epochs: Annotated[int, "of a whole training (62 steps each)"] = 2,
+    warmup: Annotated[int, "steps of training before anything is measured"] = 100,
+    batches: Annotated[int, "over which cosines are averaged"] = 8,
+) -> Outcome:
+    """The cost of every way to the hypergradient, and its cosine to the exact one."""
+    where = _device(device)
+    try:
+        classifier = Classifier(name=model, width=width)
+    except ValueError:
+        raise UserError(
+            f"--model must be one of {', '.join(models.CLASSIFIERS)} or torchvision:NAME, and "
+            f"--width at most 4096; got {model!r} and {width}."
+        ) from None
+    place = Place(classifier, where, as_it_is, warmup=warmup)
+    single = multiples(step_seconds(place, SLICES * repeats))
+    whole = multiples(training_seconds(classifier, where, epochs, repeats))
+    found = {
+        net: cosines(Place(classifier, where, change, warmup=warmup), batches)
+        for net, change in NETS.items()
+    }
+    by_name: dict[str, dict[str, dict[str, float]]] = {
+        name: {
+            net: {"mean": float(np.mean(f[name])), "lowest": min(f[name])}
+            for net, f in found.items()
+            if name in f
+        }
+        for name in (*single, ANOTHER)
+    }
+    steps = [
+        {"name": name, **single.get(name, {}), "cosine": by_name[name]}
+        for name in (*single, ANOTHER)
+    ]
+    totals = [{"name": name, **m, "within_aim": m["cost"] <= AIM} for name, m in whole.items()]
+    training = place.training
+    figures = {
+        "model": model, "width": width, "device": metering.device_name(where),
+        "batch_size": training.batch_size, "images": list(place.shape), "repeats": repeats,
+        "warmup": warmup, "batches": batches, "epochs": epochs, "epsilon": EPSILON,
+        "parameters": models.parameter_count(place.start(NoAugmentation())[0].model),
+        "aim": AIM, "steps": steps, "trainings": totals,
+    }  # fmt: skip
+    return Outcome(figures, [_hypergradient_table(figures)])
+
+
+def _hypergradient_table(f: Mapping[str, Any]) -> Table:
+    steps, totals = f["steps"], f["trainings"]
+    table = Table(
+        title=f"{f['model']} ({f['parameters']:,} parameters) on {f['device']}, batch "
+        f"{f['batch_size']} of {'x'.join(map(str, f['images']))}, Fashion-MNIST",
+        caption=f"1 is a plain step ({steps[0]['seconds'] * 1e3:.1f} ms), or a plain training of "
+        f"{f['epochs']} epochs ({totals[0]['seconds']:.2f} s). Medians of ratios within a round, "
+        f"and their quartiles. Cosines to the exact K=1 gradient of the whole batch: means over "
+        f"{f['batches']} batches after {f['warmup']} steps, for the net, for it with SiLU, and "
+        f"with SiLU and average pooling. Finite differences at epsilon = {f['epsilon']:g} / |v|.",
+    )
+    table.add_column("step")
+    for name in ("cost", "quartiles", *(f"cos, {net}" for net in NETS)):
+        table.add_column(name, justify="right")
+    for row in steps:
+        found = [f"{row['cosine'][net]['mean']:.3f}" if row["cosine"] else "" for net in NETS]
+        table.add_row(row["name"], *_cost(row), *found)
+    table.add_section()
+    table.add_row("[bold]whole training[/]", "", "", f"[bold]<= {AIM:g}[/]")
+    for row in totals:
+        flag = ("yes" if row["within_aim"] else "no") if row["name"] != "none" else ""
+        table.add_row(row["name"], *_cost(row), flag)
+    return table
+
+
+def _cost(row: Mapping[str, Any]) -> tuple[str, str]:
+    if "cost" not in row:
+        return "", ""
+    return f"{row['cost']:.2f}", f"{row['cost_low']:.2f} - {row['cost_high']:.2f}"
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu or cuda, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device on this machine; use cpu.")
+    return torch.device(name)
+
+
+# --- tune ---------------------------------------------------------------------------------------
+
+
+class Attempt(NamedTuple):
+    began: float  # seconds since the epoch
+    ended: float
+    seconds: Mapping[str, float]  # by phase; they add up to ended - began
+
+
+def attempts(ledger: Path) -> list[Attempt]:
+    """All of a study, by the time at which they began, from the last line of each."""
+    lines = [(line["at"], line["seconds"]) for line in metering.read(ledger)]
+    return sorted(Attempt(at - sum(seconds.values()), at, seconds) for at, seconds in lines)
+
+
+def slot_time(
+    made: Sequence[Attempt], slots: int, begin: float, end: float
+) -> dict[str, float]:  # fmt: skip
+    """Where (end - begin) x slots seconds of machine time went; the parts add up to it.
+
+    start: until a slot's first attempt. between: from one attempt on a slot to the next. tail: a
+    slot has nothing to do while others still work. finish: after the last attempt of all.
+    """
+    lanes: list[list[Attempt]] = [[] for _ in range(slots)]
+    for attempt in made:
+        # The slot that has been free for longest; which of them it really was makes no difference.
+        min(lanes, key=lambda lane: lane[-1].ended if lane else -math.inf).append(attempt)
+    last = max(attempt.ended for attempt in made)
+    parts = dict.fromkeys(("start", "between", "tail", "finish", *metering.PHASES), 0.0)
+    for lane in lanes:
+        if not lane:
+            parts["tail"] += last - begin
+            continue
+        parts["start"] += lane[0].began - begin
+        parts["between"] += sum(b.began - a.ended for a, b in itertools.pairwise(lane))
+        parts["tail"] += last - lane[-1].ended
+        for attempt in lane:
+            for phase, seconds in attempt.seconds.items():
+                parts[phase] += seconds
+    parts["finish"] = (end - last) * slots
+    return parts
+
+
+def epoch_seconds() -> float:
+    """Of a trial of `tune`, once warm."""
+    tree = {"dataset": {"name": DATASET.name}, "train": {"epochs": 3}, "methods": {"none": {}}}
+    study = config.study(tree, name="probe")
+    meter = Meter()
+    spent = [
+        sum(meter.seconds().values())
+        for _ in train.run(study.run(study.entries[0], "final", seed=0, choices={}), meter)
+    ]
+    return spent[1] - spent[0]  # the last epoch also reads the test set
+
+
+def tune(
+    *,
+    seconds: Annotated[float, "that a trial should last, by a timed probe"] = 30.0,
+    trials: Annotated[int, "of the study"] = 8,
+    slots: Annotated[int, "trials that run at the same time, with a CPU each"] = 2,
+) -> Outcome:
+    """The share of a study's machine time that is not training: starting, waiting, reporting."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if slots > (cores or 1):
+        raise UserError(f"--slots must be at most {cores}, the cores of this machine, got {slots}.")
+    if "RAY_ADDRESS" in os.environ:
+        raise UserError("RAY_ADDRESS is set, but tune measures this machine; unset it.")
+    from autoaug_ray.study import Watch, execute, start_ray
+
+    epochs = max(1, round(seconds / epoch_seconds()))
+    study = config.study(
+        {
+            "dataset": {"name": DATASET.name}, "train": {"epochs": epochs},
+            "seeds": trials, "methods": {"none": {}},
+        },
+        name="bench-tune",
+    )  # fmt: skip
+    before_ray = time.time()
+    start_ray(slots)
+    ray_seconds = time.time() - before_ray
+    with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
+        folder = Folder(Path(root))
+        begin = time.time()
+        plan = execute(study, folder, Watch())
+        end = time.time()
+        for done in plan.done:
+            if done.outcome != "finished":
+                raise RunError(f"a trial {done.outcome}: {done.error}")
+        made = attempts(folder.ledger)
+    parts = slot_time(made, slots, begin, end)
+    total = (end - begin) * slots
+    training = sum(parts[p] for p in TRAINING)
+    lasted = sorted(a.ended - a.began for a in made)
+    figures = {
+        "device": metering.device_name(torch.device("cpu")), "slots": slots, "trials": trials,
+        "attempts": len(made), "epochs": epochs, "asked_seconds": seconds,
+        "trial_seconds": lasted, "ray_start_seconds": ray_seconds,
+        "wall_seconds": end - begin, "slot_seconds": total,
+        "training_seconds": training, "eval_seconds": parts["eval"],
+        "parts": {
+            "training": training,
+            **{p: parts[p] for p in ("eval", "start", "between", "tail", "finish", "other")},
+        },
+        "not_training_share": 1 - training / total,
+        "overhead_share": 1 - (training + parts["eval"]) / total,
+        "aim": OVERHEAD_AIM,
+    }  # fmt: skip
+    return Outcome(figures, [_tune_table(figures)])
+
+
+PARTS = {
+    "training": "training steps",
+    "eval": "evaluation",
+    "start": "start: until a slot's first trial begins",
+    "between": "between two trials of a slot",
+    "tail": "tail: no trial left for a slot",
+    "finish": "finish: after the last trial",
+    "other": "in trials: data, models, checkpoints, reporting",
+}
+
+
+def _tune_table(f: Mapping[str, Any]) -> Table:
+    lasted, total = f["trial_seconds"], f["slot_seconds"]
+    verdict = "within" if f["overhead_share"] <= f["aim"] else "above"
+    table = Table(
+        title=f"{f['trials']} trials of {f['epochs']} epochs, {lasted[0]:.1f} to {lasted[-1]:.1f} "
+        f"s each, {f['slots']} at a time",
+        caption=f"execute() took {f['wall_seconds']:.1f} s of wall-clock, x {f['slots']} slots = "
+        f"{total:.1f} s; starting Ray before it {f['ray_start_seconds']:.1f} s. Neither training "
+        f"nor evaluation: {f['overhead_share']:.1%}, {verdict} the aim of {f['aim']:.0%}.",
+    )
+    table.add_column("slot-time")
+    for name in ("seconds", "share"):
+        table.add_column(name, justify="right")
+    for part, label in PARTS.items():
+        table.add_row(label, f"{f['parts'][part]:.2f}", f"{f['parts'][part] / total:.1%}")
+        if part == "eval":
+            table.add_section()
+    table.add_section()
+    table.add_row("all", f"{total:.2f}", "100.0%")
+    return table
+
+
+# --- the command --------------------------------------------------------------------------------
+
+BENCHES: dict[str, Callable[..., Outcome]] = {
+    "hypergradient": hypergradient,
+    "tune": tune,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    options = vars(_parser().parse_args(arguments))
+    name, path = options.pop("bench"), options.pop("json")
+    torch.set_num_threads(options.pop("threads"))
+    try:
+        if path is not None and path.is_dir():
+            raise UserError(f"--json {path} is a folder; name a file.")
+        for option, value in options.items():
+            if not isinstance(value, str) and value <= 0:
+                raise UserError(f"--{option} must be above 0, got {value}.")
+        outcome = BENCHES[name](**options)
+        for table in outcome.tables:
+            Console().print(table)
+        if path is not None:
+            about = {"bench": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
+            _write(path, about | outcome.figures)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _write(path: Path, figures: Mapping[str, Any]) -> None:
+    try:
+        write_whole(path, json.dumps(figures, indent=1).encode())
+    except OSError as error:
+        raise UserError(f"--json {path} cannot be written ({error}).") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m autoaug_ray.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    names = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
+    for name, bench in BENCHES.items():
+        one = names.add_parser(name, help=bench.__doc__, description=bench.__doc__)
+        one.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+        one.add_argument(
+            "--threads", type=int, default=1, metavar="N",
+            help="of torch in this process (default: 1, as a trial that holds one CPU)",
+        )  # fmt: skip
+        for option in inspect.signature(bench).parameters.values():
+            kind, text = get_args(option.annotation)
+            one.add_argument(
+                f"--{option.name}", type=kind, default=option.default,
+                metavar=kind.__name__.upper(), help=f"{text} (default: {option.default})",
+            )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoaug_ray import config
+from autoaug_ray.config import Run, study
+from autoaug_ray.errors import UserError
+
+DATA = "dataset: {name: fashion-mnist-mini}\n"
+
+
+def load(text, tmp_path, **kwargs):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return config.load(path, **kwargs)
+
+
+def test_a_study(tmp_path):
+    made = load(
+        DATA + "train: {lr: 1e-2}\nseeds: [3, 5]\nmodel: resnet18\nmethods:\n"
+        "  none:\n"
+        "  grid: {method: random_affine, scale_x: {grid: [0, 0.2]}, shear_x: {grid: [0, .1, .2]}}\n"
+        "  mine: {method: bilevel, lr: 1e-3, controls: [off, train_loss]}\n",
+        tmp_path,
+    )
+    assert made.name == "mine" and made.train.lr == 0.01 and made.seeds == (3, 5)
+    assert made.model.name == "resnet18"
+    assert [e.label for e in made.entries] == [
+        "none", "grid", "mine", "mine learn:off", "mine learn:train_loss",
+    ]  # fmt: skip
+    assert len(made.entry("grid").grid()) == 6
+    control = made.entry("mine learn:off")
+    assert control.control_of == "mine" and control.method({}).learn == "off"
+    assert control.method({}).lr == 1e-3
+
+
+def test_off_is_a_word_and_1e_3_a_number():
+    tree = yaml.load("a: off\nb: 1e-3\nc: true\nd: [on, no, 3, 4.5]", config._Loader)
+    assert tree == {"a": "off", "b": 0.001, "c": True, "d": ["on", "no", 3, 4.5]}
+
+
+FAULTS = {
+    "methods: {none: {}, bilvel: {}}":
+        r"methods.bilvel.method: unknown method 'bilvel' \(did you mean bilevel\?\); known: none,",
+    "methods: {none: {}, bilevel: {lrr: 1}}":
+        r"methods.bilevel.lrr: unknown key \(did you mean lr\?\); known: .*weight_decay",
+    "methods: {none: {}, bilevel: {lr: -1}}": "methods.bilevel.lr: .*greater than 0, got -1",
+    "methods: {none: {}, bilevel: {lr: fast}}": "methods.bilevel.lr: .*valid number, got 'fast'",
+    "methods: {none: {}, bilevel: {group: afine}}":
+        "methods.bilevel.group: .*'affine'.*got 'afine'",
+    "methods: {none: {}, bilevel: {lr: {loguniform: [0, 1]}}}":
+        r"methods.bilevel.lr.loguniform must have low > 0, got \[0, 1\]",
+    "methods: {none: {}, bilevel: {lr: {uniform: [1, 0.1]}}}":
+        r"methods.bilevel.lr.uniform must be \[low, high\] with low < high",
+    "methods: {none: {}, bilevel: {lr: {grid: []}}}": "methods.bilevel.lr.grid must be a list",
+    "methods: {none: {}, bilevel: {lr: {grid: [0.1], choice: [0.2]}}}":
+        "methods.bilevel.lr must have one of grid, choice",
+    "methods: {none: {}, bilevel: {lr: {grid: [0.1, 100]}}}":
+        "methods.bilevel.lr: .*less than or equal to 10, got 100",
+    "methods: {none: {}, randaugment: {magnitude: {randint: [5, 40]}}}":
+        "methods.randaugment.magnitude: .*equal to 30, got 39",
+    "methods: {none: {}, bilevel: {learn: decay_only}}":
+        "methods.bilevel: learn: decay_only needs a weight_decay above 0",
+    "methods: {none: {}, predefined: {scale: [2, 1]}}": r"scale must be \[low, high\]",
+    "methods: {none: {}, pba: {policy: [1]}}": "policy must have 60 integers, but has 1",
+    "methods: {none: {controls: [off]}}": "methods.none.controls: none learns nothing",
+    "methods: {none: {}, a/b: {method: none}}": "methods.a/b: a label is made of letters",
+    "methods: {none: 3}": "methods.none must map hyperparameters to values, got 3",
+    "methods: {none: {search: {sample: 3}}}":
+        r"methods.none.search.sample: unknown key \(did you mean samples\?\)",
+    "methods: {none: {search: {scheduler: hyperband}}}":
+        "methods.none.search.scheduler: .*'fifo' or 'asha', got 'hyperband'",
+    "methods: {none: {resources: {gpus: -1}}}": "methods.none.resources.gpus: .*got -1",
+    "methods: {predefined: {}}": "reference is 'none', which is no label of methods",
+    "methods: {}": "methods must map at least one label",
+    "methods: {none: {}}\nseeds: 0": "seeds must be at least 1",
+    "methods: {none: {}}\nseeds: [1, 1]": "seeds must be different whole numbers",
+    "methods: {none: {}}\ntrain: {epoch: 3}": r"train.epoch: unknown key \(did you mean epochs\?\)",
+    "methods: {none: {}}\ntrain: {epochs: 2.5}": "train.epochs: .*valid integer, got 2.5",
+    "methods: {none: {}}\ntrain: {epochs: 0}": "train.epochs: .*equal to 1, got 0",
+    "methods: {none: {}}\nmodel: resnet": "model.name: unknown classifier; known: cnn, .*'resnet'",
+    "methods: {none: {}}\nval_fraction: 1": "val_fraction: .*less than 1, got 1",
+    "methods: {none: {}}\nmethod: {}": r"method: unknown key \(did you mean methods\?\)",
+    "methods: {none: {}}\ndataset: {name: fashion}": "dataset.name: .*'fashion'",
+    "methods: {none: {}}\ndataset: {name: cifar10, channels: 1}": "channels can be set for",
+    "methods: {none: {}}\ndataset: {name: cifar10, shift: {translat: 1}}":
+        r"dataset.shift.translat: unknown key \(did you mean translate\?\)",
+    "methods: {none: {}, none: {}}": "the key 'none' stands twice",
+    "methods: {none: {}": "not valid YAML",
+    "- 1": "must hold a mapping",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FAULTS, ids=range(len(FAULTS)))
+def test_a_fault_is_one_sentence_that_names_its_key(text, tmp_path):
+    text_ = text if "dataset:" in text or text[0] == "-" else DATA + text
+    with pytest.raises(UserError, match=FAULTS[text]) as error:
+        load(text_, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="nothing.yaml cannot be read"):
+        config.load(tmp_path / "nothing.yaml")
+
+
+def test_changes_from_the_command_line(tmp_path):
+    text = DATA + "model: cnn\nmethods: {none: , bilevel: {lr: 0.1}}"
+    changes = ["train.epochs=5", "model.width=4", "methods.bilevel.lr={grid: [0.1, 0.2]}",
+               "methods.bilevel.controls=[]", "methods.none.flip="]  # fmt: skip
+    with pytest.raises(UserError, match="methods.none.flip: unknown key"):
+        load(text, tmp_path, changes=changes)
+    made = load(text, tmp_path, changes=changes[:-1], seeds=2)
+    assert (made.train.epochs, made.model.width, made.seeds) == (5, 4, (0, 1))
+    assert [e.label for e in made.entries] == ["none", "bilevel"]
+    assert len(made.entries[1].grid()) == 2
+    for bad, message in (("train", "write it as dotted.key=value"), ("seeds.x=1", "has no keys")):
+        with pytest.raises(UserError, match=message):
+            load(text + "\nseeds: 3", tmp_path, changes=[bad])
+
+
+def test_a_run_survives_json_and_its_key_is_its_content(tmp_path):
+    made = load(DATA + "methods: {none: , bilevel: {lr: {grid: [0.1, 0.2]}}}", tmp_path)
+    entry = made.entry("bilevel")
+    a, b = (made.run(entry, "final", seed=0, choices=c) for c in entry.grid())
+    assert Run.model_validate_json(a.model_dump_json()).key == a.key != b.key
+    assert a.key != made.run(entry, "final", seed=1, choices={"lr": 0.1}).key
+    again = made.run(entry, "final", seed=0, choices={"lr": 0.1})
+    assert again == a and again.key == a.key
+
+
+def test_a_study_survives_json(tmp_path):
+    made = load(DATA + "methods: {none: , bilevel: {lr: {loguniform: [0.1, 0.2]}}}", tmp_path)
+    assert config.Study.model_validate_json(made.model_dump_json()) == made
+
+
+SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)
+def test_every_study_loads_and_its_header_states_command_and_result(path):
+    config.load(path)
+    header = path.read_text().split("\n\n")[0]
+    assert f"run_all.py search_spaces/{path.name}" in header or path.stem == "quickstart"
+    for word in ("python run_all.py", "Cost:", "Result:"):
+        assert word in header, f"{path.name}: the header comment has no {word}"
+
+
+def test_study_is_a_function_of_the_tree():
+    tree = {"dataset": {"name": "fashion-mnist-mini"}, "methods": {"none": None}}
+    assert study(tree, name="x") == study(tree, name="x")
+    assert set(tree) == {"dataset", "methods"}

@@ -1,0 +1,163 @@
+"""The order of runs, without Ray: rows are written by hand."""
+
+import pytest
+
+from autoaug_ray.plan import Plan, read_outcomes, search_runs
+from autoaug_ray.record import ROW, Folder
+
+
+def draw(values, rng):
+    low, high = values.values
+    return float(rng.uniform(low, high))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def row(run, val=None, epoch=2, **other):
+    values = dict.fromkeys(ROW.names)
+    return values | {
+        "run_key": run.key, "label": run.label, "phase": run.phase, "index": run.index,
+        "settings": run.model_dump_json(), "epoch": epoch, "val_accuracy": val, "log": {},
+        "finished": epoch == run.train.epochs, **other,
+    }  # fmt: skip
+
+
+def finish(plan, folder, run, val=0.5, **other):
+    folder.write_rows(run.key, [row(run, val, **other)])
+    plan.settle(run, "finished" if other.get("epoch", 2) == run.train.epochs else "stopped")
+
+
+def take(plan):
+    out = []
+    while (run := plan.next()) is not None:
+        out.append(run)
+    return out
+
+
+@pytest.fixture
+def study(tiny):
+    return tiny(
+        {
+            "none": {},
+            "grid": {"method": "random_affine", "scale_x": {"grid": [0.0, 0.1, 0.2]}},
+            "random": {
+                "method": "validated_magnitude",
+                "magnitude": {"uniform": [0.0, 0.5]},
+                "search": {"samples": 2},
+            },
+        },
+        seeds=[3, 4],
+    )
+
+
+def test_finals_follow_their_own_search_without_a_barrier(study, folder):
+    plan = Plan(study, folder, draw)
+    first = take(plan)
+    assert plan.expected == 5 + 3 * 2
+    assert [(r.label, r.phase) for r in first] == (
+        [("grid", "search")] * 3 + [("random", "search")] * 2 + [("none", "final")] * 2
+    )
+    for run, val in zip(first[:3], (0.5, 0.9, 0.7), strict=True):
+        finish(plan, folder, run, val)
+    finals = take(plan)  # while `random` still searches
+    assert [(r.label, r.seed, r.method.scale_x) for r in finals] == [
+        ("grid", 3, 0.1), ("grid", 4, 0.1),
+    ]  # fmt: skip
+    assert not plan.complete
+    for run in first[3:] + finals:
+        finish(plan, folder, run, 0.5)
+    for run in take(plan):
+        finish(plan, folder, run, None)
+    assert plan.complete and len(plan.done) == plan.expected
+
+
+def test_the_same_draws_every_time(study, folder):
+    entry = study.entry("random")
+    a, b = ([r.key for r in search_runs(study, entry, draw)] for _ in range(2))
+    assert a == b and len(set(a)) == 2
+
+
+def test_what_is_on_disk_is_not_run_again(study, folder):
+    plan = Plan(study, folder, draw)
+    first = take(plan)
+    for run in first[:4]:
+        finish(plan, folder, run, 0.5 + run.index / 10)
+    again = Plan(study, folder, draw)  # the driver died here
+    rest = take(again)
+    assert {r.key for r in rest} == {r.key for r in first[4:]} | {
+        study.run(study.entry("grid"), "final", seed=s, choices={"scale_x": 0.2}).key
+        for s in study.seeds
+    }
+
+
+def test_more_seeds_later_run_only_the_new_ones(study, folder):
+    plan = Plan(study, folder, draw)
+    while not plan.complete:
+        for run in take(plan):
+            finish(plan, folder, run)
+    longer = study.model_copy(update={"seeds": (3, 4, 5)})
+    assert [r.seed for r in take(Plan(longer, folder, draw))] == [5, 5, 5]
+
+
+def test_a_stopped_trial_does_not_beat_one_that_went_further(study, folder):
+    plan = Plan(study, folder, draw)
+    first = take(plan)
+    finish(plan, folder, first[0], 0.6)
+    finish(plan, folder, first[1], 0.9, epoch=1)  # stopped early, better at that
+    finish(plan, folder, first[2], 0.5)
+    assert {r.method.scale_x for r in take(plan)} == {0.0}
+    again = Plan(study, folder, draw)  # and is not run again
+    assert first[1].key not in {r.key for r in take(again)}
+
+
+def test_failures_are_said_and_do_not_block(study, folder):
+    plan = Plan(study, folder, draw)
+    first = take(plan)
+    for run in first[:3]:
+        plan.settle(run, "failed", "it broke")
+    for run in first[3:]:
+        finish(plan, folder, run)
+    for run in take(plan):
+        assert run.label == "random"  # no final of a search that found nothing
+        finish(plan, folder, run)
+    assert plan.complete
+    lines = [line for line in read_outcomes(folder) if line["outcome"] == "failed"]
+    assert len(lines) == 3 and lines[0]["error"] == "it broke"
+    retried = {r.key for r in take(Plan(study, folder, draw))}
+    assert {r.key for r in first[:3]} <= retried
+
+
+def test_a_replay_waits_for_the_schedules_of_its_own_seeds(tiny, folder):
+    study = tiny(
+        {"bilevel": {"controls": []}, "again": {"method": "replay", "of": "bilevel"}}, seeds=[1, 2]
+    )
+    plan = Plan(study, folder, draw)
+    first = take(plan)
+    assert {r.label for r in first} == {"none", "bilevel"}
+    for run in first:
+        finish(plan, folder, run, None)
+    replays = take(plan)
+    assert [r.method.policy for r in replays] == [
+        str(folder.policy("bilevel", seed) / "policy.pt") for seed in (1, 2)
+    ]
+
+
+def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
+    study = tiny({"pba": {"population": 3, "perturb_every": 1}})
+    plan = Plan(study, folder, draw)
+    members = [r for r in take(plan) if r.phase == "search"]
+    assert [r.index for r in members] == [0, 1, 2] and len({r.key for r in members}) == 3
+    lineage = ((0.0, (1,) * 60), (0.5, (2,) * 60))
+    for member in members:
+        lived = member.model_copy(
+            update={"method": member.method.model_copy(update={"schedule": lineage})}
+        )
+        finish(
+            plan, folder, member, member.index / 10,
+            settings=(lived if member.index == 2 else member).model_dump_json(),
+        )  # fmt: skip
+    (final,) = [r for r in take(plan) if r.label == "pba"]
+    assert final.method.schedule == lineage
