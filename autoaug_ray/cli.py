@@ -20,7 +20,8 @@ QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    # Where there is no terminal, a log is read later and wider than 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         studies = [
             config.load(path, changes=options.set, seeds=options.seeds) for path in options.studies

@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -107,7 +106,7 @@ class Run(Settings):
     val_fraction: float
     method: AnyMethod
 
-    @cached_property
+    @property
     def key(self) -> str:
         """16 hex digits of a hash over everything above: the run's name on disk."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

@@ -22,8 +22,9 @@ class Progress(Watch):
         self.console = console
         self.live: Live | None = None
         self.began = self.said = time.monotonic()
-        self.hours: dict[str, dict[int, float]] = defaultdict(dict)
+        self.hours: dict[str, dict[str, float]] = defaultdict(dict)
         self.best: dict[str, float] = {}
+        self.running: dict[str, str] = {}
         self.already = 0
         self.epochs: Counter[str] = Counter()
 
@@ -35,6 +36,13 @@ class Progress(Watch):
         if self.console.is_terminal and not plan.complete:
             self.live = Live(self._table(plan), console=self.console, refresh_per_second=4)
             self.live.start()
+
+    def started(self, label: str, trial_id: str) -> None:
+        self.running[trial_id] = label
+
+    def ended(self, plan: Plan, trial_id: str) -> None:
+        self.running.pop(trial_id, None)
+        self.update(plan)
 
     def update(self, plan: Plan, result: Mapping[str, Any] | None = None) -> None:
         if result is not None and "device_hours" in result:
@@ -57,7 +65,7 @@ class Progress(Watch):
     def _line(self, plan: Plan) -> str:
         hours = sum(sum(h.values()) for h in self.hours.values())
         return (
-            f"{len(plan.done)}/{plan.expected} runs done, {len(plan.running)} running, "
+            f"{len(plan.done)}/{plan.expected} runs done, {len(self.running)} running, "
             f"{hours:.4f} device-hours, {self._left(plan)}"
         )
 
@@ -72,7 +80,7 @@ class Progress(Watch):
 
     def _table(self, plan: Plan) -> Table:
         done = Counter((d.run.label, d.outcome) for d in plan.done)
-        running = Counter(run.label for run in plan.running.values())
+        running = Counter(self.running.values())
         table = Table(title=f"{plan.study.name}: {self._line(plan)}", title_justify="left")
         table.add_column("entry")
         for name in ("done", "failed", "running", "best val. accuracy", "device-hours"):

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -122,7 +123,11 @@ class Watch:
 
     def begin(self, plan: Plan) -> None: ...
 
+    def started(self, label: str, trial_id: str) -> None: ...
+
     def update(self, plan: Plan, result: Mapping[str, Any] | None = None) -> None: ...
+
+    def ended(self, plan: Plan, trial_id: str) -> None: ...
 
     def end(self) -> None: ...
 
@@ -137,95 +142,98 @@ def trial(config: dict[str, Any], *, root: str) -> None:
         torch.cuda.set_per_process_memory_fraction(config["gpus"])
     share = config["gpus"] if device.type == "cuda" else config["cpus"]
 
-    # A member of a population may go on from another member's checkpoint, with another policy.
-    resume: dict[str, Any] | None
-    donated, run = tune.get_checkpoint(), asked
-    if donated is not None:
-        with donated.as_directory() as directory:
-            resume = load_state(Path(directory) / "state.pt")
-    else:
-        resume = folder.load_checkpoint(asked.key)
-    lineage: list[Any] = [] if resume is None else resume["lineage"]
-    if (genes := config.get("policy")) is not None:
-        if donated is None and lineage:
-            genes = lineage[-1][1]
-        run = asked.model_copy(
-            update={"method": asked.method.model_copy(update={"policy": tuple(genes)})}
-        )
-        if not lineage or lineage[-1][1] != tuple(genes):
-            done = 0 if resume is None else resume["epoch"]
-            lineage = [*lineage, (done / run.train.epochs, tuple(genes))]
-    rows = [] if resume is None else resume["rows"]
-    schedule = [] if resume is None else resume["schedule"]
-    every = asked.method.perturb_every if isinstance(asked.method, PopulationBased) else None
-
-    about = {"label": run.label, "phase": run.phase, "seed": run.seed}
+    attempt = _Attempt(asked, folder, config.get("policy"))
+    about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
-        saved = time.monotonic()
         try:
-            for epoch in train.run(run, meter, resume):
-                row = {**epoch.row, "run_key": asked.key}
-                if row["used_key"] != run.key:
-                    raise RunError(
-                        f"{run.label}: the trainer's settings hash to {row['used_key']}, the "
-                        f"scheduler asked for {run.key}; what ran is not what was asked for."
-                    )
-                state = epoch.snapshot()
-                if run.phase == "final" and policy.in_schedule(row["epoch"], row["epochs"]):
-                    if kept := policy.tensors(state["state"]):
-                        begin = schedule[-1][2] if schedule else 0.0
-                        schedule.append((begin, kept, row["epoch"] / row["epochs"]))
-                if row["finished"] and lineage:
-                    lived = run.method.model_copy(update={"schedule": tuple(lineage)})
-                    row["settings"] = run.model_copy(update={"method": lived}).model_dump_json()
-                rows.append(row)
-                if row["finished"] and run.phase == "final":
-                    policy.export(
-                        folder.policy(run.label, run.seed),
-                        run,
-                        ImageShape(*_shape(run)),
-                        state["state"],
-                        [(begin, kept) for begin, kept, _ in schedule],
-                        {"test_accuracy": row["test_accuracy"]},
-                    )
-                folder.write_rows(asked.key, rows)
-                result = {
-                    "label": run.label,
-                    "epoch": row["epoch"],
-                    "score": row["val_accuracy"] or 0.0,
-                    "test_accuracy": row["test_accuracy"],
-                    "device_hours": row["device_hours"],
-                    "finished": row["finished"],
-                }
-                state |= {"rows": rows, "schedule": schedule, "lineage": lineage}
-                if every is not None and (row["epoch"] % every == 0 or row["finished"]):
-                    _report_with_checkpoint(result, state, folder)
-                else:
-                    tune.report(result)
-                if row["finished"]:
-                    folder.drop_checkpoint(asked.key)
-                elif time.monotonic() - saved > CHECKPOINT_SECONDS or every is not None:
-                    folder.save_checkpoint(asked.key, state)
-                    saved = time.monotonic()
+            for epoch in train.run(attempt.run, meter, attempt.resume):
+                attempt.keep(epoch)
         except Exception as error:
             # The same would happen again: only a process that dies is worth another attempt.
             known = isinstance(error, RunError | UserError)
             message = str(error) if known else "".join(traceback.format_exception(error))
-            tune.report({"label": run.label, "epoch": 0, "score": 0.0, "error": message})
+            tune.report({"label": asked.label, "epoch": 0, "score": 0.0, "error": message})
 
 
-def _shape(run: Run) -> torch.Size:
-    from autoaug_ray import data
+class _Attempt:
+    """What an attempt starts from, and what it leaves behind after every epoch."""
 
-    return data.load(run.dataset, val_fraction=None, device="cpu").train.images.shape[1:]
+    def __init__(self, asked: Run, folder: Folder, genes: list[int] | None) -> None:
+        """`genes`: the policy that a member of a population is to go on with."""
+        self.key, self.folder = asked.key, folder
+        donated = tune.get_checkpoint()
+        if donated is None:
+            self.resume = folder.load_checkpoint(asked.key)
+        else:  # another member's: its weights and its past, but not its policy
+            with donated.as_directory() as directory:
+                self.resume = load_state(Path(directory) / "state.pt")
+        past = self.resume or {"epoch": 0, "rows": [], "schedule": [], "lineage": []}
+        self.rows, self.schedule, self.lineage = past["rows"], past["schedule"], past["lineage"]
+        self.run, self.every = asked, 0
+        self.saved = time.monotonic()
+        if genes is not None and isinstance(asked.method, PopulationBased):
+            self.every = asked.method.perturb_every
+            policy_now = tuple(genes)
+            if donated is None and self.lineage:  # resumed: Tune starts from the first again
+                policy_now = tuple(self.lineage[-1][1])
+            method = asked.method.model_copy(update={"policy": policy_now})
+            self.run = asked.model_copy(update={"method": method})
+            if not self.lineage or tuple(self.lineage[-1][1]) != policy_now:
+                begin = past["epoch"] / asked.train.epochs
+                self.lineage = [*self.lineage, (begin, policy_now)]
 
+    def keep(self, epoch: train.Epoch) -> None:
+        """Rows, checkpoint and policy on disk, and a word to Tune."""
+        row, run, state = {**epoch.row, "run_key": self.key}, self.run, epoch.snapshot()
+        if row["used_key"] != run.key:
+            raise RunError(
+                f"{run.label}: the trainer's settings hash to {row['used_key']}, the scheduler "
+                f"asked for {run.key}; what ran is not what was asked for."
+            )
+        if run.phase == "final":
+            self._keep_policy(row, state)
+        if row["finished"] and self.lineage:
+            lived = run.method.model_copy(update={"schedule": tuple(self.lineage)})
+            row["settings"] = run.model_copy(update={"method": lived}).model_dump_json()
+        self.rows.append(row)
+        self.folder.write_rows(self.key, self.rows)
+        state |= {"rows": self.rows, "schedule": self.schedule, "lineage": self.lineage}
+        self._report(row, state)
+        if row["finished"]:
+            self.folder.drop_checkpoint(self.key)
+        elif self.every or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.folder.save_checkpoint(self.key, state)
+            self.saved = time.monotonic()
 
-def _report_with_checkpoint(
-    result: dict[str, Any], state: Mapping[str, Any], folder: Folder
-) -> None:
-    place = folder.trials / "population" / f"{os.getpid()}-{time.monotonic_ns()}"
-    save_state(place / "state.pt", state)
-    tune.report(result, checkpoint=tune.Checkpoint.from_directory(place))
+    def _keep_policy(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        if policy.in_schedule(row["epoch"], row["epochs"]):
+            if kept := policy.tensors(state["state"]):
+                begin = self.schedule[-1][2] if self.schedule else 0.0
+                self.schedule.append((begin, kept, row["epoch"] / row["epochs"]))
+        if row["finished"]:
+            policy.export(
+                self.folder.policy(self.run.label, self.run.seed),
+                self.run,
+                ImageShape(*state["shape"]),
+                state["state"],
+                [(begin, kept) for begin, kept, _ in self.schedule],
+                {"test_accuracy": row["test_accuracy"]},
+            )
+
+    def _report(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        result = {
+            "label": row["label"],
+            "epoch": row["epoch"],
+            "score": row["val_accuracy"] or 0.0,
+            "device_hours": row["device_hours"],
+            "finished": row["finished"],
+        }
+        if self.every and (row["epoch"] % self.every == 0 or row["finished"]):
+            with tempfile.TemporaryDirectory() as place:  # Tune copies it before it returns
+                save_state(Path(place) / "state.pt", state)
+                tune.report(result, checkpoint=tune.Checkpoint.from_directory(place))
+        else:
+            tune.report(result)
 
 
 def _placement(resources: Resources) -> tune.PlacementGroupFactory:
@@ -407,5 +415,11 @@ class _Callback(_Unsaved, tune.Callback):
     ) -> None:
         self.watch.update(self.plan, result)
 
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self.watch.started(trial.config["label"], trial.trial_id)
+
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        self.watch.update(self.plan)
+        self.watch.ended(self.plan, trial.trial_id)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self.watch.ended(self.plan, trial.trial_id)

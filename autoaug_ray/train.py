@@ -138,6 +138,7 @@ def run(
         def snapshot(epoch: int = epoch) -> dict[str, Any]:
             return {
                 "epoch": epoch,
+                "shape": list(shape),
                 "learner": learner.state_dict(),
                 "state": dict(state.state_dict()),
             }

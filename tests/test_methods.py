@@ -70,6 +70,18 @@ def test_rows_say_what_was_asked_and_used(case, seen):
         assert 0 <= row["displacement"] < 30 and 0 <= row["color_change"] <= 2
 
 
+def test_what_the_trainer_really_held_is_what_is_hashed(final_run, monkeypatch):
+    """A scheduler's setting that does not reach the optimiser must not go unseen."""
+    run = final_run("none")
+    real = train.Learner
+
+    def careless(model, training, **kwargs):
+        return real(model, training.model_copy(update={"momentum": 0.5}), **kwargs)
+
+    monkeypatch.setattr(train, "Learner", careless)
+    assert all(row["used_key"] != row["run_key"] for row in rows(run)[-1:])
+
+
 def test_settings_are_frozen_and_classes_final(case):
     with pytest.raises(ValidationError, match="frozen"):
         case.method.flip = "none"
