@@ -6,8 +6,8 @@
 A benchmark is a function here and a line in BENCHES. Its keyword arguments are the options of the
 command; it returns its figures (for --json) and the tables that show them.
 
-What is compared is interleaved in one process, A B C A B C ..., and divided round by round by what
-stands first, so that a machine that is busy now and then slows both sides of a ratio.
+What is compared is interleaved in one process, A B C A B C ..., and divided round by round by the
+plain one beside it, so that a machine that is busy now and then slows both sides of a ratio.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from torch.nn.functional import cosine_similarity
 
 from autoaug_ray import config, data, models, train
 from autoaug_ray import meter as metering
-from autoaug_ray.config import Run
+from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Dataset, Split
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.learner import Learner, Training
@@ -46,6 +47,7 @@ from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
 from autoaug_ray.models import Classifier
 from autoaug_ray.record import Folder, write_whole
 
+DATASET = Dataset(name="fashion-mnist-mini")
 AIM = 1.5  # plain trainings that a whole bilevel training may cost
 OVERHEAD_AIM = 0.1  # share of a study's slot-time that may be neither training nor evaluation
 
@@ -76,6 +78,10 @@ class Variant(NamedTuple):
     estimates: bool
     """Whether `BilevelState.record` is told an estimate of the hypergradient."""
 
+    @property
+    def unroll(self) -> int:
+        return self.method.unroll if isinstance(self.method, Bilevel) else 1
+
 
 def variants() -> list[Variant]:
     """The plain step first: it is the unit. Then the exact one: it is what cosines are to."""
@@ -88,13 +94,15 @@ def variants() -> list[Variant]:
         method = Bilevel(lr=STILL)
         return Variant(name, method, finite_difference_step(method, central=central), True)
 
-    plain, affine = NoAugmentation(), RandomAffine(scale_x=0.2, shear_x=0.2, translate_x=0.2,
-                                                   shear_y=0.2, scale_y=0.2, translate_y=0.2)  # fmt: skip
+    plain = NoAugmentation()
+    affine = RandomAffine(
+        scale_x=0.2, shear_x=0.2, translate_x=0.2, shear_y=0.2, scale_y=0.2, translate_y=0.2
+    )
     return [
         Variant("plain step, no augmentation", plain, plain.step, False),
-        learned("exact, K=1, shared with the trainer's step"),
-        Variant("plain step + fixed random affine", affine, affine.step, False),
-        learned("train-loss gradient, one backward", learn="train_loss"),
+        learned("exact, K=1 (in the trainer's step)"),
+        Variant("plain step, fixed random affine", affine, affine.step, False),
+        learned("gradient of the training loss", learn="train_loss"),
         learned("exact, K=2", unroll=2),
         learned(f"exact, K={DEEPEST}", unroll=DEEPEST),
         differences("finite difference, one-sided", central=False),
@@ -187,6 +195,8 @@ class Place:
         learner.load_state_dict(copy.deepcopy(self._learner.state_dict()))
         if isinstance(state, BilevelState):
             state.load_state_dict(copy.deepcopy(self._state.state_dict()))
+            for group in state.optimiser.param_groups:
+                group["lr"] = STILL
         learner.model.train()
         return learner, state
 
@@ -203,9 +213,6 @@ class Place:
             noise=train.stream(0, "augment", self.device),
         )
         return learner, method.init(self.shape, 0, self.device)
-
-
-DATASET = Dataset(name="fashion-mnist-mini")
 
 
 def _one(learner: Learner, step: Step, batch: Batch, state: Any) -> None:
@@ -238,17 +245,18 @@ def smooth(model: nn.Module) -> None:
 
 
 NETS: dict[str, Callable[[nn.Module], None]] = {
-    "as it is": as_it_is,
+    "as is": as_it_is,
     "SiLU": with_silu,
-    "SiLU, avg pool": smooth,
+    "smooth": smooth,
 }
-ANOTHER = "exact, another batch and other noise"
+"""The classifier as asked for; its activations made smooth; its poolings, too."""
+ANOTHER = "exact, of another batch and noise"
 
 
 def cosines(place: Place, points: int) -> dict[str, list[float]]:
     """Cosine of every estimate's theta-gradient to the exact one's, at `points` points."""
     ways = [v for v in variants() if v.estimates]
-    out: dict[str, list[float]] = {v.name: [] for v in ways} | {ANOTHER: []}
+    out: dict[str, list[float]] = {name: [] for name in (*(v.name for v in ways), ANOTHER)}
     for _ in range(points):
         lead, other = [place.batch() for _ in range(DEEPEST)], place.batch()
         exact = theta_gradient(place, ways[0], lead)
@@ -264,10 +272,17 @@ def cosines(place: Place, points: int) -> dict[str, list[float]]:
 def theta_gradient(
     place: Place, variant: Variant, lead: Sequence[Batch], *, other_noise: bool = False
 ) -> Tensor:
-    """What a variant finds at the last batch, having trained on those before as all others did."""
+    """What a variant finds at the last batch of `lead`, having trained on those before.
+
+    The augmenter stands still meanwhile, so that all variants arrive at the same weights; only
+    those that unroll need to do these steps in their own way.
+    """
     learner, state = place.start(variant.method)
+    lead_in: AnyMethod = Bilevel(learn="off")
+    if variant.unroll > 1:  # which remembers these steps, but looks ahead at the last one only
+        lead_in = variant.method.model_copy(update={"every": 10_000})
     for batch in lead[:-1]:
-        _one(learner, variant.step, batch, state)
+        _one(learner, lead_in.step, batch, state)
     if other_noise:
         learner.noise.manual_seed(train.seed_of(0, "other noise"))
     before = [total.clone() for total in state.sum]
@@ -277,12 +292,13 @@ def theta_gradient(
 
 def step_seconds(place: Place, rounds: int) -> dict[str, list[float]]:
     """Seconds per step and round of every variant; a first round, which warms up, is dropped."""
+    started: list[tuple[Variant, Learner, Any]]
     started = [(v, *place.start(v.method)) for v in variants()]
     batch = place.batch()
     for variant, learner, state in started:
         for _ in range(DEEPEST):  # so that the unrolled ones have steps to unroll
             _one(learner, variant.step, batch, state)
-    seconds: dict[str, list[float]] = {v.name: [] for v, *_ in started}
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants()}
     for _ in range(rounds + 1):
         batches = [place.batch() for _ in range(SLICE)]
         for variant, learner, state in started:
@@ -304,42 +320,53 @@ def trainings() -> dict[str, AnyMethod]:
     """Whole trainings, the plain one first."""
     out: dict[str, AnyMethod] = {
         "none": NoAugmentation(),
-        "bilevel, learn: off": Bilevel(learn="off"),
+        "learn: off": Bilevel(learn="off"),
     }
     spared = [(every, part) for every in (2, 4, 8) for part in (1.0, 0.5, 0.25)]
     for until in (1.0, 0.6):
         for every, part in [(1, 1.0), *spared]:
-            name = f"bilevel, every {every}, fraction {part:g}, until {until:g}"
+            name = f"every {every}, fraction {part:g}, until {until:g}"
             out[name] = Bilevel(every=every, fraction=part, until=until)
     return out
 
 
 def training_seconds(
     classifier: Classifier, device: torch.device, epochs: int, repeats: int
-) -> dict[str, list[float]]:
-    """What the meter charges for each whole training: its steps, as relative cost counts them."""
-    methods = trainings()
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """What the meter charges for the steps of each whole training, as relative cost counts them,
+    and for the plain one just before it: a round of all of them is too long for one unit."""
+
+    def once(name: str, method: AnyMethod) -> float:
+        run = Run(
+            label=name, phase="final", seed=0, model=classifier, val_fraction=0.2,
+            dataset=DATASET.model_copy(update={"test_size": 100}),
+            train=Training(epochs=epochs), method=method,
+        )  # fmt: skip
+        meter = Meter(device=device)
+        for _ in train.run(run, meter):
+            pass
+        return sum(meter.seconds()[p] for p in TRAINING)
+
+    (plain, unit), *others = trainings().items()
+    seconds: dict[str, list[float]] = {name: [] for name in trainings()}
+    units: dict[str, list[float]] = {name: [] for name in trainings()}
     for _ in range(repeats):
-        for name, method in methods.items():
-            run = Run(
-                label=name, phase="final", seed=0, model=classifier, val_fraction=0.2,
-                dataset=DATASET.model_copy(update={"test_size": 100}),
-                train=Training(epochs=epochs), method=method,
-            )  # fmt: skip
-            meter = Meter(device=device)
-            for _ in train.run(run, meter):
-                pass
-            seconds[name].append(sum(meter.seconds()[p] for p in TRAINING))
-    return seconds
+        for name, method in others:
+            units[name].append(once(plain, unit))
+            seconds[name].append(once(name, method))
+        seconds[plain] += [units[name][-1] for name, _ in others]
+    units[plain] = seconds[plain]
+    return seconds, units
 
 
-def multiples(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Median and quartiles of each one's time over the first one's of the same round."""
-    unit = np.array(next(iter(seconds.values())))
+def multiples(
+    seconds: Mapping[str, Sequence[float]], units: Mapping[str, Sequence[float]]
+) -> dict[str, dict[str, float]]:
+    """Median and quartiles of each one's time over its unit's, measured beside it."""
     out = {}
     for name, s in seconds.items():
-        low, cost, high = np.quantile(np.array(s) / unit, [0.25, 0.5, 0.75]).tolist()
+        ratios = np.array(s) / np.array(units[name])
+        low, cost, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
         out[name] = {
             "cost": cost, "cost_low": low, "cost_high": high, "seconds": float(np.median(s)),
         }  # fmt: skip
@@ -351,7 +378,7 @@ def hypergradient(
     model: Annotated[str, "classifier: cnn, badgan, resnet18, resnet50, wrn-28-10, ..."] = "cnn",
     width: Annotated[int, "channels of the first block of cnn"] = 16,
     device: Annotated[str, "cpu or cuda"] = "cpu",
-    repeats: Annotated[int, "times that every whole training is run"] = 5,
+    repeats: Annotated[int, "times that every whole training is run"] = 3,
     epochs: Annotated[int, "of a whole training (62 steps each)"] = 2,
     warmup: Annotated[int, "steps of training before anything is measured"] = 100,
     batches: Annotated[int, "over which cosines are averaged"] = 8,
@@ -366,8 +393,9 @@ def hypergradient(
             f"--width at most 4096; got {model!r} and {width}."
         ) from None
     place = Place(classifier, where, as_it_is, warmup=warmup)
-    single = multiples(step_seconds(place, SLICES * repeats))
-    whole = multiples(training_seconds(classifier, where, epochs, repeats))
+    timed = step_seconds(place, SLICES * repeats)
+    single = multiples(timed, dict.fromkeys(timed, next(iter(timed.values()))))
+    whole = multiples(*training_seconds(classifier, where, epochs, repeats))
     found = {
         net: cosines(Place(classifier, where, change, warmup=warmup), batches)
         for net, change in NETS.items()
@@ -399,17 +427,22 @@ def hypergradient(
 def _hypergradient_table(f: Mapping[str, Any]) -> Table:
     steps, totals = f["steps"], f["trainings"]
     table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         title=f"{f['model']} ({f['parameters']:,} parameters) on {f['device']}, batch "
         f"{f['batch_size']} of {'x'.join(map(str, f['images']))}, Fashion-MNIST",
         caption=f"1 is a plain step ({steps[0]['seconds'] * 1e3:.1f} ms), or a plain training of "
-        f"{f['epochs']} epochs ({totals[0]['seconds']:.2f} s). Medians of ratios within a round, "
-        f"and their quartiles. Cosines to the exact K=1 gradient of the whole batch: means over "
-        f"{f['batches']} batches after {f['warmup']} steps, for the net, for it with SiLU, and "
-        f"with SiLU and average pooling. Finite differences at epsilon = {f['epsilon']:g} / |v|.",
+        f"{f['epochs']} epochs ({totals[0]['seconds']:.2f} s). Medians of the ratios within a "
+        f"round, and their quartiles. Cosines to the exact K=1 gradient of the whole batch (K=2 "
+        f"and more are exact, too, but of another loss): means over {f['batches']} batches after "
+        f"{f['warmup']} steps, for the net as it is, with SiLU, and with SiLU and average "
+        f"pooling (smooth). Finite differences at epsilon = {f['epsilon']:g} / |v|.",
     )
-    table.add_column("step")
-    for name in ("cost", "quartiles", *(f"cos, {net}" for net in NETS)):
-        table.add_column(name, justify="right")
+    table.add_column("step", no_wrap=True)
+    table.add_column("cost", justify="right", no_wrap=True)
+    table.add_column("quartiles", no_wrap=True)
+    for net in NETS:
+        table.add_column(f"cos {net}", justify="right", min_width=6)
     for row in steps:
         found = [f"{row['cosine'][net]['mean']:.3f}" if row["cosine"] else "" for net in NETS]
         table.add_row(row["name"], *_cost(row), *found)
@@ -424,7 +457,7 @@ def _hypergradient_table(f: Mapping[str, Any]) -> Table:
 def _cost(row: Mapping[str, Any]) -> tuple[str, str]:
     if "cost" not in row:
         return "", ""
-    return f"{row['cost']:.2f}", f"{row['cost_low']:.2f} - {row['cost_high']:.2f}"
+    return f"{row['cost']:.2f}", f"{row['cost_low']:.2f}-{row['cost_high']:.2f}"
 
 
 def _device(name: str) -> torch.device:
@@ -450,19 +483,22 @@ def attempts(ledger: Path) -> list[Attempt]:
     return sorted(Attempt(at - sum(seconds.values()), at, seconds) for at, seconds in lines)
 
 
-def slot_time(
-    made: Sequence[Attempt], slots: int, begin: float, end: float
-) -> dict[str, float]:  # fmt: skip
-    """Where (end - begin) x slots seconds of machine time went; the parts add up to it.
-
-    start: until a slot's first attempt. between: from one attempt on a slot to the next. tail: a
-    slot has nothing to do while others still work. finish: after the last attempt of all.
-    """
+def in_lanes(made: Sequence[Attempt], slots: int) -> list[list[Attempt]]:
+    """The attempts that one slot held after each other."""
     lanes: list[list[Attempt]] = [[] for _ in range(slots)]
     for attempt in made:
         # The slot that has been free for longest; which of them it really was makes no difference.
         min(lanes, key=lambda lane: lane[-1].ended if lane else -math.inf).append(attempt)
-    last = max(attempt.ended for attempt in made)
+    return lanes
+
+
+def slot_time(lanes: Sequence[Sequence[Attempt]], begin: float, end: float) -> dict[str, float]:
+    """Where the (end - begin) seconds of every slot went; the parts add up to all of them.
+
+    start: until a slot's first attempt. between: from one attempt on a slot to the next. tail: a
+    slot has nothing to do while others still work. finish: after the last attempt of all.
+    """
+    last = max(attempt.ended for lane in lanes for attempt in lane)
     parts = dict.fromkeys(("start", "between", "tail", "finish", *metering.PHASES), 0.0)
     for lane in lanes:
         if not lane:
@@ -474,14 +510,22 @@ def slot_time(
         for attempt in lane:
             for phase, seconds in attempt.seconds.items():
                 parts[phase] += seconds
-    parts["finish"] = (end - last) * slots
+    parts["finish"] = (end - last) * len(lanes)
     return parts
+
+
+def _study(epochs: int, trials: int) -> Study:
+    """As many equal trainings, none of which waits for another."""
+    tree = {
+        "dataset": DATASET.model_dump(exclude_defaults=True), "train": {"epochs": epochs},
+        "seeds": trials, "methods": {"none": {}},
+    }  # fmt: skip
+    return config.study(tree, name="bench-tune")
 
 
 def epoch_seconds() -> float:
     """Of a trial of `tune`, once warm."""
-    tree = {"dataset": {"name": DATASET.name}, "train": {"epochs": 3}, "methods": {"none": {}}}
-    study = config.study(tree, name="probe")
+    study = _study(epochs=3, trials=1)
     meter = Meter()
     spent = [
         sum(meter.seconds().values())
@@ -505,13 +549,7 @@ def tune(
     from autoaug_ray.study import Watch, execute, start_ray
 
     epochs = max(1, round(seconds / epoch_seconds()))
-    study = config.study(
-        {
-            "dataset": {"name": DATASET.name}, "train": {"epochs": epochs},
-            "seeds": trials, "methods": {"none": {}},
-        },
-        name="bench-tune",
-    )  # fmt: skip
+    study = _study(epochs, trials)
     before_ray = time.time()
     start_ray(slots)
     ray_seconds = time.time() - before_ray
@@ -524,7 +562,8 @@ def tune(
             if done.outcome != "finished":
                 raise RunError(f"a trial {done.outcome}: {done.error}")
         made = attempts(folder.ledger)
-    parts = slot_time(made, slots, begin, end)
+    lanes = in_lanes(made, slots)
+    parts = slot_time(lanes, begin, end)
     total = (end - begin) * slots
     training = sum(parts[p] for p in TRAINING)
     lasted = sorted(a.ended - a.began for a in made)
@@ -533,6 +572,7 @@ def tune(
         "attempts": len(made), "epochs": epochs, "asked_seconds": seconds,
         "trial_seconds": lasted, "ray_start_seconds": ray_seconds,
         "wall_seconds": end - begin, "slot_seconds": total,
+        "lanes": [[(a.began - begin, a.ended - begin) for a in lane] for lane in lanes],
         "training_seconds": training, "eval_seconds": parts["eval"],
         "parts": {
             "training": training,
@@ -560,6 +600,7 @@ def _tune_table(f: Mapping[str, Any]) -> Table:
     lasted, total = f["trial_seconds"], f["slot_seconds"]
     verdict = "within" if f["overhead_share"] <= f["aim"] else "above"
     table = Table(
+        box=SIMPLE_HEAD,
         title=f"{f['trials']} trials of {f['epochs']} epochs, {lasted[0]:.1f} to {lasted[-1]:.1f} "
         f"s each, {f['slots']} at a time",
         caption=f"execute() took {f['wall_seconds']:.1f} s of wall-clock, x {f['slots']} slots = "
@@ -590,13 +631,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
     options = vars(_parser().parse_args(arguments))
     name, path = options.pop("bench"), options.pop("json")
-    torch.set_num_threads(options.pop("threads"))
+    threads = options.pop("threads")
     try:
         if path is not None and path.is_dir():
             raise UserError(f"--json {path} is a folder; name a file.")
-        for option, value in options.items():
+        for option, value in {**options, "threads": threads}.items():
             if not isinstance(value, str) and value <= 0:
                 raise UserError(f"--{option} must be above 0, got {value}.")
+        torch.set_num_threads(threads)
         outcome = BENCHES[name](**options)
         for table in outcome.tables:
             Console().print(table)
@@ -623,8 +665,11 @@ def _write(path: Path, figures: Mapping[str, Any]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m autoaug_ray.bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m autoaug_ray.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     names = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
     for name, bench in BENCHES.items():
         one = names.add_parser(name, help=bench.__doc__, description=bench.__doc__)

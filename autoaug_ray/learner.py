@@ -1,5 +1,6 @@
 """The classifier's side of training: one update rule, for the trainer and for the look-ahead."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -133,7 +134,8 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        # torch would share the momentum buffers with whoever holds `state`.
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self.steps_done = state["steps_done"]
         self.noise.set_state(state["noise"].cpu())
 

@@ -1,6 +1,7 @@
 """Laws that every method keeps; a new line in METHODS is tested without a new test."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -253,6 +254,26 @@ def test_replay_goes_through_the_states_of_the_run_that_it_replays(final_run, tm
         )
     assert len(rows(final_run("replay", {"policy": str(tmp_path / "policy.pt")}))) == 2
     assert parts
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("size", ["scale", "small"])
+def test_an_outer_step_moves_as_far_as_the_steps_it_stands_for(final_run, every, size):
+    """Adam's first step has the length of the learning rate, in every parameter."""
+    settings = {"every": every, "size": size, "lr": 0.01, "until": 1.0}
+    train_ = {"epochs": 1, "batch_size": 160 // every}
+    run = final_run("bilevel", settings, train=train_)
+    (epoch,) = train.run(run)
+    state = epoch.snapshot()["state"]
+    start = run.method.init(ImageShape(1, 28, 28), train.seed_of(0, "augmenter"), "cpu")
+    left = 1 - (every - 1) / every  # the cosine at the only outer step, the last one
+    expected = 0.01 * every * 0.5 * (1 - math.cos(math.pi * left))
+    moved = {
+        name: float((state[f"augmenter.{name}"] - value).abs().max())
+        for name, value in start.augmenter.state_dict().items()
+        if name in dict(start.augmenter.named_parameters())
+    }
+    assert moved == pytest.approx(dict.fromkeys(moved, expected), rel=0.01)
 
 
 def test_unroll_reaches_back_over_real_steps(final_run):

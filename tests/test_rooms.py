@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "autoaug_ray"
 HEAVY = {"ray", "wandb", "diffusers", "transformers"}
-EDGES = {"ray": {"study.py", "bench.py"}}
+EDGES = {"ray": {"study.py"}}
 BELOW = {
     "errors.py": set(),
     "settings.py": set(),

@@ -109,10 +109,13 @@ def finite_difference(
 ) -> Hypergradient:  # fmt: skip
     """h for K = 1 from dL_t/dtheta at w and at w + epsilon v / |v| (at both sides if `central`).
 
-    No double backward. Good for smooth activations only: under ReLU the kinks between the points
-    spoil it. The loss must use the same noise at every call.
+    No double backward. Good for smooth networks only: the kinks of ReLU, and of max-pooling too,
+    spoil it (`python -m autoaug_ray.bench hypergradient`). The loss must use the same noise at
+    every call.
     """
-    g, loss = _plain(train_loss, w)
+    loss = train_loss(w)
+    both = torch.autograd.grad(loss, [*w.values(), *theta])
+    g, here = dict(zip(w, both, strict=False)), list(both[len(w) :])
     v, meta = _meta_gradient(meta_loss, w, m, g, update)
     length = torch.stack([x.square().sum() for x in v.values()]).sum().sqrt()
     step = epsilon / length.clamp_min(torch.finfo(length.dtype).tiny)
@@ -121,9 +124,9 @@ def finite_difference(
         moved = {k: (w[k] + sign * step * v[k]).detach() for k in w}
         return _towards(train_loss(moved), theta)
 
-    low, width = (at(-1.0), 2 * step) if central else (at(0.0), step)
+    low, width = (at(-1.0), 2 * step) if central else (here, step)
     h = [(a - b) / width for a, b in zip(at(1.0), low, strict=True)]
-    return Hypergradient(h, g, loss, meta)
+    return Hypergradient(h, g, loss.detach(), meta)
 
 
 def _meta_gradient(
@@ -134,11 +137,6 @@ def _meta_gradient(
     moved, _ = update({k: x.detach() for k, x in w.items()}, m, leaves)
     loss = meta_loss(moved)
     return _gradient(loss, leaves), loss.detach()
-
-
-def _plain(loss_of: Loss, w: Weights) -> tuple[dict[str, Tensor], Tensor]:
-    loss = loss_of(w)
-    return _gradient(loss, w), loss.detach()
 
 
 def _gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:

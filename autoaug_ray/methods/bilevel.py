@@ -271,7 +271,8 @@ class Bilevel(Method):
         left = max(0.0, 1 - learner.progress / self.until)
         # The controls move at every step, the hypergradient in fewer and longer ones.
         step = self.lr * (self.every if self.learn == "hypergradient" else 1)
-        state.optimiser.param_groups[0]["lr"] = step * 0.5 * (1 - math.cos(math.pi * left))
+        for group in state.optimiser.param_groups:
+            group["lr"] = step * 0.5 * (1 - math.cos(math.pi * left))
 
     def end_epoch(self, state: BilevelState) -> dict[str, float]:
         """Learned mean and spread per parameter; norm and signal-to-noise of the hypergradient.
