@@ -11,7 +11,7 @@ from rich.table import Table
 
 from autoaug_ray import config, data, forecast
 from autoaug_ray.config import Study
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.record import Folder, write_whole
 
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
@@ -22,21 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     # Where there is no terminal, a log is read later and wider than 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
+
+    def work() -> int:
         studies = [
             config.load(path, changes=options.set, seeds=options.seeds) for path in options.studies
         ]
         failed = [_one(study, options, console) for study in studies]
         return 1 if any(failed) else 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on.", file=sys.stderr)
-        return 130
+
+    return exit_status(work, interrupted="interrupted; the same command with --resume goes on.")
 
 
 def _parser() -> argparse.ArgumentParser:

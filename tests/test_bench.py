@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from autoaug_ray import bench
-from autoaug_ray.bench import Attempt, Place, in_lanes, slot_time
+from autoaug_ray.bench import __main__ as command
+from autoaug_ray.bench import hypergradient, tune
+from autoaug_ray.bench.hypergradient import Place
+from autoaug_ray.bench.tune import Attempt, in_lanes, slot_time
 from autoaug_ray.data import Dataset
 from autoaug_ray.meter import Meter
 from autoaug_ray.methods.bilevel import Bilevel
@@ -20,26 +22,26 @@ SMALL = Dataset(name="fashion-mnist-mini", train_size=320, test_size=60)
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(bench, "DATASET", SMALL)
+    monkeypatch.setattr(hypergradient, "DATASET", SMALL)
 
 
 @pytest.fixture
 def place(small):
-    return Place(Classifier(width=4), torch.device("cpu"), bench.as_it_is, warmup=3)
+    return Place(Classifier(width=4), torch.device("cpu"), hypergradient.as_it_is, warmup=3)
 
 
 def test_hypergradient(small, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "SLICES", 2)
+    monkeypatch.setattr(hypergradient, "SLICES", 2)
     out = tmp_path / "new" / "h.json"
     arguments = "--width 4 --repeats 1 --epochs 1 --warmup 3 --batches 1 --json".split()
-    assert bench.main(["hypergradient", *arguments, str(out)]) == 0
+    assert command.main(["hypergradient", *arguments, str(out)]) == 0
     printed = capsys.readouterr().out
     figures = json.loads(out.read_text())
     assert figures["bench"] == "hypergradient" and figures["threads"] == 1
 
     *steps, another = figures["steps"]
-    assert [s["name"] for s in steps] == [v.name for v in bench.variants()]
-    assert [t["name"] for t in figures["trainings"]] == list(bench.trainings())
+    assert [s["name"] for s in steps] == [v.name for v in hypergradient.variants()]
+    assert [t["name"] for t in figures["trainings"]] == list(hypergradient.trainings())
     for row in [*steps, *figures["trainings"]]:
         assert 0 < row["cost_low"] <= row["cost"] <= row["cost_high"]
         assert row["name"] in printed
@@ -47,8 +49,8 @@ def test_hypergradient(small, tmp_path, capsys, monkeypatch):
     for row in figures["trainings"]:
         assert row["within_aim"] == (row["cost"] <= 1.5)
 
-    for row, variant in zip(steps, bench.variants(), strict=True):
-        assert set(row["cosine"]) == (set(bench.NETS) if variant.estimates else set())
+    for row, variant in zip(steps, hypergradient.variants(), strict=True):
+        assert set(row["cosine"]) == (set(hypergradient.NETS) if variant.estimates else set())
     for row in [*steps, another]:
         for found in row["cosine"].values():
             assert -1.001 < found["lowest"] <= found["mean"] + 1e-9 < 1.001
@@ -69,7 +71,7 @@ def test_places_share_nothing(place):
     before = everything(*place.start(method))
     learner, state = place.start(method)
     for _ in range(2):
-        bench._one(learner, method.step, place.batch(), state)
+        hypergradient._one(learner, method.step, place.batch(), state)
     after = everything(learner, state)
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     again = everything(*place.start(method))
@@ -77,13 +79,13 @@ def test_places_share_nothing(place):
 
 
 def test_all_variants_look_from_the_same_weights(place):
-    lead = [place.batch() for _ in range(bench.DEEPEST)]
+    lead = [place.batch() for _ in range(hypergradient.DEEPEST)]
     ends = []
-    for variant in bench.variants():
+    for variant in hypergradient.variants():
         if variant.estimates:
             learner, state = place.start(variant.method)
             for batch in lead:
-                bench._one(learner, variant.step, batch, state)
+                hypergradient._one(learner, variant.step, batch, state)
             ends.append(torch.cat([w.detach().flatten() for w in learner.weights().values()]))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-3, atol=1e-4)
@@ -95,8 +97,8 @@ def test_smooth_nets_have_no_kinks():
         return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), *pools), nn.LeakyReLU())
 
     silu, smooth = net(), net()
-    bench.with_silu(silu)
-    bench.smooth(smooth)
+    hypergradient.with_silu(silu)
+    hypergradient.smooth(smooth)
     assert sum(isinstance(m, nn.SiLU) for m in silu.modules()) == 2
     kinks = nn.ReLU | nn.LeakyReLU | nn.MaxPool2d | nn.AdaptiveMaxPool2d
     assert sum(isinstance(m, kinks) for m in silu.modules()) == 2
@@ -141,7 +143,7 @@ def test_attempts_are_read_from_the_ledger(tmp_path):
             with meter.phase("final"):
                 now[0] += lasted
             now[0] += 0.5
-    found = bench.attempts(tmp_path)
+    found = tune.attempts(tmp_path)
     assert len(found) == 2
     for a in found:
         assert a.ended - a.began == pytest.approx(sum(a.seconds.values()), abs=1e-3)
@@ -152,9 +154,10 @@ def test_attempts_are_read_from_the_ledger(tmp_path):
 def test_tune(tmp_path):
     out = tmp_path / "t.json"
     code = (
-        "import sys; from autoaug_ray import bench; from autoaug_ray.data import Dataset; "
-        f"bench.DATASET = Dataset.model_validate_json({SMALL.model_dump_json()!r}); "
-        "sys.exit(bench.main(sys.argv[1:]))"
+        "import sys; from autoaug_ray.bench import __main__ as command, tune; "
+        "from autoaug_ray.data import Dataset; "
+        f"tune.DATASET = Dataset.model_validate_json({SMALL.model_dump_json()!r}); "
+        "sys.exit(command.main(sys.argv[1:]))"
     )
     arguments = ["tune", "--seconds", "0.3", "--trials", "2", "--slots", "1", "--json", str(out)]
     done = subprocess.run(
@@ -163,7 +166,7 @@ def test_tune(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
     parts = figures["parts"]
-    assert set(parts) == set(bench.PARTS)
+    assert set(parts) == set(tune.PARTS)
     assert figures["attempts"] == figures["trials"] == len(figures["trial_seconds"]) == 2
     assert [len(lane) for lane in figures["lanes"]] == [2]
     assert figures["slot_seconds"] == pytest.approx(figures["wall_seconds"] * figures["slots"])
@@ -172,7 +175,7 @@ def test_tune(tmp_path):
     assert held == pytest.approx(sum(figures["trial_seconds"]))
     assert parts["training"] > 0 and parts["eval"] > 0 and parts["start"] > 0
     assert 0 < figures["overhead_share"] < figures["not_training_share"] < 1
-    for label in bench.PARTS.values():
+    for label in tune.PARTS.values():
         assert label in done.stdout
 
 
@@ -189,12 +192,12 @@ def test_tune(tmp_path):
     ],
 )
 def test_errors_are_one_sentence(arguments, words, capsys):
-    assert bench.main(arguments) == 2
+    assert command.main(arguments) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
 
 
 def test_an_unknown_benchmark_is_told_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.main(["speed"])
+        command.main(["speed"])
     assert stop.value.code == 2 and "hypergradient" in capsys.readouterr().err

@@ -1,42 +1,24 @@
-"""Speed and cost, measured side by side: `python -m autoaug_ray.bench NAME [--json FILE]`.
+"""What each way to the augmenter's gradient costs, and how right it is."""
 
-    hypergradient   what each way to the augmenter's gradient costs, and how right it is
-    tune            what share of a study's machine time is not training
-
-A benchmark is a function here and a line in BENCHES. Its keyword arguments are the options of the
-command; it returns its figures (for --json) and the tables that show them.
-
-What is compared is interleaved in one process, A B C A B C ..., and divided round by round by the
-plain one beside it, so that a machine that is busy now and then slows both sides of a ratio.
-"""
-
-import argparse
 import copy
 import inspect
-import itertools
-import json
-import math
-import os
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from autoaug_ray import config, data, models, train
+from autoaug_ray import data, models, train
 from autoaug_ray import meter as metering
-from autoaug_ray.config import Run, Study
-from autoaug_ray.data import Dataset, Split
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.bench import DATASET, Outcome
+from autoaug_ray.config import Run
+from autoaug_ray.data import Split
+from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.meter import TRAINING, Meter
@@ -45,19 +27,8 @@ from autoaug_ray.methods.base import NextMeta, flipped
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
 from autoaug_ray.models import Classifier
-from autoaug_ray.record import Folder, write_whole
 
-DATASET = Dataset(name="fashion-mnist-mini")
 AIM = 1.5  # plain trainings that a whole bilevel training may cost
-OVERHEAD_AIM = 0.1  # share of a study's slot-time that may be neither training nor evaluation
-
-
-class Outcome(NamedTuple):
-    figures: dict[str, Any]
-    tables: list[Table]
-
-
-# --- hypergradient ------------------------------------------------------------------------------
 
 Step = Callable[[Learner, Split, NextMeta, Any], object]
 """`Method.step`, or something that could stand in its place."""
@@ -466,226 +437,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device on this machine; use cpu.")
     return torch.device(name)
-
-
-# --- tune ---------------------------------------------------------------------------------------
-
-
-class Attempt(NamedTuple):
-    began: float  # seconds since the epoch
-    ended: float
-    seconds: Mapping[str, float]  # by phase; they add up to ended - began
-
-
-def attempts(ledger: Path) -> list[Attempt]:
-    """All of a study, by the time at which they began, from the last line of each."""
-    lines = [(line["at"], line["seconds"]) for line in metering.read(ledger)]
-    return sorted(Attempt(at - sum(seconds.values()), at, seconds) for at, seconds in lines)
-
-
-def in_lanes(made: Sequence[Attempt], slots: int) -> list[list[Attempt]]:
-    """The attempts that one slot held after each other."""
-    lanes: list[list[Attempt]] = [[] for _ in range(slots)]
-    for attempt in made:
-        # The slot that has been free for longest; which of them it really was makes no difference.
-        min(lanes, key=lambda lane: lane[-1].ended if lane else -math.inf).append(attempt)
-    return lanes
-
-
-def slot_time(lanes: Sequence[Sequence[Attempt]], begin: float, end: float) -> dict[str, float]:
-    """Where the (end - begin) seconds of every slot went; the parts add up to all of them.
-
-    start: until a slot's first attempt. between: from one attempt on a slot to the next. tail: a
-    slot has nothing to do while others still work. finish: after the last attempt of all.
-    """
-    last = max(attempt.ended for lane in lanes for attempt in lane)
-    parts = dict.fromkeys(("start", "between", "tail", "finish", *metering.PHASES), 0.0)
-    for lane in lanes:
-        if not lane:
-            parts["tail"] += last - begin
-            continue
-        parts["start"] += lane[0].began - begin
-        parts["between"] += sum(b.began - a.ended for a, b in itertools.pairwise(lane))
-        parts["tail"] += last - lane[-1].ended
-        for attempt in lane:
-            for phase, seconds in attempt.seconds.items():
-                parts[phase] += seconds
-    parts["finish"] = (end - last) * len(lanes)
-    return parts
-
-
-def _study(epochs: int, trials: int) -> Study:
-    """As many equal trainings, none of which waits for another."""
-    tree = {
-        "dataset": DATASET.model_dump(exclude_defaults=True), "train": {"epochs": epochs},
-        "seeds": trials, "methods": {"none": {}},
-    }  # fmt: skip
-    return config.study(tree, name="bench-tune")
-
-
-def epoch_seconds() -> float:
-    """Of a trial of `tune`, once warm."""
-    study = _study(epochs=3, trials=1)
-    meter = Meter()
-    spent = [
-        sum(meter.seconds().values())
-        for _ in train.run(study.run(study.entries[0], "final", seed=0, choices={}), meter)
-    ]
-    return spent[1] - spent[0]  # the last epoch also reads the test set
-
-
-def tune(
-    *,
-    seconds: Annotated[float, "that a trial should last, by a timed probe"] = 30.0,
-    trials: Annotated[int, "of the study"] = 8,
-    slots: Annotated[int, "trials that run at the same time, with a CPU each"] = 2,
-) -> Outcome:
-    """The share of a study's machine time that is not training: starting, waiting, reporting."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if slots > (cores or 1):
-        raise UserError(f"--slots must be at most {cores}, the cores of this machine, got {slots}.")
-    if "RAY_ADDRESS" in os.environ:
-        raise UserError("RAY_ADDRESS is set, but tune measures this machine; unset it.")
-    from autoaug_ray.study import Watch, execute, start_ray
-
-    epochs = max(1, round(seconds / epoch_seconds()))
-    study = _study(epochs, trials)
-    before_ray = time.time()
-    start_ray(slots)
-    ray_seconds = time.time() - before_ray
-    with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
-        folder = Folder(Path(root))
-        begin = time.time()
-        plan = execute(study, folder, Watch())
-        end = time.time()
-        for done in plan.done:
-            if done.outcome != "finished":
-                raise RunError(f"a trial {done.outcome}: {done.error}")
-        made = attempts(folder.ledger)
-    lanes = in_lanes(made, slots)
-    parts = slot_time(lanes, begin, end)
-    total = (end - begin) * slots
-    training = sum(parts[p] for p in TRAINING)
-    lasted = sorted(a.ended - a.began for a in made)
-    figures = {
-        "device": metering.device_name(torch.device("cpu")), "slots": slots, "trials": trials,
-        "attempts": len(made), "epochs": epochs, "asked_seconds": seconds,
-        "trial_seconds": lasted, "ray_start_seconds": ray_seconds,
-        "wall_seconds": end - begin, "slot_seconds": total,
-        "lanes": [[(a.began - begin, a.ended - begin) for a in lane] for lane in lanes],
-        "training_seconds": training, "eval_seconds": parts["eval"],
-        "parts": {
-            "training": training,
-            **{p: parts[p] for p in ("eval", "start", "between", "tail", "finish", "other")},
-        },
-        "not_training_share": 1 - training / total,
-        "overhead_share": 1 - (training + parts["eval"]) / total,
-        "aim": OVERHEAD_AIM,
-    }  # fmt: skip
-    return Outcome(figures, [_tune_table(figures)])
-
-
-PARTS = {
-    "training": "training steps",
-    "eval": "evaluation",
-    "start": "start: until a slot's first trial begins",
-    "between": "between two trials of a slot",
-    "tail": "tail: no trial left for a slot",
-    "finish": "finish: after the last trial",
-    "other": "in trials: data, models, checkpoints, reporting",
-}
-
-
-def _tune_table(f: Mapping[str, Any]) -> Table:
-    lasted, total = f["trial_seconds"], f["slot_seconds"]
-    verdict = "within" if f["overhead_share"] <= f["aim"] else "above"
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=f"{f['trials']} trials of {f['epochs']} epochs, {lasted[0]:.1f} to {lasted[-1]:.1f} "
-        f"s each, {f['slots']} at a time",
-        caption=f"execute() took {f['wall_seconds']:.1f} s of wall-clock, x {f['slots']} slots = "
-        f"{total:.1f} s; starting Ray before it {f['ray_start_seconds']:.1f} s. Neither training "
-        f"nor evaluation: {f['overhead_share']:.1%}, {verdict} the aim of {f['aim']:.0%}.",
-    )
-    table.add_column("slot-time")
-    for name in ("seconds", "share"):
-        table.add_column(name, justify="right")
-    for part, label in PARTS.items():
-        table.add_row(label, f"{f['parts'][part]:.2f}", f"{f['parts'][part] / total:.1%}")
-        if part == "eval":
-            table.add_section()
-    table.add_section()
-    table.add_row("all", f"{total:.2f}", "100.0%")
-    return table
-
-
-# --- the command --------------------------------------------------------------------------------
-
-BENCHES: dict[str, Callable[..., Outcome]] = {
-    "hypergradient": hypergradient,
-    "tune": tune,
-}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
-    options = vars(_parser().parse_args(arguments))
-    name, path = options.pop("bench"), options.pop("json")
-    threads = options.pop("threads")
-    try:
-        if path is not None and path.is_dir():
-            raise UserError(f"--json {path} is a folder; name a file.")
-        for option, value in {**options, "threads": threads}.items():
-            if not isinstance(value, str) and value <= 0:
-                raise UserError(f"--{option} must be above 0, got {value}.")
-        torch.set_num_threads(threads)
-        outcome = BENCHES[name](**options)
-        for table in outcome.tables:
-            Console().print(table)
-        if path is not None:
-            about = {"bench": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
-            _write(path, about | outcome.figures)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted.", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _write(path: Path, figures: Mapping[str, Any]) -> None:
-    try:
-        write_whole(path, json.dumps(figures, indent=1).encode())
-    except OSError as error:
-        raise UserError(f"--json {path} cannot be written ({error}).") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoaug_ray.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
-    for name, bench in BENCHES.items():
-        one = names.add_parser(name, help=bench.__doc__, description=bench.__doc__)
-        one.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-        one.add_argument(
-            "--threads", type=int, default=1, metavar="N",
-            help="of torch in this process (default: 1, as a trial that holds one CPU)",
-        )  # fmt: skip
-        for option in inspect.signature(bench).parameters.values():
-            kind, text = get_args(option.annotation)
-            one.add_argument(
-                f"--{option.name}", type=kind, default=option.default,
-                metavar=kind.__name__.upper(), help=f"{text} (default: {option.default})",
-            )  # fmt: skip
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Speed and cost, measured side by side: `python -m autoaug_ray.bench NAME [--json FILE]`.
+
+    hypergradient   what each way to the augmenter's gradient costs, and how right it is
+    tune            what share of a study's machine time is not training
+
+A benchmark is a function here and a line in BENCHES. Its keyword arguments are the options of the
+command; it returns its figures (for --json) and the tables that show them.
+
+What is compared is interleaved in one process, A B C A B C ..., and divided round by round by the
+plain one beside it, so that a machine that is busy now and then slows both sides of a ratio.
+"""
+
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from autoaug_ray.data import Dataset
+
+DATASET = Dataset(name="fashion-mnist-mini")
+
+
+class Outcome(NamedTuple):
+    figures: dict[str, Any]
+    tables: list[Table]
