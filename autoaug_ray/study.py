@@ -91,7 +91,9 @@ def execute(study: Study, folder: Folder, watch: "Watch") -> Plan:
 
 
 def start_ray(cpus: int | None = None) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine."""
+    """Join the cluster that RAY_ADDRESS names, or start one on this machine, once a process."""
+    if ray.is_initialized():
+        return
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {
         "num_cpus": cpus,

@@ -192,14 +192,18 @@ def test_wrong_input_is_one_sentence_and_status_2(arguments, message, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_that_must_not_go_on_is_named_and_the_others_go_on(tmp_path):
+def test_a_run_that_must_not_go_on_is_named_and_the_next_study_still_runs(tmp_path):
     (tmp_path / "bad.yaml").write_text(
         "dataset: {name: fashion-mnist-mini, train_size: 160, test_size: 50}\n"
         "model: {name: cnn, width: 4}\ntrain: {epochs: 1, batch_size: 32}\nseeds: 1\n"
         "methods: {none: , again: {method: replay, policy: nowhere.pt}}\n"
     )
-    done = run_all(tmp_path / "bad.yaml", "--out", tmp_path / "runs")
+    (tmp_path / "good.yaml").write_text(
+        (tmp_path / "bad.yaml").read_text().split(", again")[0] + "}"
+    )
+    done = run_all(tmp_path / "bad.yaml", tmp_path / "good.yaml", "--out", tmp_path / "runs")
     assert done.returncode == 1, done.stdout + done.stderr
+    assert len(Folder(tmp_path / "runs" / "good").finished()) == 1
     assert "failed: again (final, seed 0): replay.policy: nowhere.pt is no file" in done.stdout
     assert len(Folder(tmp_path / "runs" / "bad").finished()) == 1
     assert os.path.exists(tmp_path / "runs" / "bad" / "report.html")

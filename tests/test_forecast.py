@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from autoaug_ray import train
+from autoaug_ray.forecast import forecast, shortened
+
+
+def test_every_entry_is_timed_and_every_run_counted(tiny):
+    study = tiny(
+        {
+            "grid": {"method": "random_affine", "scale_x": {"grid": [0.0, 0.1, 0.2]}},
+            "bilevel": {"every": 4},
+            "again": {"method": "replay", "of": "bilevel"},
+        },
+        seeds=2,
+        resources={"cpus": 2},
+    )
+    by_label = {f.label: f for f in forecast(study, torch.device("cpu"))}
+    assert [f.search_runs for f in by_label.values()] == [0, 3, 0, 0, 0]
+    grid = by_label["grid"]
+    assert grid.run_seconds == pytest.approx(grid.step_seconds * 5 * 2)  # steps x epochs
+    assert grid.device_hours == pytest.approx(5 * grid.run_seconds * 2 / 3600)
+
+
+def test_the_timed_steps_hold_the_rare_outer_ones(final_run):
+    run = final_run("bilevel", {"every": 10}, train={"epochs": 3, "batch_size": 10})
+    short = shortened(run, pool=160)
+    assert short.train.epochs == 1 and short.dataset.train_size == 100
+    (epoch,) = train.run(short)
+    assert epoch.row["log"]["hypergradient_norm"] > 0
