@@ -37,6 +37,10 @@ from autoaug_ray.methods.base import (
     flipped,
 )
 
+NETWORK_LR = 0.1
+"""Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
+and all at the full rate they drive the parameters into their bounds within an epoch."""
+
 
 class _Past(NamedTuple):
     """A step that was taken, as the unrolling needs it again."""
@@ -100,7 +104,8 @@ class Bilevel(Method):
     by the training loss. What the hypergradient is worth is the difference to them."""
     optimiser: Literal["adam", "sgd"] = "adam"
     lr: float = Field(0.03, gt=0, le=10)
-    """Per classifier step: an outer step moves `every` times as far. Cosine to zero at `until`."""
+    """Per classifier step: an outer step moves `every` times as far. Cosine to zero at `until`.
+    The weights of an MLP move at a tenth of it."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """A hidden schedule: it shrinks the augmentation whenever hypergradients are small."""
 
@@ -158,8 +163,8 @@ class Bilevel(Method):
         ).to(device)
         # The gain decays by itself: a decay of its logarithm would pull it back to the start.
         parameters: list[dict[str, Any]] = [
-            {"params": augmenter.network.parameters()},
-            {"params": [augmenter.log_gain], "weight_decay": 0.0},
+            {"params": augmenter.network.parameters(), "share": NETWORK_LR},
+            {"params": [augmenter.log_gain], "share": 1.0, "weight_decay": 0.0},
         ]
         if self.optimiser == "adam":
             # A short memory of the squares: hypergradients shrink by orders as training goes on.
@@ -265,14 +270,14 @@ class Bilevel(Method):
             parameter.grad = g
         state.optimiser.step()
         if isinstance(state.augmenter, Augmenter):
-            state.augmenter.decay(state.optimiser.param_groups[0]["lr"] * self.weight_decay)
+            state.augmenter.decay(state.optimiser.param_groups[1]["lr"] * self.weight_decay)
 
     def _anneal(self, learner: Learner, state: BilevelState) -> None:
         left = max(0.0, 1 - learner.progress / self.until)
         # The controls move at every step, the hypergradient in fewer and longer ones.
         step = self.lr * (self.every if self.learn == "hypergradient" else 1)
         for group in state.optimiser.param_groups:
-            group["lr"] = step * 0.5 * (1 - math.cos(math.pi * left))
+            group["lr"] = group["share"] * step * 0.5 * (1 - math.cos(math.pi * left))
 
     def end_epoch(self, state: BilevelState) -> dict[str, float]:
         """Learned mean and spread per parameter; norm and signal-to-noise of the hypergradient.
@@ -282,14 +287,15 @@ class Bilevel(Method):
         """
         figures: dict[str, float] = state.augmenter.spreads(seed=0)
         if n := state.outer_steps:
-            for (name, _), squares in zip(
-                state.augmenter.named_parameters(), state.sum_of_squares, strict=True
-            ):
+            # The release's augmenter often dies; as an ablation, that is its result.
+            checked = [] if self.as_released else list(state.augmenter.named_parameters())
+            for (name, _), squares in zip(checked, state.sum_of_squares, strict=False):
                 if not bool(squares.any()):
                     raise RunError(
                         f"bilevel: no gradient of the meta loss reached the augmenter's {name} in "
-                        f"{n} outer steps, so nothing can be learned; is group: {self.group} "
-                        "without effect on these images?"
+                        f"{n} outer steps, so nothing can be learned; either its parameters ran "
+                        f"into their bounds (lower lr, {self.lr}), or group: {self.group} has no "
+                        "effect on these images."
                     )
             mean_square = sum(float((s / n).square().sum()) for s in state.sum)
             square_mean = sum(float(s.sum()) / n for s in state.sum_of_squares)
