@@ -145,7 +145,10 @@ def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
             for _ in range(entry.search.samples if free else 1):
                 candidates.append(fixed | {k: draw(r, rng) for k, r in free.items()})
     for index, choices in enumerate(candidates):
-        yield study.run(entry, "search", seed=study.seeds[0], choices=choices, index=index)
+        # Members of a population start with one policy: with one seed too they would stay equal,
+        # and the scheduler never find a worse one to replace.
+        seed = study.seeds[0] + (index if is_population(entry) else 0)
+        yield study.run(entry, "search", seed=seed, choices=choices, index=index)
 
 
 def _read_outcomes(folder: Folder) -> dict[str, Outcome]:

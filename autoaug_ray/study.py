@@ -295,15 +295,16 @@ class _PlanSearcher(_Unsaved, Searcher):
         run = self.runs.pop(trial_id, None)
         if run is None:
             return
-        message = (result or {}).get("error")
-        if message:
+        rows = self.plan.folder.read_rows(run.key)
+        if message := (result or {}).get("error"):
             self.plan.settle(run, "failed", message)
-        elif (result or {}).get("finished"):
+        elif rows and rows[-1]["finished"]:
             self.plan.settle(run, "finished")
         elif error:
             self.plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
         elif run.phase == "search":
-            self.plan.settle(run, "stopped")  # by its scheduler
+            # By its scheduler; or a member of a population went on from one that was at the end.
+            self.plan.settle(run, "stopped")
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(b"")
