@@ -136,9 +136,9 @@ class Augmenter(AbstractAugmenter):
     """Noise to parameters, with a bounded output and a known initial distribution.
 
     `scale` is no network: each parameter has a noise of its own and learns its spread alone.
-    `small`, `medium` and `large` are the paper's MLPs. Their initial outputs would be correlated
-    (in the small one, x and y by 0.9 for some seeds, so that a translation covers a diagonal
-    only); they are whitened, and every output has a gain of its own.
+    `small`, `medium` and `large` are the paper's MLPs. Their initial outputs would be correlated,
+    in the small one so strongly for some seeds that a translation covers little more than a
+    diagonal; they are whitened, and every output has a gain of its own.
 
     `symmetric` makes p(-z) = -p(z) by construction: the distribution of p has mean zero whatever
     the weights are. A free mean drifts until the images leave the frame, or dies with the weight
