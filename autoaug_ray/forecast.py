@@ -1,6 +1,7 @@
 """What a study will cost, from a few steps of every method timed on this machine."""
 
 import math
+import statistics
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from autoaug_ray.meter import Meter
 from autoaug_ray.plan import search_runs
 from autoaug_ray.study import draw
 
-STEPS = 8
+STEPS, REPEATS = 8, 4
 
 
 class Forecast(NamedTuple):
@@ -38,12 +39,13 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
         run = study.run(entry_timed, "final", seed=study.seeds[0], choices=choices)
         short = shortened(run, pool)
         times = []
-        for _ in range(2):  # the first one pays for warming up
+        for _ in range(REPEATS):
             meter = Meter(device=device)
             list(train.run(short, meter))
             times.append(meter.seconds()["final"])
         size = short.dataset.train_size or pool
-        step = times[-1] / max(1, size // study.train.batch_size)
+        # The first one pays for warming up.
+        step = statistics.median(times[1:]) / max(1, size // study.train.batch_size)
         resources = study.resources_of(entry.label)
         share = resources.gpus or resources.cpus
         runs = count + len(study.seeds)
