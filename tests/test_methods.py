@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,3 +293,14 @@ def test_figures_of_a_bilevel_epoch(final_run):
     names = Bilevel().init(ImageShape(1, 28, 28), 0, torch.device("cpu")).augmenter.names
     assert {f"std/{n}" for n in names} <= set(log)
     assert log["hypergradient_norm"] > 0 and log["hypergradient_snr"] > 0
+
+
+def test_the_spatial_transformer_aligns_test_images_too():
+    method = METHODS["stn"](group="translation")
+    state = method.init(ImageShape(1, 28, 28), 0, torch.device("cpu"))
+    learner = SimpleNamespace(logits=lambda images: images)
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.allclose(method.predict(learner, images, state), images, atol=1e-5)
+    with torch.no_grad():
+        state.network.head.bias.fill_(0.2)
+    assert not torch.allclose(method.predict(learner, images, state), images, atol=1e-2)
