@@ -104,8 +104,8 @@ def run(
             last = epoch == training.epochs
             val = None if final else evaluate(method, learner, splits.val, state)
             test = evaluate(method, learner, splits.test, state) if final and last else None
-            displacement, color_change, samples = probe(method, state, splits.train, epoch)
             pictured = final and epoch in pictured_epochs(training.epochs)
+            strength, augmented = probe(method, state, splits.train)
 
         hours = meter.device_hours()
         row = {
@@ -115,7 +115,7 @@ def run(
             "phase": config.phase,
             "seed": config.seed,
             "index": config.index,
-            "used_key": used(config, method, learner, epoch if last else training.epochs).key,
+            "used_key": used(config, learner, epoch if last else training.epochs).key,
             "settings": config.model_dump_json(),
             "epoch": epoch,
             "epochs": training.epochs,
@@ -123,10 +123,10 @@ def run(
             "val_accuracy": None if val is None else float(val.mean_accuracy),
             "test_accuracy": None if test is None else float(test.mean_accuracy),
             "class_accuracy": None if test is None else test.class_accuracy,
-            "displacement": displacement,
-            "color_change": color_change,
+            "displacement": float(strength.displacement().mean()),
+            "color_change": float(strength.color_change().mean()),
             "log": log,
-            "samples": samples if pictured else None,
+            "samples": strip(augmented[:PICTURES]) if pictured else None,
             "device": device_name(device),
             "share": meter.share,
             "attempt": meter.attempt,
@@ -169,22 +169,23 @@ def evaluate(method: Method, learner: Learner, split: Split | None, state: nn.Mo
 
 
 @torch.no_grad()
-def probe(method: Method, state: nn.Module, pool: Split, epoch: int) -> tuple[float, float, bytes]:
-    """Delivered strength (mean pixel displacement, mean colour change) and a strip of pictures.
+def probe(method: Method, state: nn.Module, pool: Split) -> tuple[Strength, Tensor]:
+    """Delivered strength, and the images (PROBE, C, H, W) that it was measured on.
 
     On the same images with the same noise for every method and epoch, from a stream of its own.
     """
     images = as_float(pool.images[:PROBE])
     strength = Strength(images)
     out = method.augment(state, images, stream(0, "probe", images.device), strength)
-    strip = make_grid(out[:PICTURES].cpu(), nrow=PICTURES, padding=1)
+    return strength, out
+
+
+def strip(images: Tensor) -> bytes:
+    """Images (n, C, H, W) in [0, 1] side by side, as PNG."""
     png = io.BytesIO()
-    to_pil_image(strip.clamp(0, 1)).save(png, "PNG")
-    return (
-        float(strength.displacement().mean()),
-        float(strength.color_change().mean()),
-        png.getvalue(),
-    )
+    grid = make_grid(images.cpu(), nrow=len(images), padding=1)
+    to_pil_image(grid.clamp(0, 1)).save(png, "PNG")
+    return png.getvalue()
 
 
 def pictured_epochs(epochs: int) -> set[int]:
@@ -221,15 +222,14 @@ def cycle(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int]
     return take
 
 
-def used(config: Run, method: Method, learner: Learner, epochs: int) -> Run:
-    """The run as the objects that trained would describe it; its key must be the one asked for.
+def used(config: Run, learner: Learner, epochs: int) -> Run:
+    """The run as the optimiser that trained would describe it; its key must be the one asked for.
 
     A scheduler's settings that never reach the trainer are a known way to compare nothing.
     """
     group = learner.optimiser.param_groups[0]
     return config.model_copy(
         update={
-            "method": method,
             "train": learner.training.model_copy(
                 update={
                     "epochs": epochs,
