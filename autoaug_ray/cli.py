@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from rich.table import Table
 from autoaug_ray import config, data, forecast
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
 from autoaug_ray.record import Folder, write_whole
 
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
@@ -19,6 +21,11 @@ QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["bank"]:
+        from autoaug_ray import bank_command
+
+        return bank_command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     # Where there is no terminal, a log is read later and wider than 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -27,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         studies = [
             config.load(path, changes=options.set, seeds=options.seeds) for path in options.studies
         ]
-        failed = [_one(study, options, console) for study in studies]
+        failed = [_one(cases, options, console) for cases in studies]
         return 1 if any(failed) else 0
 
     return exit_status(work, interrupted="interrupted; the same command with --resume goes on.")
@@ -37,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_all.py",
         description="Which augmentation is worth its compute: run studies and report accuracy "
-        "against device-hours.",
+        "against device-hours. `autoaug-ray bank --help` looks at generated images.",
     )
     parser.add_argument(
         "studies", nargs="*", type=Path, metavar="STUDY.yaml", default=[QUICKSTART],
@@ -46,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR",
         help="where DIR/<study>/ is written (default: runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bank", type=Path, metavar="DIR",
+        help="where generated images are kept, for all studies (default: the --out folder's bank)",
     )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true",
@@ -65,48 +76,78 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _one(study: Study, options: argparse.Namespace, console: Console) -> bool:
-    """Run one study; whether any of its runs failed."""
-    folder = Folder(options.out / study.name)
-    if folder.rows.exists() and not (options.resume or options.dry_run):
-        raise UserError(
-            f"{folder.root} holds rows of an earlier run; add --resume to go on with it, or "
-            "--out for another folder."
-        )
-    # Reads the data before any work starts: what is wrong with it is said now.
-    splits = data.load(study.dataset, val_fraction=study.val_fraction, device="cpu")
-    console.print(
-        f"[bold]{study.name}[/]: {study.dataset.name}, {len(splits.train)} + "
-        f"{len(splits.val or ())} pool and {len(splits.test)} test images, "
-        f"{len(splits.classes)} classes, classifier {study.model.name}, "
-        f"{study.train.epochs} epochs, seeds {list(study.seeds)}",
-        highlight=False,
-    )
+def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console) -> bool:
+    """Run one study, in all its cases; whether any of its runs failed."""
+    root = options.out / studies[0].name
+    folders = [Folder(root / (study.case or "")) for study in studies]
+    for folder in folders:
+        if folder.rows.exists() and not (options.resume or options.dry_run):
+            raise UserError(
+                f"{folder.root} holds rows of an earlier run; add --resume to go on with it, or "
+                "--out for another folder."
+            )
+    for study in studies:
+        _introduce(study, console)
     if options.dry_run:
-        console.print(_dry_run(study))
+        for study in studies:
+            console.print(_dry_run(study))
+        if any(kinds_of(study) for study in studies):
+            console.print(_dry_run_bank(studies))
         return False
 
-    from autoaug_ray import report
+    from autoaug_ray import across, report
     from autoaug_ray.progress import Progress
     from autoaug_ray.study import execute, start_ray
 
-    write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
     start_ray()
-    plan = execute(study, folder, Progress(console))
-    page = report.write(study, folder, splits.classes)
-    summary = report.summarise(study, folder)
-    console.print(report.table(summary))
-    console.print(report.headline(summary), style="bold", highlight=False)
-    for line in report.verdicts(summary, study, folder):
-        console.print(line, highlight=False)
-    for done in plan.done:
-        if done.outcome == "failed":
-            console.print(
-                f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
-                style="red", highlight=False,
-            )  # fmt: skip
+    bank = options.bank or options.out / "bank"
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    studies = fill_bank(studies, bank, say)
+    for study, folder in zip(studies, folders, strict=True):
+        write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
+        write_sheet(study, folder, bank)
+    cases = list(zip(studies, folders, strict=True))
+    plans = execute(cases, Progress(console), bank)
+    for study, folder in cases:
+        classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
+        page = report.write(study, folder, classes)
+        summary = report.summarise(study, folder)
+        if study.case:
+            console.rule(f"{study.name}, {study.case}")
+        console.print(report.table(summary, study, folder))
+        console.print(report.headline(summary), style="bold", highlight=False)
+        for line in report.verdicts(summary, study, folder):
+            console.print(line, highlight=False)
+    if len(cases) > 1:
+        page = across.write(cases, root)
+        console.rule(f"{studies[0].name}, all cases")
+        console.print(across.table(cases))
+        for line in across.verdicts(cases):
+            console.print(line, highlight=False)
+    failed = [done for plan in plans for done in plan.done if done.outcome == "failed"]
+    for done in failed:
+        console.print(
+            f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
+            style="red", highlight=False,
+        )  # fmt: skip
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return any(done.outcome == "failed" for done in plan.done)
+    return bool(failed)
+
+
+def _introduce(study: Study, console: Console) -> None:
+    """Reads the data before any work starts: what is wrong with it is said now."""
+    splits = data.load(
+        study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
+    )
+    counts = torch.bincount(splits.train.labels).tolist()
+    tail = f" of {max(counts)} to {min(counts)} training images"
+    console.print(
+        f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
+        f"{len(splits.train)} + {len(splits.val or ())} pool and {len(splits.test)} test images, "
+        f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
+        f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
+        highlight=False,
+    )
 
 
 def _dry_run(study: Study) -> Table:
@@ -124,4 +165,20 @@ def _dry_run(study: Study) -> Table:
     runs = sum(f.search_runs + f.final_runs for f in forecasts)
     table.add_section()
     table.add_row("all", "", str(runs), "", "", f"{total:.4f}")
+    return table
+
+
+def _dry_run_bank(studies: Sequence[Study]) -> Table:
+    captions, forecasts = forecast_bank(studies)
+    table = Table(
+        title="generated images, at most; device-hours at the published share of each device's "
+        f"peak; {captions} captions come first, at a small part of the cost",
+    )
+    for name in ("device", "images", "TFLOP per image", "EFLOP", "device-hours", "GB on disk"):
+        table.add_column(name, justify="left" if name == "device" else "right")
+    for device, f in forecasts.items():
+        table.add_row(
+            device, str(f.images), f"{f.tflop_per_image:.3g}", f"{f.eflop:.3g}",
+            f"{f.device_hours:.3g}", f"{f.gigabytes:.3g}",
+        )  # fmt: skip
     return table

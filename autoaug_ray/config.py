@@ -23,6 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
+from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.learner import Training
 from autoaug_ray.methods import METHODS, AnyMethod
 from autoaug_ray.models import Classifier
@@ -30,6 +31,8 @@ from autoaug_ray.settings import Settings
 
 Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 KINDS: tuple[str, ...] = get_args(Kind)
+INNER = {"entries", "bank_plans", "case"}
+"""Fields of a study that its YAML does not hold."""
 T = TypeVar("T")
 _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyMethod)
 
@@ -103,8 +106,11 @@ class Run(Settings):
     dataset: Dataset
     model: Classifier
     train: Training
-    val_fraction: float
+    val_fraction: float | None
+    """None in a search run whose result is not compared: it trains on the whole pool."""
     method: AnyMethod
+    bank_plan: str | None = None
+    """Of the generated images that the method mixes: it names their models, prompts and sources."""
 
     @property
     def key(self) -> str:
@@ -122,6 +128,13 @@ class Study(Settings):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the final trainings. Search trials use the first."""
     resources: Resources = Resources()
+    generate: Generation = Generation()
+    workers: Workers = Workers()
+    """Of the generated images, if some method mixes any."""
+    bank_plans: dict[str, str] = {}
+    """Filled in when the bank is: `pool_name` -> its plan's key."""
+    case: str | None = None
+    """Of a study with several: what this one is called."""
     reference: str = "none"
     """The label whose training is the unit of relative cost."""
     entries: tuple[Entry, ...]
@@ -134,7 +147,12 @@ class Study(Settings):
         seed: int,
         choices: Mapping[str, Any],
         index: int = 0,
+        whole_pool: bool = False,
     ) -> Run:
+        """`whole_pool`: a search run that sets no validation images apart."""
+        method = entry.method(choices)
+        val_fraction = None if whole_pool else self.val_fraction
+        pool = self.pool_name(seed, val_fraction if phase == "search" else None)
         return Run(
             label=entry.label,
             phase=phase,
@@ -143,9 +161,16 @@ class Study(Settings):
             dataset=self.dataset,
             model=self.model,
             train=self.train,
-            val_fraction=self.val_fraction,
-            method=entry.method(choices),
+            val_fraction=val_fraction,
+            method=method,
+            bank_plan=self.bank_plans.get(pool) if method.kinds else None,
         )
+
+    def pool_name(self, seed: int, val_fraction: float | None) -> str:
+        """Of the images that a run trains on; seeds may share a pool."""
+        drawn = (self.dataset.imbalance or self.dataset.shots) and self.dataset.redraw
+        part = "whole" if val_fraction is None else "without val"
+        return f"seed {seed}, {part}" if drawn else part
 
     def entry(self, label: str) -> Entry:
         return next(e for e in self.entries if e.label == label)
@@ -154,8 +179,8 @@ class Study(Settings):
         return self.entry(label).resources or self.resources
 
 
-def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -> Study:
-    """Read a study and apply `dotted.key=value` changes to it. Raises UserError."""
+def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -> list[Study]:
+    """Read a study and apply `dotted.key=value` changes to it; one per case. Raises UserError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -170,12 +195,36 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         _apply(tree, change)
     if seeds is not None:
         tree["seeds"] = seeds
-    return study(tree, name=path.stem)
+    cases = tree.pop("cases", None)
+    if cases is None:
+        return [study(tree, name=path.stem)]
+    if not isinstance(cases, dict) or not cases:
+        raise UserError("cases must map at least one name to what it changes in the study.")
+    return [_case(tree, path.stem, name, body, changes) for name, body in cases.items()]
 
 
-def study(tree: Mapping[str, Any], *, name: str) -> Study:
+def _case(
+    tree: dict[str, Any], study_name: str, name: Any, body: Any, last: Sequence[str]
+) -> Study:
+    """The study as a case of it changes it: `dotted.key: value`. --set has the last word."""
+    where = f"cases.{name}"
+    if not isinstance(name, str) or not re.fullmatch(r"[\w=.+-][\w=.+ -]*", name):
+        raise UserError(f"{where}: a case's name is made of letters, digits and = . + - _.")
+    if not isinstance(body, dict):
+        raise UserError(f"{where} must map dotted keys to values, got {body!r}.")
+    tree = json.loads(json.dumps(tree))
+    for key, value in body.items():
+        _assign(tree, str(key), value, where)
+    for change in last:
+        _apply(tree, change)
+    return study(tree, name=study_name, case=name)
+
+
+def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Study:
     """A study from the tree of its YAML. Raises UserError."""
     tree = dict(tree)
+    for key in INNER & set(tree):
+        raise UserError(f"{key}: unknown key.")
     methods = tree.pop("methods", None)
     if not isinstance(methods, dict) or not methods:
         raise UserError("methods must map at least one label to its hyperparameters.")
@@ -189,7 +238,7 @@ def study(tree: Mapping[str, Any], *, name: str) -> Study:
     entries = [e for label, body in methods.items() for e in _entries(label, body)]
     made: Study = _validate(
         Study.model_validate_json,
-        {"name": name} | tree | {"entries": [e.model_dump() for e in entries]},
+        {"name": name} | tree | {"case": case, "entries": [e.model_dump() for e in entries]},
         "",
     )
     labels = [e.label for e in entries]
@@ -280,6 +329,10 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise UserError(f"--set {change}: write it as dotted.key=value.")
+    _assign(tree, path, yaml.load(text, _Loader), f"--set {change}")
+
+
+def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
     *parents, leaf = path.split(".")
     node = tree
     for key in parents:
@@ -289,8 +342,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):
-            raise UserError(f"--set {change}: {key} holds {node!r}, which has no keys.")
-    node[leaf] = yaml.load(text, _Loader)
+            raise UserError(f"{where}: {key} holds {node!r}, which has no keys.")
+    node[leaf] = value
 
 
 def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T:
@@ -340,7 +393,7 @@ def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
         )
     known = set(model.model_fields)
     if model is Study:
-        return known - {"entries"} | {"methods"}
+        return known - INNER | {"methods", "cases"}
     if model in METHODS.values():
         return known - {"name"} | {"method", "search", "resources", "controls"}
     return known

@@ -96,7 +96,7 @@ def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
     for x, y in [*front[1:], (right, front[-1][1])]:
         corners += [(x, corners[-1][1]), (x, y)]
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(9, 5.8)
+        figure, (axes,) = panels(9, 5.8)
         for r in rows:
             color, marker, hollow = look[r["label"]]
             x, y = points[r["label"]]
@@ -133,7 +133,7 @@ def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
         labels.beside_points(
             figure, axes, points, [*bars, *zip(corners, corners[1:], strict=False)]
         )
-        return _png(figure)
+        return png(figure)
 
 
 def _time_axis(axes: Axes, row: Row, left: float, right: float) -> None:
@@ -217,7 +217,7 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
     if not delivered:
         return None
     with mpl.rc_context(STYLE):
-        figure, all_axes = _figure(9.2, 3.7, wide=len(delivered), narrow=len(spreads))
+        figure, all_axes = panels(9.2, 3.7, wide=len(delivered), narrow=len(spreads))
         titles = {
             "displacement": ("Delivered displacement", "mean displacement (pixels)"),
             "color_change": ("Delivered colour change", "mean colour change (0 to 1)"),
@@ -244,7 +244,7 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
             }
             axes.set_ylim(bottom=0)
             labels.at_ends(axes, ends, colors)
-        return _png(figure)
+        return png(figure)
 
 
 def _spreads(by_seed: Mapping[int, Sequence[Row]]) -> dict[str, Series]:
@@ -260,14 +260,14 @@ SNR_LIMIT = 1e3
 def hypergradient(summary: Sequence[Row], finals: Finals) -> bytes | None:
     """Norm and signal-to-noise of the hypergradient by epoch, where a method logged them."""
     look = looks(summary)
-    panels = {
+    wanted = {
         "hypergradient_norm": ("Hypergradient norm", "mean norm over the epoch", math.inf),
         "hypergradient_snr": (
             "Signal-to-noise of one outer step", "|mean| / standard deviation", SNR_LIMIT,
         ),
     }  # fmt: skip
     found: dict[str, dict[str, Series]] = {}
-    for name, (_, _, limit) in panels.items():
+    for name, (_, _, limit) in wanted.items():
         for label in look:
             s = series(finals.get(label, {}), lambda row, n=name: row["log"].get(n))  # type: ignore[misc]
             if s is not None and s.high.max() < limit:
@@ -275,14 +275,14 @@ def hypergradient(summary: Sequence[Row], finals: Finals) -> bytes | None:
     if not found:
         return None
     with mpl.rc_context(STYLE):
-        figure, all_axes = _figure(9.2, 3.2, wide=0, narrow=len(found))
+        figure, all_axes = panels(9.2, 3.2, wide=0, narrow=len(found))
         for axes, (name, curves) in zip(all_axes, found.items(), strict=True):
-            axes.set_title(panels[name][0])
-            axes.set_ylabel(panels[name][1])
+            axes.set_title(wanted[name][0])
+            axes.set_ylabel(wanted[name][1])
             ends = {label: _curve(axes, s, look[label]) for label, s in curves.items()}
             axes.set_ylim(bottom=0)
             labels.at_ends(axes, ends, {k: v.color for k, v in look.items()})
-        return _png(figure)
+        return png(figure)
 
 
 def _curve(axes: Axes, s: Series, look: Look, *, band: bool = True) -> float:
@@ -335,11 +335,11 @@ def samples(summary: Sequence[Row], finals: Finals) -> bytes | None:
                     figure.text(left - 0.006, y, word, ha="right", va="center", fontsize=8.5)
                     top -= row_inches
                 top -= 0.42
-        return _png(figure)
+        return png(figure)
 
 
-def _decode(png: bytes) -> np.ndarray:
-    return mpl.image.imread(io.BytesIO(png), format="png")
+def _decode(picture: bytes) -> np.ndarray:
+    return mpl.image.imread(io.BytesIO(picture), format="png")
 
 
 CLASSES = 30
@@ -370,7 +370,7 @@ def classes(summary: Sequence[Row], finals: Finals, names: Sequence[str]) -> byt
     colored = values - base
     limit = max(5.0, float(np.abs(colored).max())) if relative else 100.0
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure, (axes,) = _figure(max(5.5, 2.6 + 0.72 * len(known)), 1.9 + 0.33 * len(names))
+        figure, (axes,) = panels(max(5.5, 2.6 + 0.72 * len(known)), 1.9 + 0.33 * len(names))
         image = axes.imshow(
             colored, aspect="auto", cmap="PuOr" if relative else "Blues",
             vmin=-limit if relative else 0, vmax=limit,
@@ -391,10 +391,10 @@ def classes(summary: Sequence[Row], finals: Finals, names: Sequence[str]) -> byt
         bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
         bar.outline.set_visible(False)
         bar.set_label(f"difference to {reference} (points)" if relative else "accuracy (%)")
-        return _png(figure)
+        return png(figure)
 
 
-def _figure(
+def panels(
     width: float, height: float, *, wide: int = 1, narrow: int = 0
 ) -> tuple[Figure, list[Axes]]:
     """Panels of that height: first the wide ones, then the narrow ones in rows of two."""
@@ -406,7 +406,7 @@ def _figure(
     return figure, [figure.add_subplot(place) for place in places]
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     """Without the date and the version that matplotlib would put in: same data, same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -2,12 +2,15 @@
 
 import math
 import statistics
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from autoaug_ray import data, train
 from autoaug_ray.config import Run, Study
+from autoaug_ray.data import Edits
+from autoaug_ray.generate.settings import Kind
 from autoaug_ray.meter import Meter
 from autoaug_ray.plan import search_runs
 from autoaug_ray.study import draw
@@ -27,35 +30,66 @@ class Forecast(NamedTuple):
 
 def forecast(study: Study, device: torch.device) -> list[Forecast]:
     """Searches count in full: a scheduler that stops trials early makes them cheaper."""
-    pool = len(data.load(study.dataset, val_fraction=None, device="cpu").train)
-    steps = max(1, pool // study.train.batch_size) * study.train.epochs
+    seed = study.seeds[0]
+    pool = len(data.load(study.dataset, val_fraction=None, device="cpu", seed=seed).train)
+    per_epoch = study.train.iters_per_epoch or max(1, pool // study.train.batch_size)
+    steps = per_epoch * study.train.epochs
     out = []
     for entry in study.entries:
-        count = len(list(search_runs(study, entry, draw)))
+        searches = len(list(search_runs(study, entry, draw)))
         if entry.hyperparameters["name"] == "replay":
             choices, entry_timed = {}, study.entry(study.reference)
         else:
             choices, entry_timed = next(entry.extremes()), entry
-        run = study.run(entry_timed, "final", seed=study.seeds[0], choices=choices)
-        short = shortened(run, pool)
-        times = []
-        for _ in range(REPEATS):
-            meter = Meter(device=device)
-            list(train.run(short, meter))
-            times.append(meter.seconds()["final"])
-        size = short.dataset.train_size or pool
-        # The first one pays for warming up.
-        step = statistics.median(times[1:]) / max(1, size // study.train.batch_size)
+        run = study.run(entry_timed, "final", seed=seed, choices=choices)
+        step, row = _time(run, pool, device)
+        seconds = step * steps * (searches + len(study.seeds))
+        if run.method.learns_first:
+            searches += len(study.seeds)
+            choices = choices | run.method.learned(row)
+            final, _ = _time(study.run(entry, "final", seed=seed, choices=choices), pool, device)
+            seconds += final * steps * len(study.seeds)
         resources = study.resources_of(entry.label)
         share = resources.gpus or resources.cpus
-        runs = count + len(study.seeds)
         out.append(
             Forecast(
-                entry.label, count, len(study.seeds), step, step * steps,
-                runs * step * steps * share / 3600,
+                entry.label, searches, len(study.seeds), step, step * steps,
+                seconds * share / 3600,
             )
         )  # fmt: skip
     return out
+
+
+def _time(run: Run, pool: int, device: torch.device) -> tuple[float, dict[str, Any]]:
+    """Seconds per step, and the last row."""
+    short = shortened(run, pool)
+    times, row = [], {}
+    for _ in range(REPEATS):
+        meter = Meter(device=device)
+        row = [epoch.row for epoch in train.run(short, meter, bank=_Sources(short))][-1]
+        times.append(meter.seconds()["final"])
+    size = sum(row["class_counts"])
+    steps = short.train.iters_per_epoch or max(1, size // run.train.batch_size)
+    # The first one pays for warming up.
+    return statistics.median(times[1:]) / steps, row
+
+
+class _Sources:
+    """A bank in which every image is its own edit: as slow to train on as a real one."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def variants(
+        self, plan_key: str, kinds: Sequence[Kind], shape: Any, hashes: Sequence[str]
+    ) -> Edits:
+        run = self.run
+        images = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed).train.images
+        start = torch.arange(len(images))[:, None].expand(-1, len(kinds))
+        return Edits(images, start, torch.ones_like(start))
+
+    def cost(self, plan_key: str, kinds: Sequence[Kind]) -> dict[str, float]:
+        return {}
 
 
 def shortened(run: Run, pool: int) -> Run:
@@ -64,10 +98,16 @@ def shortened(run: Run, pool: int) -> Run:
     Whole rounds of a method that does something at every so manyth step only.
     """
     every = getattr(run.method, "every", 1)
-    size = min(pool, every * math.ceil(STEPS / every) * run.train.batch_size)
+    steps = every * math.ceil(STEPS / every)
+    training, dataset = {"epochs": 1}, {}
+    if run.train.iters_per_epoch is not None or run.dataset.imbalance or run.dataset.shots:
+        training["iters_per_epoch"] = steps
+    else:
+        dataset["train_size"] = min(pool, steps * run.train.batch_size)
     return run.model_copy(
         update={
-            "train": run.train.model_copy(update={"epochs": 1}),
-            "dataset": run.dataset.model_copy(update={"train_size": size}),
+            "train": run.train.model_copy(update=training),
+            "dataset": run.dataset.model_copy(update=dataset),
+            "bank_plan": "forecast" if run.method.kinds else None,
         }
     )

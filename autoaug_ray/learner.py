@@ -20,6 +20,8 @@ class Training(Settings):
 
     epochs: int = Field(10, ge=1, le=10_000)
     """One epoch is as many images as the pool holds, also where meta images are held out of it."""
+    iters_per_epoch: int | None = Field(None, ge=1, le=1_000_000)
+    """Steps of an epoch whatever the pool's size, as for small imbalanced sets; None: one pass."""
     batch_size: int = Field(64, ge=2, le=65_536)
     lr: float = Field(0.1, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -107,20 +109,28 @@ class Learner:
         }
 
     def loss_at(
-        self, images: Tensor | Callable[[], Tensor], labels: Tensor, *, real_pass: bool = False
+        self,
+        images: Tensor | Callable[[], Tensor],
+        labels: Tensor,
+        *,
+        weights: Tensor | None = None,
+        real_pass: bool = False,
     ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """The loss as a function of the weights, for the look-ahead.
+        """The loss as a function of the model's weights, for the look-ahead.
+
+        `weights` (B,) multiply the samples' losses.
 
         functional_call would write batch-norm statistics into the model, and so leak meta images
         into the classifier: every call but the `real_pass` works on copies of the buffers.
         """
 
-        def loss(weights: Mapping[str, Tensor]) -> Tensor:
+        def loss(w: Mapping[str, Tensor]) -> Tensor:
             x = images() if callable(images) else images
             buffers = {} if real_pass else {k: b.clone() for k, b in self.model.named_buffers()}
-            return F.cross_entropy(
-                functional_call(self.model, {**weights, **buffers}, (x,)), labels
-            )
+            logits = functional_call(self.model, {**w, **buffers}, (x,))
+            if weights is None:
+                return F.cross_entropy(logits, labels)
+            return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
 
         return loss
 

@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-PHASES = ("search", "final", "eval", "other")
-"""search and final are the training steps of those stages; other is the time that an attempt held
+PHASES = ("caption", "invert", "generate", "search", "final", "eval", "other")
+"""caption, invert and generate make a bank of edited images; search and final are the training
+steps of those stages; other is the time that an attempt held
 its device without being in a phase: loading data, building models, checkpoints, reporting."""
 TRAINING = ("search", "final")
-"""What relative cost counts."""
+BANK = ("caption", "invert", "generate")
+"""Relative cost counts these two: all but evaluation and overhead."""
 
 
 def device_name(device: torch.device) -> str:

@@ -1,8 +1,10 @@
 """Which run comes next: pure bookkeeping, without Ray.
 
 An entry with ranges is searched first; as soon as *its* search is complete its final trainings are
-handed out, while others still search. Runs that are already on disk are not handed out at all, so
-that resuming a study, or giving it more seeds, is the same thing as starting it.
+handed out, while others still search. A method that learns its hyperparameters in a training of
+its own does so for every seed, and each seed's final training follows its own. Runs that are
+already on disk are not handed out at all, so that resuming a study, or giving it more seeds, is the
+same thing as starting it.
 """
 
 import json
@@ -36,11 +38,15 @@ class Plan:
         self._settled = _read_outcomes(folder)
         self._waiting: dict[str, set[str]] = {}
         """Labels whose final runs are not yet planned -> keys of the runs they wait for."""
+        self._learning: dict[str, tuple[Entry, dict[str, Any]]] = {}
+        """Keys of runs that learn the hyperparameters of a final run -> what it is made of."""
         self.expected = 0
         searches = {e.label: list(search_runs(study, e, draw)) for e in study.entries}
         for entry in study.entries:
             self._waiting[entry.label] = {run.key for run in searches[entry.label]}
-            self.expected += len(searches[entry.label]) + len(study.seeds)
+            twice = entry.method(next(entry.extremes())).learns_first
+            finals = len(study.seeds) * (2 if twice else 1)
+            self.expected += len(searches[entry.label]) + finals
         for runs in searches.values():
             self._hand_out(runs)
         self._plan_finals()
@@ -68,6 +74,14 @@ class Plan:
         self.done.append(Done(run, outcome, error))
         for keys in self._waiting.values():
             keys.discard(run.key)
+        if (learning := self._learning.pop(run.key, None)) is None:
+            return
+        entry, choices = learning
+        if outcome != "finished":
+            self.expected -= 1
+            return
+        found = run.method.learned(self.folder.read_rows(run.key)[-1])
+        self._hand_out([self.study.run(entry, "final", seed=run.seed, choices=choices | found)])
 
     def _hand_out(self, runs: Iterable[Run]) -> None:
         for run in runs:
@@ -86,6 +100,11 @@ class Plan:
             choices = self._best(entry)
             if choices is None:
                 self.expected -= len(self.study.seeds)
+                continue
+            if entry.method(choices).learns_first:
+                runs = list(learning_runs(self.study, entry, choices))
+                self._learning |= {run.key: (entry, choices) for run in runs}
+                self._hand_out(runs)
                 continue
             self._hand_out(
                 self.study.run(
@@ -114,7 +133,9 @@ class Plan:
             return {}
         rows = []
         for done in self.done:
-            if done.run.label == entry.label and done.run.phase == "search":
+            run = done.run
+            compared = run.phase == "search" and run.val_fraction is not None
+            if run.label == entry.label and compared:
                 rows += self.folder.read_rows(done.run.key)[-1:]
         if not rows:
             return None
@@ -149,6 +170,12 @@ def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
         # and the scheduler never find a worse one to replace.
         seed = study.seeds[0] + (index if is_population(entry) else 0)
         yield study.run(entry, "search", seed=seed, choices=choices, index=index)
+
+
+def learning_runs(study: Study, entry: Entry, choices: Mapping[str, Any]) -> Iterable[Run]:
+    """One for each seed, on all that its final training will be given."""
+    for seed in study.seeds:
+        yield study.run(entry, "search", seed=seed, choices=choices, whole_pool=True)
 
 
 def _read_outcomes(folder: Folder) -> dict[str, Outcome]:

@@ -5,7 +5,7 @@ says the same for people. Both stand in `policies/<label>/seed-<n>/` of a study.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autoaug_ray.config import Run
 from autoaug_ray.errors import UserError
-from autoaug_ray.methods import AnyMethod, ImageShape, Method
+from autoaug_ray.methods import AnyMethod, Method, Task
 from autoaug_ray.record import load_state, save_state, write_whole
 
 SCHEDULE_LENGTH = 20  # states at most, evenly spaced over the epochs
@@ -30,12 +30,21 @@ class Policy(nn.Module):
     batch draws its own parameters, on its own device, from torch's global generator there.
     """
 
-    def __init__(self, method: Method, shape: ImageShape, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, method: Method, shape: Task, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.method, self.shape = method, shape
         self.state: Any = method.init(shape, seed=0, device=torch.device("cpu"))
         self.state.load_state_dict(dict(state), strict=False)
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    @property
+    def alpha(self) -> Tensor | None:
+        """Probabilities (classes, kinds) of `method.kinds`, if it mixes generated images.
+
+        Which image of a bank stands for the real one is then the caller's to draw, by its label;
+        this transform is what is done to either of them.
+        """
+        return self.method.alpha(self.state)
 
     @torch.no_grad()
     def forward(self, image: Tensor, *rest: Any) -> Any:
@@ -64,13 +73,19 @@ def load_policy(path: str | Path) -> Policy:
     try:
         saved = load_state(Path(path))
         method: Method = TypeAdapter(AnyMethod).validate_json(saved["method"])
-        return Policy(method, ImageShape(*saved["shape"]), saved["state"])
+        return Policy(method, task_of(saved["shape"]), saved["state"])
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; a policy.pt of a finished run is needed."
         ) from None
     except Exception as error:
         raise UserError(f"{path} is not a policy of autoaug_ray ({error}).") from None
+
+
+def task_of(shape: Sequence[Any]) -> Task:
+    """[channels, height, width, [images of each class]], as checkpoints and policies hold it."""
+    channels, height, width, counts = shape
+    return Task(channels, height, width, tuple(counts))
 
 
 def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -87,7 +102,7 @@ def in_schedule(epoch: int, epochs: int) -> bool:
 def export(
     place: Path,
     run: Run,
-    shape: ImageShape,
+    shape: Task,
     state: Mapping[str, Any],
     schedule: list[tuple[float, dict[str, Tensor]]],
     summary: Mapping[str, Any],
@@ -98,7 +113,7 @@ def export(
         place / "policy.pt",
         {
             "method": method.model_dump_json(),
-            "shape": list(shape),
+            "shape": [*shape[:3], list(shape.class_counts)],
             "state": tensors(state),
             "schedule": [[start, tensors] for start, tensors in schedule],
         },

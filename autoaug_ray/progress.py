@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +20,7 @@ class Progress(Watch):
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.plans: Sequence[Plan] = ()
         self.live: Live | None = None
         self.began = self.said = time.monotonic()
         self.hours: dict[str, dict[str, float]] = defaultdict(dict)
@@ -28,23 +29,32 @@ class Progress(Watch):
         self.already = 0
         self.epochs: Counter[str] = Counter()
 
-    def begin(self, plan: Plan) -> None:
-        self.already = len(plan.done)
+    def begin(self, plans: Sequence[Plan]) -> None:
+        self.plans = plans
+        self.already = self._done
         self.began = self.said = time.monotonic()
         if self.already:
-            self.console.print(f"{self.already} of {plan.expected} runs are on disk already.")
-        if self.console.is_terminal and not plan.complete:
-            self.live = Live(self._table(plan), console=self.console, refresh_per_second=4)
+            self.console.print(f"{self.already} of {self._expected} runs are on disk already.")
+        if self.console.is_terminal and not all(plan.complete for plan in plans):
+            self.live = Live(self._table(), console=self.console, refresh_per_second=4)
             self.live.start()
+
+    @property
+    def _done(self) -> int:
+        return sum(len(plan.done) for plan in self.plans)
+
+    @property
+    def _expected(self) -> int:
+        return sum(plan.expected for plan in self.plans)
 
     def started(self, label: str, trial_id: str) -> None:
         self.running[trial_id] = label
 
-    def ended(self, plan: Plan, trial_id: str) -> None:
+    def ended(self, trial_id: str) -> None:
         self.running.pop(trial_id, None)
-        self.update(plan)
+        self.update()
 
-    def update(self, plan: Plan, result: Mapping[str, Any] | None = None) -> None:
+    def update(self, result: Mapping[str, Any] | None = None) -> None:
         if result is not None and "device_hours" in result:
             label = result["label"]
             self.hours[label][result["trial_id"]] = result["device_hours"]
@@ -52,40 +62,40 @@ class Progress(Watch):
             if result["score"]:
                 self.best[label] = max(self.best.get(label, 0.0), result["score"])
         if self.live is not None:
-            self.live.update(self._table(plan))
+            self.live.update(self._table())
         elif time.monotonic() - self.said > LINE_SECONDS:
             self.said = time.monotonic()
-            self.console.print(self._line(plan), highlight=False)
+            self.console.print(self._line(), highlight=False)
 
     def end(self) -> None:
         if self.live is not None:
             self.live.stop()
             self.live = None
 
-    def _line(self, plan: Plan) -> str:
+    def _line(self) -> str:
         hours = sum(sum(h.values()) for h in self.hours.values())
         return (
-            f"{len(plan.done)}/{plan.expected} runs done, {len(self.running)} running, "
-            f"{hours:.4f} device-hours, {self._left(plan)}"
+            f"{self._done}/{self._expected} runs done, {len(self.running)} running, "
+            f"{hours:.4f} device-hours, {self._left()}"
         )
 
-    def _left(self, plan: Plan) -> str:
+    def _left(self) -> str:
         """From the epochs seen so far: runs that are under way count with what they have done."""
-        total = (plan.expected - self.already) * plan.study.train.epochs
+        total = (self._expected - self.already) * self.plans[0].study.train.epochs
         seen = sum(self.epochs.values())
         if not seen:
             return "time left unknown"
         left = max(0.0, (time.monotonic() - self.began) * (total / seen - 1))
         return f"about {left / 60:.1f} min left" if left > 60 else f"about {left:.0f} s left"
 
-    def _table(self, plan: Plan) -> Table:
-        done = Counter((d.run.label, d.outcome) for d in plan.done)
+    def _table(self) -> Table:
+        done = Counter((d.run.label, d.outcome) for plan in self.plans for d in plan.done)
         running = Counter(self.running.values())
-        table = Table(title=f"{plan.study.name}: {self._line(plan)}", title_justify="left")
+        table = Table(title=f"{self.plans[0].study.name}: {self._line()}", title_justify="left")
         table.add_column("entry")
         for name in ("done", "failed", "running", "best val. accuracy", "device-hours"):
             table.add_column(name, justify="right")
-        for entry in plan.study.entries:
+        for entry in self.plans[0].study.entries:
             label = entry.label
             table.add_row(
                 label,

@@ -42,6 +42,13 @@ ROW = pa.schema(
         ("val_accuracy", pa.float64()),  # [0, 1]; null in a final run
         ("test_accuracy", pa.float64()),  # [0, 1]; only in the last row of a final run
         ("class_accuracy", pa.list_(pa.float64())),  # per class, where test_accuracy is
+        ("class_counts", pa.list_(pa.int64())),  # training images per class, in the run's pool
+        ("imbalance_nominal", pa.float64()),  # the study's factor, if it has one
+        ("imbalance_effective", pa.float64()),  # smallest / largest of class_counts
+        ("kinds", pa.list_(pa.string())),  # of images that the method mixes, identity first
+        ("alpha", pa.list_(pa.list_(pa.float64()))),  # class x kind: probabilities after the epoch
+        ("bank_plan", pa.string()),  # of the generated images that the run needs
+        ("bank_hours", pa.map_(pa.string(), pa.float64())),  # their device-hours, by phase
         ("displacement", pa.float64()),  # delivered strength: mean pixels per image
         ("color_change", pa.float64()),  # delivered strength: mean change in [0, 1] units
         ("log", pa.map_(pa.string(), pa.float64())),  # the method's own figures
@@ -54,6 +61,8 @@ ROW = pa.schema(
         ("finished", pa.bool_()),  # true in the last row of a whole run
     ]
 )
+
+MAPS = [field.name for field in ROW if pa.types.is_map(field.type)]
 
 
 class Folder:
@@ -72,7 +81,10 @@ class Folder:
     def write_rows(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """All rows of a run so far; whoever reads sees the old file or the new one, whole."""
         columns = {
-            name: [list(row["log"].items()) if name == "log" else row.get(name) for row in rows]
+            name: [
+                list((row.get(name) or {}).items()) if name in MAPS else row.get(name)
+                for row in rows
+            ]
             for name in ROW.names
         }
         buffer = io.BytesIO()
@@ -83,7 +95,7 @@ class Folder:
         """Rows of one run, or of all, as dicts with `log` a dict."""
         paths = sorted(self.rows.glob(f"{key or '*'}.parquet")) if self.rows.is_dir() else []
         rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-        return [{**row, "log": dict(row["log"])} for row in rows]
+        return [row | {name: dict(row[name]) for name in MAPS} for row in rows]
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """The last row of every whole run, by key."""

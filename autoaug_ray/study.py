@@ -1,4 +1,4 @@
-"""All runs of a study in one Ray Tune run. The only file that imports ray."""
+"""All runs of a study, in all its cases, in one Ray Tune run."""
 
 import logging
 import os
@@ -6,7 +6,8 @@ import random
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from autoaug_ray import policy, train
-from autoaug_ray.config import Range, Resources, Run, Study
+from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.generate.bank import Bank
 from autoaug_ray.meter import Meter
-from autoaug_ray.methods import ImageShape
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.plan import Plan, is_population
 from autoaug_ray.record import Folder, load_state, save_state
@@ -50,24 +51,29 @@ RETRIES = 2
 """Of a run whose process died; a run that ended by itself, with a RunError, is not repeated."""
 
 
-def execute(study: Study, folder: Folder, watch: "Watch") -> Plan:
-    """Run what the folder does not hold yet; returns the plan with the outcome of every run.
+def execute(
+    cases: Sequence[tuple[Study, Folder]], watch: "Watch", bank: Path | None = None
+) -> list[Plan]:
+    """Run what the folders do not hold yet; returns the plans with the outcome of every run.
 
-    Raises UserError if some entry asks for more than the machines have.
+    `bank` is the folder of generated images, for methods that mix them. Raises UserError if some
+    entry asks for more than the machines have.
     """
-    plan = Plan(study, folder, draw)
-    watch.begin(plan)
-    if plan.complete:
-        return plan
-    _check_resources(study)
+    plans = [Plan(study, folder, draw) for study, folder in cases]
+    watch.begin(plans)
+    if all(plan.complete for plan in plans):
+        return plans
+    for study, _ in cases:
+        _check_resources(study)
+    trials = cases[0][1].trials
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trial, root=str(folder.root.resolve())),
-            lambda config: _placement(study.resources_of(config["label"])),
+            tune.with_parameters(trial, bank=str(bank.resolve()) if bank else None),
+            lambda config: _placement(config["cpus"], config["gpus"]),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=_PlanSearcher(plan),
-            scheduler=_PerEntry(study),
+            search_alg=_PlanSearcher(plans),
+            scheduler=_PerEntry([study for study, _ in cases]),
             num_samples=-1,
             reuse_actors=True,
             metric="score",
@@ -77,17 +83,17 @@ def execute(study: Study, folder: Folder, watch: "Watch") -> Plan:
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
-            storage_path=str(folder.trials.resolve()),
+            storage_path=str(trials.resolve()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[_Callback(plan, watch)],
+            callbacks=[_Callback(watch)],
         ),
     )
     try:
         tuner.fit()
     finally:
         watch.end()
-    return plan
+    return plans
 
 
 def start_ray(cpus: int | None = None) -> None:
@@ -123,21 +129,21 @@ def draw(values: Range, rng: np.random.RandomState) -> Any:
 class Watch:
     """Whoever shows the progress; the base shows nothing."""
 
-    def begin(self, plan: Plan) -> None: ...
+    def begin(self, plans: Sequence[Plan]) -> None: ...
 
     def started(self, label: str, trial_id: str) -> None: ...
 
-    def update(self, plan: Plan, result: Mapping[str, Any] | None = None) -> None: ...
+    def update(self, result: Mapping[str, Any] | None = None) -> None: ...
 
-    def ended(self, plan: Plan, trial_id: str) -> None: ...
+    def ended(self, trial_id: str) -> None: ...
 
     def end(self) -> None: ...
 
 
-def trial(config: dict[str, Any], *, root: str) -> None:
+def trial(config: dict[str, Any], *, bank: str | None) -> None:
     """One attempt at one run, in a process that may have run others before."""
     asked = Run.model_validate_json(config["run"])
-    folder = Folder(Path(root))
+    folder = Folder(Path(config["root"]))
     torch.set_num_threads(max(1, int(config["cpus"])))
     device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
     if device.type == "cuda" and config["gpus"] < 1:
@@ -148,7 +154,8 @@ def trial(config: dict[str, Any], *, root: str) -> None:
     about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
         try:
-            for epoch in train.run(attempt.run, meter, attempt.resume):
+            images = Bank(Path(bank)) if bank and asked.bank_plan else None
+            for epoch in train.run(attempt.run, meter, attempt.resume, images):
                 attempt.keep(epoch)
         except Exception as error:
             # The same would happen again: only a process that dies is worth another attempt.
@@ -216,7 +223,7 @@ class _Attempt:
             policy.export(
                 self.folder.policy(self.run.label, self.run.seed),
                 self.run,
-                ImageShape(*state["shape"]),
+                policy.task_of(state["shape"]),
                 state["state"],
                 [(begin, kept) for begin, kept, _ in self.schedule],
                 {"test_accuracy": row["test_accuracy"]},
@@ -238,10 +245,10 @@ class _Attempt:
             tune.report(result)
 
 
-def _placement(resources: Resources) -> tune.PlacementGroupFactory:
-    bundle = {"CPU": float(resources.cpus)}
-    if resources.gpus:
-        bundle["GPU"] = float(resources.gpus)
+def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
+    bundle = {"CPU": float(cpus)}
+    if gpus:
+        bundle["GPU"] = float(gpus)
     return tune.PlacementGroupFactory([bundle])
 
 
@@ -266,22 +273,23 @@ class _Unsaved:
 
 
 class _PlanSearcher(_Unsaved, Searcher):
-    """Hands out the plan's runs and tells it how each of them ended."""
+    """Hands out the plans' runs and tells them how each of them ended."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plans: Sequence[Plan]) -> None:
         super().__init__(metric="score", mode="max")
-        self.plan = plan
-        self.runs: dict[str, Run] = {}
+        self.plans = plans
+        self.runs: dict[str, tuple[Plan, Run]] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        run = self.plan.next()
-        if run is None:
-            return Searcher.FINISHED if self.plan.complete else None
-        self.runs[trial_id] = run
-        resources = self.plan.study.resources_of(run.label)
+        ready = ((plan, run) for plan in self.plans if (run := plan.next()) is not None)
+        if (found := next(ready, None)) is None:
+            return Searcher.FINISHED if all(plan.complete for plan in self.plans) else None
+        plan, run = self.runs[trial_id] = found
+        resources = plan.study.resources_of(run.label)
         config: dict[str, Any] = {
             "run": run.model_dump_json(), "label": run.label, "phase": run.phase,
             "cpus": resources.cpus, "gpus": resources.gpus,
+            "root": str(plan.folder.root.resolve()), "case": plan.study.case,
         }  # fmt: skip
         if run.phase == "search" and isinstance(run.method, PopulationBased):
             config["policy"] = list(run.method.policy)
@@ -292,19 +300,19 @@ class _PlanSearcher(_Unsaved, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        run = self.runs.pop(trial_id, None)
-        if run is None:
+        if trial_id not in self.runs:
             return
-        rows = self.plan.folder.read_rows(run.key)
+        plan, run = self.runs.pop(trial_id)
+        rows = plan.folder.read_rows(run.key)
         if message := (result or {}).get("error"):
-            self.plan.settle(run, "failed", message)
+            plan.settle(run, "failed", message)
         elif rows and rows[-1]["finished"]:
-            self.plan.settle(run, "finished")
+            plan.settle(run, "finished")
         elif error:
-            self.plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
+            plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
         elif run.phase == "search":
             # By its scheduler; or a member of a population went on from one that was at the end.
-            self.plan.settle(run, "stopped")
+            plan.settle(run, "stopped")
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(b"")
@@ -332,46 +340,33 @@ class _Mine:
 
 
 class _PerEntry(TrialScheduler):
-    """Search trials go to their entry's scheduler, final ones to FIFO."""
+    """Search trials go to the scheduler of their entry and case, final ones to FIFO."""
 
-    def __init__(self, study: Study) -> None:
-        self.trials: dict[str, set[Trial]] = {e.label: set() for e in study.entries}
+    def __init__(self, studies: Sequence[Study]) -> None:
+        self.trials: dict[tuple[str | None, str], set[Trial]] = defaultdict(set)
         self.fifo = FIFOScheduler()
-        self.by_label: dict[str, TrialScheduler] = {}
-        for entry in study.entries:
-            if is_population(entry):
-                method = entry.method({})
-                assert isinstance(method, PopulationBased)
-                self.by_label[entry.label] = PopulationBasedTraining(
-                    time_attr="epoch",
-                    perturbation_interval=method.perturb_every,
-                    quantile_fraction=0.25,
-                    custom_explore_fn=_Explore(study.seeds[0]),
-                )
-            elif entry.search.scheduler == "asha":
-                self.by_label[entry.label] = ASHAScheduler(
-                    time_attr="epoch",
-                    max_t=study.train.epochs,
-                    grace_period=min(entry.search.grace_epochs, study.train.epochs),
-                    reduction_factor=entry.search.reduction,
-                )
+        self.by_entry: dict[tuple[str | None, str], TrialScheduler] = {}
+        for study in studies:
+            for entry in study.entries:
+                if (scheduler := _scheduler(study, entry)) is not None:
+                    self.by_entry[study.case, entry.label] = scheduler
 
     def _of(self, trial: Trial) -> TrialScheduler:
         if trial.config["phase"] == "final":
             return self.fifo
-        return self.by_label.get(trial.config["label"], self.fifo)
+        return self.by_entry.get(_entry_of(trial), self.fifo)
 
     def _view(self, controller: Any, trial: Trial) -> Any:
-        return _Mine(controller, self.trials[trial.config["label"]])
+        return _Mine(controller, self.trials[_entry_of(trial)])
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        for scheduler in (self.fifo, *self.by_label.values()):
+        for scheduler in (self.fifo, *self.by_entry.values()):
             scheduler.set_search_properties(metric, mode, **spec)
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         if self._of(trial) is not self.fifo:
-            self.trials[trial.config["label"]].add(trial)
+            self.trials[_entry_of(trial)].add(trial)
         self._of(trial).on_trial_add(self._view(tune_controller, trial), trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -387,8 +382,8 @@ class _PerEntry(TrialScheduler):
         self._of(trial).on_trial_remove(self._view(tune_controller, trial), trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        for label, scheduler in self.by_label.items():
-            view: Any = _Mine(tune_controller, self.trials[label])
+        for entry, scheduler in self.by_entry.items():
+            view: Any = _Mine(tune_controller, self.trials[entry])
             if (chosen := scheduler.choose_trial_to_run(view)) is not None:
                 return chosen
         others = set(tune_controller.get_trials()).difference(*self.trials.values())
@@ -396,7 +391,32 @@ class _PerEntry(TrialScheduler):
         return self.fifo.choose_trial_to_run(view)
 
     def debug_string(self) -> str:
-        return " | ".join(s.debug_string() for s in (self.fifo, *self.by_label.values()))
+        return " | ".join(s.debug_string() for s in (self.fifo, *self.by_entry.values()))
+
+
+def _entry_of(trial: Trial) -> tuple[str | None, str]:
+    return trial.config["case"], trial.config["label"]
+
+
+def _scheduler(study: Study, entry: Entry) -> TrialScheduler | None:
+    """Of an entry's search; None for FIFO."""
+    if is_population(entry):
+        method = entry.method({})
+        assert isinstance(method, PopulationBased)
+        return PopulationBasedTraining(
+            time_attr="epoch",
+            perturbation_interval=method.perturb_every,
+            quantile_fraction=0.25,
+            custom_explore_fn=_Explore(study.seeds[0]),
+        )
+    if entry.search.scheduler == "asha":
+        return ASHAScheduler(
+            time_attr="epoch",
+            max_t=study.train.epochs,
+            grace_period=min(entry.search.grace_epochs, study.train.epochs),
+            reduction_factor=entry.search.reduction,
+        )
+    return None
 
 
 class _Explore:
@@ -410,19 +430,19 @@ class _Explore:
 
 
 class _Callback(_Unsaved, tune.Callback):
-    def __init__(self, plan: Plan, watch: Watch) -> None:
-        self.plan, self.watch = plan, watch
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any
     ) -> None:
-        self.watch.update(self.plan, result)
+        self.watch.update(result)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self.watch.started(trial.config["label"], trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        self.watch.ended(self.plan, trial.trial_id)
+        self.watch.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        self.watch.ended(self.plan, trial.trial_id)
+        self.watch.ended(trial.trial_id)

@@ -42,14 +42,16 @@ SUMMARY = pa.schema(
         ("test_accuracy_mean", pa.float64()),
         ("test_accuracy_sd", pa.float64()),  # n - 1 in the denominator; null if n < 2
         ("test_accuracy_half_width", pa.float64()),  # of the 95 % t-interval; null if n < 2
+        ("macro_accuracy_mean", pa.float64()),  # mean over classes, mean over seeds
         ("difference", pa.float64()),  # to the reference, paired over common seeds
         ("difference_half_width", pa.float64()),  # of its 95 % interval, uncorrected
-        ("training_device_hours", pa.float64()),  # search + mean of one final, training only
+        ("training_device_hours", pa.float64()),  # bank + search + final of one seed, no eval
         ("relative_cost", pa.float64()),  # of it, in trainings of the reference
         ("relative_search_cost", pa.float64()),  # the search's part of it
+        ("relative_bank_cost", pa.float64()),  # the part of the generated images that it needs
         ("clock_spread", pa.float64()),  # longest / shortest final training over the seeds
         ("search_device_hours", pa.float64()),  # all that the search trials held, eval included
-        ("total_device_hours", pa.float64()),  # all attempts of all runs, eval included
+        ("total_device_hours", pa.float64()),  # all attempts of all runs, eval and bank included
         *((f"device_hours_{phase}", pa.float64()) for phase in meter.PHASES),  # add up to it
         ("trials", pa.int64()),  # different runs in the ledger, search and final
         ("attempts", pa.int64()),
@@ -62,9 +64,12 @@ SUMMARY = pa.schema(
     ]
 )
 
-FOUND = ("policy", "schedule")
+FOUND = ("policy", "schedule", "alpha_table")
 """Hyperparameters that a run may hold though the study names no range for them: a policy is found
-by each member of a population, and by each seed of an entry that is replayed."""
+by each member of a population, and by each seed of an entry that is replayed; proportions of
+generated images by each seed of an entry that learns them."""
+PER_SEED = ("policy", "alpha_table")
+"""Of these, what seeds of one setting may differ in."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ class Results:
     """label -> what the search chose, as the final trainings hold it."""
     searches: dict[str, list[list[Row]]]
     """label -> trials in their order -> rows by epoch."""
+    learning: dict[str, dict[int, str]]
+    """label -> seed -> key of the search run in which the seed learned its hyperparameters."""
     ledger: dict[str, list[Row]]
     """label -> last line of every attempt."""
     failures: list[Row]
@@ -102,6 +109,7 @@ def collect(study: Study, folder: Folder) -> Results:
         runs[row["run_key"]].append(row)
     settings: defaultdict[str, dict[str, Row]] = defaultdict(dict)  # label -> final's key -> ...
     searches: defaultdict[str, list[list[Row]]] = defaultdict(list)
+    learning: defaultdict[str, dict[int, str]] = defaultdict(dict)
     foreign = set()
     for key, rows in runs.items():
         rows.sort(key=lambda row: row["epoch"])
@@ -111,6 +119,8 @@ def collect(study: Study, folder: Folder) -> Results:
             foreign.add(key)
         elif last["phase"] == "search":
             searches[label].append(rows)
+            if json.loads(last["settings"])["val_fraction"] is None:
+                learning[label][last["seed"]] = key
         elif last["finished"]:
             settings[label][key] = choices
     for trials in searches.values():
@@ -141,6 +151,7 @@ def collect(study: Study, folder: Folder) -> Results:
         finals=finals,
         choices=chosen,
         searches=dict(searches),
+        learning=dict(learning),
         ledger=ledger,
         failures=[line for line in ended if line["outcome"] == "failed"],
         stopped=[line for line in ended if line["outcome"] == "stopped"],
@@ -157,8 +168,12 @@ def collect(study: Study, folder: Folder) -> Results:
 def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
     """What the run of a row chose within its entry; None if it is no run of this study."""
     run = json.loads(row["settings"])
-    asked = study.model_dump(mode="json", include={"dataset", "model", "train", "val_fraction"})
+    asked = study.model_dump(mode="json", include={"dataset", "model", "train"})
     if entry is None or any(run[k] != v for k, v in asked.items()):
+        return None
+    if run["val_fraction"] not in (None, study.val_fraction):
+        return None
+    if run["bank_plan"] not in (None, *study.bank_plans.values()):
         return None
     if run["phase"] == "final" and run["seed"] not in study.seeds:
         return None
@@ -170,7 +185,7 @@ def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
         return None
     if method.model_dump(mode="json") != run["method"]:
         return None
-    return {k: v for k, v in choices.items() if k != "policy"}
+    return {k: v for k, v in choices.items() if k not in PER_SEED}
 
 
 def summarise(study: Study, folder: Folder) -> list[Row]:
@@ -192,13 +207,14 @@ def summarise_results(results: Results) -> list[Row]:
         mine, lines = accuracies[label], results.ledger[label]
         mean = mean_of(list(mine.values())) if mine else None
         difference = compare(label, mine, study.reference, accuracies[study.reference])
-        hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES}
         last = [rows[-1] for rows in results.finals[label].values()]
+        hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
         devices = {line["device"] for line in lines} or {row["device"] for row in last}
         common = sorted(training[label].keys() & reference.keys())
         unit = fmean(reference[s] for s in common or reference) if reference else None
-        search = _seconds(lines, ("search",)) + _found_elsewhere(results, training, entry)
-        cost = search + fmean(training[label][s] for s in common) if common else None
+        search = _search_seconds(results, label) + _found_elsewhere(results, training, entry)
+        bank = 3600 * (_mean(sum(row["bank_hours"].values()) for row in last) or 0.0)
+        cost = search + bank + fmean(training[label][s] for s in common) if common else None
         out.append(
             {
                 "method": entry.hyperparameters["name"],
@@ -213,11 +229,15 @@ def summarise_results(results: Results) -> list[Row]:
                 "test_accuracy_mean": mean.mean if mean else None,
                 "test_accuracy_sd": mean.sd if mean else None,
                 "test_accuracy_half_width": mean.half_width if mean else None,
+                "macro_accuracy_mean": _mean(
+                    fmean(row["class_accuracy"]) if row["class_accuracy"] else None for row in last
+                ),
                 "difference": difference.difference,
                 "difference_half_width": difference.half_width,
                 "training_device_hours": None if cost is None else cost / 3600,
                 "relative_cost": cost / unit if cost is not None and unit else None,
                 "relative_search_cost": search / unit if unit else None,
+                "relative_bank_cost": bank / unit if unit else None,
                 "clock_spread": max(training[label].values()) / min(training[label].values())
                 if training[label]
                 else None,
@@ -246,6 +266,21 @@ def write_summary(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
     write_whole(path, buffer.getvalue().to_pybytes())
 
 
+def _bank_hours(last: Sequence[Row]) -> dict[str, float]:
+    """Device-hours of generated images, by phase; seeds that share a plan share its cost."""
+    by_plan = {row["bank_plan"]: row["bank_hours"] for row in last}
+    return {p: math.fsum(hours.get(p, 0.0) for hours in by_plan.values()) for p in meter.BANK}
+
+
+def _search_seconds(results: Results, label: str) -> float:
+    """What a final training needed: every trial that was compared, and its own seed's learning."""
+    lines = results.ledger[label]
+    own = results.learning.get(label, {}).values()
+    learning = [_seconds([x for x in lines if x["run"] == key], ("search",)) for key in own]
+    compared = _seconds([x for x in lines if x["run"] not in own], ("search",))
+    return compared + (_mean(learning) or 0.0)
+
+
 def _found_elsewhere(
     results: Results, training: Mapping[str, Mapping[int, float]], entry: Entry
 ) -> float:
@@ -253,7 +288,7 @@ def _found_elsewhere(
     source = str(entry.hyperparameters.get("of"))
     if source not in training:
         return 0.0
-    return _seconds(results.ledger[source], ("search",)) + (_mean(training[source].values()) or 0.0)
+    return _search_seconds(results, source) + (_mean(training[source].values()) or 0.0)
 
 
 def _final_seconds(results: Results, label: str) -> dict[int, float]:
@@ -268,7 +303,7 @@ def _final_seconds(results: Results, label: str) -> dict[int, float]:
 
 def _seconds(lines: Iterable[Row], phases: Sequence[str]) -> float:
     """Device-seconds: seconds held x share of the device."""
-    return math.fsum(line["share"] * line["seconds"][p] for line in lines for p in phases)
+    return math.fsum(line["share"] * line["seconds"].get(p, 0.0) for line in lines for p in phases)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

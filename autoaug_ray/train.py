@@ -9,8 +9,9 @@ import hashlib
 import io
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,14 @@ from torchvision.utils import make_grid
 
 from autoaug_ray import data, models
 from autoaug_ray.config import Run
-from autoaug_ray.data import Split
+from autoaug_ray.data import Edits, Split, Splits
 from autoaug_ray.errors import RunError
-from autoaug_ray.learner import Learner
+from autoaug_ray.generate.plan import content_hash
+from autoaug_ray.generate.settings import Kind
+from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.meter import TRAINING, Meter, device_name
-from autoaug_ray.methods import ImageShape, Method, as_float
+from autoaug_ray.methods import Method, Task, as_float
 
 PROBE = 256  # training images on which delivered strength is measured
 PICTURES = 8  # of them shown
@@ -38,13 +41,39 @@ class Epoch(NamedTuple):
     """All that the next epoch depends on: `run(..., resume=snapshot())` goes on from here."""
 
 
+class Variants(Protocol):
+    """Edited images, as `data.Edits` holds them, and how many could not be used, by kind."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def start(self) -> Tensor: ...
+    @property
+    def count(self) -> Tensor: ...
+
+
+class EditBank(Protocol):
+    """Where generated images come from; `autoaug_ray.generate.bank.Bank` is the one."""
+
+    def variants(
+        self, plan_key: str, kinds: Sequence[Kind], shape: tuple[int, int, int],
+        hashes: Sequence[str],
+    ) -> Variants: ...  # fmt: skip
+
+    def cost(self, plan_key: str, kinds: Sequence[Kind]) -> Mapping[str, float]: ...
+
+
 def run(
-    config: Run, meter: Meter | None = None, resume: Mapping[str, Any] | None = None
+    config: Run,
+    meter: Meter | None = None,
+    resume: Mapping[str, Any] | None = None,
+    bank: EditBank | None = None,
 ) -> Iterator[Epoch]:
     """Train as `config` says and yield after every epoch. Whoever iterates decides what is kept.
 
-    A search run never reads the test set; a final run reads it once, after its last epoch. Raises
-    UserError for data that cannot be used and RunError for a run that must not go on.
+    A search run never reads the test set; a final run reads it once, after its last epoch. `bank`
+    holds the generated images, if the method mixes any. Raises UserError for data that cannot be
+    used and RunError for a run that must not go on.
     """
     meter = meter or Meter()
     device = meter.device
@@ -53,18 +82,26 @@ def run(
     training = config.train
 
     splits = data.load(
-        config.dataset, val_fraction=None if final else config.val_fraction, device=device
+        config.dataset,
+        val_fraction=None if final else config.val_fraction,
+        device=device,
+        seed=config.seed,
     )
+    bank_hours: Mapping[str, float] = {}
+    if method.kinds:
+        splits, bank_hours = with_edits(splits, config, bank)
     pool = len(splits.train)
-    steps = max(1, pool // training.batch_size)
+    steps = training.iters_per_epoch or max(1, pool // training.batch_size)
+    class_counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
     model = models.build(
         config.model, len(splits.classes), *data.channel_statistics(splits.train),
         seed=seed_of(config.seed, "init"),
     ).to(device)  # fmt: skip
     noise = stream(config.seed, "augment", device)
     learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
-    shape = ImageShape(*splits.train.images.shape[1:])
-    state: Any = method.init(shape, seed_of(config.seed, "augmenter"), device)
+    channels, height, width = splits.train.images.shape[1:]
+    task = Task(channels, height, width, tuple(class_counts))
+    state: Any = method.init(task, seed_of(config.seed, "augmenter"), device)
 
     start = 0
     if resume is not None:
@@ -74,9 +111,8 @@ def run(
 
     for epoch in range(start + 1, training.epochs + 1):
         drawing = epoch if method.redraws else 1
-        train_index, meta_index = deal(
-            pool, training.meta_fraction if method.uses_meta else 0.0, config.seed, drawing
-        )
+        train_index, meta_index = roles(method, training, splits.train.labels, config.seed, drawing)
+        cycle = balanced if method.sampler == "balanced" else shuffled
         batches = cycle(splits.train, train_index, stream(config.seed, f"order/{drawing}"))
         metas = cycle(splits.meta, meta_index, stream(config.seed, f"meta/{drawing}"))
         totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
@@ -102,12 +138,13 @@ def run(
         with meter.phase("eval"):
             log |= method.end_epoch(state)
             last = epoch == training.epochs
-            val = None if final else evaluate(method, learner, splits.val, state)
+            val = evaluate(method, learner, splits.val, state) if splits.val else None
             test = evaluate(method, learner, splits.test, state) if final and last else None
             pictured = final and epoch in pictured_epochs(training.epochs)
             strength, augmented = probe(method, state, splits.train)
 
         hours = meter.device_hours()
+        alpha = method.alpha(state)
         row = {
             "run_key": config.key,
             "label": config.label,
@@ -123,6 +160,13 @@ def run(
             "val_accuracy": None if val is None else float(val.mean_accuracy),
             "test_accuracy": None if test is None else float(test.mean_accuracy),
             "class_accuracy": None if test is None else test.class_accuracy,
+            "class_counts": class_counts,
+            "imbalance_nominal": config.dataset.imbalance and config.dataset.imbalance.factor,
+            "imbalance_effective": min(class_counts) / max(class_counts),
+            "kinds": list(method.kinds),
+            "alpha": None if alpha is None else alpha.tolist(),
+            "bank_plan": config.bank_plan,
+            "bank_hours": dict(bank_hours),
             "displacement": float(strength.displacement().mean()),
             "color_change": float(strength.color_change().mean()),
             "log": log,
@@ -138,12 +182,30 @@ def run(
         def snapshot(epoch: int = epoch) -> dict[str, Any]:
             return {
                 "epoch": epoch,
-                "shape": list(shape),
+                "shape": [channels, height, width, class_counts],
                 "learner": learner.state_dict(),
                 "state": dict(state.state_dict()),
             }
 
         yield Epoch(row, snapshot)
+
+
+def with_edits(
+    splits: Splits, config: Run, bank: EditBank | None
+) -> tuple[Splits, Mapping[str, float]]:
+    """The pool with the edits of the method's kinds beside its images, and their device-hours."""
+    if bank is None or config.bank_plan is None:
+        raise RunError(f"{config.label}: generated images are needed, but no bank was given.")
+    kinds, images = config.method.kinds[1:], splits.train.images
+    channels, height, width = images.shape[1:]
+    hashes = [content_hash(image) for image in images.cpu()]
+    found = bank.variants(config.bank_plan, kinds, (channels, height, width), hashes)
+    if not len(found.images):
+        raise RunError(f"{config.label}: none of the generated images can be used.")
+    edits = Edits(*(x.to(images.device) for x in (found.images, found.start, found.count)))
+    train, meta = (replace(s, edits=edits) for s in (splits.train, splits.meta))
+    seconds = bank.cost(config.bank_plan, kinds)
+    return replace(splits, train=train, meta=meta), {p: s / 3600 for p, s in seconds.items()}
 
 
 class Accuracy(NamedTuple):
@@ -201,6 +263,17 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
     return torch.Generator(device).manual_seed(seed_of(seed, name))
 
 
+def roles(
+    method: Method, training: Training, labels: Tensor, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Indices of the pool in the (train, meta) role, as the method's protocol deals them."""
+    if not method.uses_meta:
+        return deal(len(labels), 0.0, seed, epoch)
+    if method.meta_fraction is None:
+        return deal(len(labels), training.meta_fraction, seed, epoch)
+    return deal_by_class(labels.cpu(), method.meta_fraction, seed, epoch)
+
+
 def deal(n: int, meta_fraction: float, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
     """Indices of the pool in the (train, meta) role this epoch; disjoint, together all of it."""
     order = torch.randperm(n, generator=stream(seed, f"roles/{epoch}"))
@@ -208,7 +281,33 @@ def deal(n: int, meta_fraction: float, seed: int, epoch: int) -> tuple[Tensor, T
     return order[count:], order[:count]
 
 
-def cycle(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
+def deal_by_class(
+    labels: Tensor, meta_fraction: float, seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """The same within every class: of two images one each; a single image has both roles."""
+    order = torch.randperm(len(labels), generator=stream(seed, f"roles/{epoch}"))
+    train, meta = [], []
+    for c in labels.unique():
+        members = order[labels[order] == c]
+        count = int(len(members) * meta_fraction)
+        train.append(members[count:])
+        meta.append(members[:count] if count else members)
+    return torch.cat(train), torch.cat(meta)
+
+
+def balanced(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
+    """A callable that hands out so many of these images, all classes with the same probability."""
+    labels = split.labels.cpu()[index]
+    weights = 1 / torch.bincount(labels)[labels].double()
+
+    def take(n: int) -> Split:
+        drawn = torch.multinomial(weights, n, replacement=True, generator=order)
+        return split.take(index[drawn].to(split.labels.device))
+
+    return take
+
+
+def shuffled(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
     """A callable that hands out so many of these images, in a new random order each time round."""
     queue = index[:0]
 

@@ -33,6 +33,7 @@ def final_run(tiny):
 
     def make(method, hyperparameters=None, seed=0, **other):
         study = tiny({"entry": {"method": method, **(hyperparameters or {})}}, **other)
+        study = study.model_copy(update={"bank_plans": {"whole": "planted"}})
         return study.run(study.entry("entry"), "final", seed=seed, choices={})
 
     return make

@@ -13,7 +13,8 @@ DATA = "dataset: {name: fashion-mnist-mini}\n"
 def load(text, tmp_path, **kwargs):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    return config.load(path, **kwargs)
+    (made,) = config.load(path, **kwargs)
+    return made
 
 
 def test_a_study(tmp_path):
@@ -151,3 +152,30 @@ def test_study_is_a_function_of_the_tree():
     tree = {"dataset": {"name": "fashion-mnist-mini"}, "methods": {"none": None}}
     assert study(tree, name="x") == study(tree, name="x")
     assert set(tree) == {"dataset", "methods"}
+
+
+def test_cases_change_the_study_and_the_command_line_has_the_last_word(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        DATA + "methods: {none: }\ncases:\n"
+        "  f=0.01: {dataset.imbalance: {factor: 0.01, largest: 50}}\n"
+        "  f=0.1: {dataset.imbalance: {factor: 0.1, largest: 50}, train.epochs: 3}\n"
+    )
+    a, b = config.load(path, changes=["dataset.imbalance.largest=40"])
+    assert (a.name, a.case, b.case) == ("mine", "f=0.01", "f=0.1")
+    assert (a.dataset.imbalance.factor, b.dataset.imbalance.factor) == (0.01, 0.1)
+    assert a.dataset.imbalance.largest == b.dataset.imbalance.largest == 40
+    assert (a.train.epochs, b.train.epochs) == (10, 3)
+    for text, message in (
+        ("cases: []", "cases must map"),
+        ("cases: {a/b: {}}", "cases.a/b: a case's name"),
+        ("cases: {a: {dataset.imbalnce.factor: 1}}", "dataset.imbalnce: unknown key"),
+        ("case: a", "case: unknown key"),
+        ("generate: {strengh: 1}", r"generate.strengh: unknown key \(did you mean strength"),
+        ("generate: {prefix: a photo}", "generate.prefix: must hold {name} once"),
+        ("workers: {gpus: -1}", "workers.gpus: .*got -1"),
+        ("dataset: {name: cifar10, imbalance: {factor: 2}}", "dataset.imbalance.factor: .*got 2"),
+    ):
+        path.write_text(("" if text.startswith("dataset") else DATA) + "methods: {none: }\n" + text)
+        with pytest.raises(UserError, match=message):
+            config.load(path)

@@ -208,3 +208,54 @@ def test_a_class_without_training_images_is_named(fashion):
     dataset = Dataset(name="fashion-mnist", root=str(fashion), train_size=5)
     with pytest.raises(UserError, match="no training image of class"):
         data.load(dataset, val_fraction=None, device="cpu")
+
+
+def tail(**imbalance):
+    return data.Dataset(name="fashion-mnist-mini", imbalance=data.Imbalance(**imbalance))
+
+
+def counts(dataset, seed=0):
+    return torch.bincount(
+        data.load(dataset, val_fraction=None, device="cpu", seed=seed).train.labels
+    ).tolist()
+
+
+def test_long_tails_are_the_published_ones():
+    """LDAM's CIFAR-10-LT at f = 0.01, and AutoGenDA's least count of 2."""
+    lt = data.Imbalance(factor=0.01)
+    assert data.counts_of(lt, 10, 5000) == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert sum(data.counts_of(lt, 100, 500)) == 10847
+    assert sum(data.counts_of(lt, 20, 40)) == 186 and data.counts_of(lt, 20, 40)[-9:] == [2] * 9
+
+
+def test_a_long_tail_has_an_order_of_classes_per_seed():
+    made = tail(factor=0.1, largest=50)
+    first, second = counts(made), counts(made, seed=1)
+    assert sorted(first, reverse=True) == data.counts_of(made.imbalance, 10, 50)
+    assert sorted(first) == sorted(second) and first != second
+    assert counts(tail(factor=0.1, largest=50, order="index")) == sorted(first, reverse=True)
+    assert max(counts(tail(factor=0.5))) == 400  # the smallest class of the pool has 400
+    shared = made.model_copy(update={"redraw": False})
+    assert counts(shared, seed=1) == first
+
+
+def test_smaller_subsets_are_parts_of_larger_ones():
+    def images(dataset):
+        split = data.load(dataset, val_fraction=None, device="cpu", seed=3).train
+        return {image.numpy().tobytes() for image in split.images}
+
+    small, large = (images(tail(factor=f, largest=50)) for f in (0.01, 0.1))
+    assert small < large
+    two, four = (images(data.Dataset(name="fashion-mnist-mini", shots=n)) for n in (2, 4))
+    assert two < four and len(two) == 20 and len(four) == 40
+
+
+def test_impossible_subsets_are_refused():
+    for wrong, message in (
+        (tail(factor=0.1, largest=500), "dataset.imbalance.largest: 500 images per class"),
+        (data.Dataset(name="fashion-mnist-mini", shots=401), "dataset.shots: 401 images"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.load(wrong, val_fraction=None, device="cpu")
+    with pytest.raises(ValueError, match="only one of train_size and shots"):
+        data.Dataset(name="fashion-mnist-mini", shots=2, train_size=40)

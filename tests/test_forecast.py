@@ -11,12 +11,13 @@ def test_every_entry_is_timed_and_every_run_counted(tiny):
             "grid": {"method": "random_affine", "scale_x": {"grid": [0.0, 0.1, 0.2]}},
             "bilevel": {"every": 4},
             "again": {"method": "replay", "of": "bilevel"},
+            "autogenda": {},
         },
         seeds=2,
         resources={"cpus": 2},
     )
     by_label = {f.label: f for f in forecast(study, torch.device("cpu"))}
-    assert [f.search_runs for f in by_label.values()] == [0, 3, 0, 0, 0]
+    assert [f.search_runs for f in by_label.values()] == [0, 3, 0, 0, 0, 2]
     grid = by_label["grid"]
     assert grid.run_seconds == pytest.approx(grid.step_seconds * 5 * 2)  # steps x epochs
     assert grid.device_hours == pytest.approx(5 * grid.run_seconds * 2 / 3600)

@@ -11,13 +11,34 @@ import torch
 from pydantic import ValidationError
 
 from autoaug_ray import data, policy, train
+from autoaug_ray.bench.alpha import Planted
 from autoaug_ray.errors import RunError
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods import METHODS, ImageShape
+from autoaug_ray.methods import METHODS, Task
 from autoaug_ray.methods.bilevel import NETWORK_LR, Bilevel
 
 NOT_REPEATED = {"device_hours", "device_hours_training"}
-CASES = {name: (name, {}) for name in METHODS if name != "replay"} | {
+THIRDS = {"identity": 0.5, "local": 0.25, "transfer": 0.25}
+CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} | {
+    "mix": ("mix", {"probabilities": THIRDS}),
+    "mix for small classes": (
+        "mix",
+        {"probabilities": {"identity": 0.5, "fixed": 0.5}, "below": 0.25, "ramp": True},
+    ),
+    "mix balanced": ("mix", {"probabilities": THIRDS, "sampler": "balanced"}),
+    "autogenda hypergradient": ("autogenda", {"gradient": "hypergradient"}),
+    "autogenda ratio": (
+        "autogenda",
+        {"gradient": "hypergradient", "estimator": "likelihood_ratio"},
+    ),
+    "autogenda + randaugment": (
+        "autogenda",
+        {"then": {"name": "randaugment"}, "optimiser": "adam"},
+    ),
+    "autogenda learned": ("autogenda", {"alpha_table": [[0.5, 0.25, 0.25]] * 10}),
+    "bilevel on edits": ("bilevel", {"edits": ["local", "transfer"], "group": "translation"}),
+    "bilevel on edits K=2": ("bilevel", {"edits": ["fixed"], "unroll": 2}),
+    "bilevel on edits off": ("bilevel", {"edits": ["fixed"], "learn": "off"}),
     "bilevel K=3 J=2 half": ("bilevel", {"unroll": 3, "every": 2, "fraction": 0.5}),
     "bilevel color large": ("bilevel", {"group": "color", "size": "large"}),
     "bilevel sgd": ("bilevel", {"optimiser": "sgd", "weight_decay": 0.01}),
@@ -28,11 +49,13 @@ CASES = {name: (name, {}) for name in METHODS if name != "replay"} | {
     "pba with a policy": ("pba", {"policy": [5] * 60}),
 }
 
+TASK = Task(1, 28, 28, (16,) * 10)
+
 
 def rows(run, resume=None):
     return [
         {k: v for k, v in epoch.row.items() if k not in NOT_REPEATED}
-        for epoch in train.run(run, resume=resume)
+        for epoch in train.run(run, resume=resume, bank=Planted(run))
     ]
 
 
@@ -58,7 +81,7 @@ def test_same_seed_same_rows(case, seen):
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(case, seen, tmp_path):
-    run = train.run(case)
+    run = train.run(case, bank=Planted(case))
     state = next(run).snapshot()
     torch.save(state, tmp_path / "state.pt")
     run.close()
@@ -92,7 +115,7 @@ def test_settings_are_frozen_and_classes_final(case):
 
 def test_augmented_images_stay_images(case):
     method = case.method
-    state = method.init(ImageShape(1, 28, 28), 0, torch.device("cpu"))
+    state = method.init(TASK, 0, torch.device("cpu"))
     images = torch.rand(64, 1, 28, 28)
     strength = Strength(images)
     with torch.no_grad():
@@ -112,10 +135,11 @@ def test_the_test_set_is_read_once_and_only_by_a_final_run(case, tiny, monkeypat
 
     monkeypatch.setattr(train, "evaluate", counting)
     test = case.dataset.test_size
-    list(train.run(case))
+    list(train.run(case, bank=Planted(case)))
     assert reads == [test]
     reads.clear()
-    list(train.run(case.model_copy(update={"phase": "search"})))
+    search = case.model_copy(update={"phase": "search"})
+    list(train.run(search, bank=Planted(search)))
     assert reads == [round(case.dataset.train_size * case.val_fraction)] * case.train.epochs
 
 
@@ -175,7 +199,7 @@ def test_meta_images_train_no_weights_in_their_epoch():
 
 def test_cycle_goes_through_all_before_it_repeats():
     split = data.Split(torch.arange(5).view(5, 1, 1, 1), torch.arange(5))
-    take = train.cycle(split, torch.tensor([0, 2, 4]), torch.Generator().manual_seed(0))
+    take = train.shuffled(split, torch.tensor([0, 2, 4]), torch.Generator().manual_seed(0))
     drawn = torch.cat([take(2).labels for _ in range(6)])
     for i in range(0, 12, 3):
         assert sorted(drawn[i : i + 3].tolist()) == [0, 2, 4]
@@ -243,11 +267,9 @@ def test_replay_goes_through_the_states_of_the_run_that_it_replays(final_run, tm
     epochs = []
     for epoch in train.run(run):
         epochs.append(policy.tensors(epoch.snapshot()["state"]))
-    policy.export(
-        tmp_path, run, ImageShape(1, 28, 28), epochs[-1], [(0.0, epochs[0]), (0.5, epochs[1])], {}
-    )
+    policy.export(tmp_path, run, TASK, epochs[-1], [(0.0, epochs[0]), (0.5, epochs[1])], {})
     replay = METHODS["replay"](policy=str(tmp_path / "policy.pt"))
-    state = replay.init(ImageShape(1, 28, 28), 0, torch.device("cpu"))
+    state = replay.init(TASK, 0, torch.device("cpu"))
     for progress, expected in ((0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1)):
         state.go_to(progress)
         assert torch.equal(state.augmenter.log_gain, epochs[expected]["augmenter.log_gain"]), (
@@ -266,7 +288,7 @@ def test_an_outer_step_moves_as_far_as_the_steps_it_stands_for(final_run, every,
     run = final_run("bilevel", settings, train=train_)
     (epoch,) = train.run(run)
     state = epoch.snapshot()["state"]
-    start = run.method.init(ImageShape(1, 28, 28), train.seed_of(0, "augmenter"), "cpu")
+    start = run.method.init(TASK, train.seed_of(0, "augmenter"), "cpu")
     left = 1 - (every - 1) / every  # the cosine at the only outer step, the last one
     expected = 0.01 * every * 0.5 * (1 - math.cos(math.pi * left))
     moved = {
@@ -290,14 +312,14 @@ def test_unroll_reaches_back_over_real_steps(final_run):
 
 def test_figures_of_a_bilevel_epoch(final_run):
     log = rows(final_run("bilevel", {"group": "affine"}))[0]["log"]
-    names = Bilevel().init(ImageShape(1, 28, 28), 0, torch.device("cpu")).augmenter.names
+    names = Bilevel().init(TASK, 0, torch.device("cpu")).augmenter.names
     assert {f"std/{n}" for n in names} <= set(log)
     assert log["hypergradient_norm"] > 0 and log["hypergradient_snr"] > 0
 
 
 def test_the_spatial_transformer_aligns_test_images_too():
     method = METHODS["stn"](group="translation")
-    state = method.init(ImageShape(1, 28, 28), 0, torch.device("cpu"))
+    state = method.init(TASK, 0, torch.device("cpu"))
     learner = SimpleNamespace(logits=lambda images: images)
     images = torch.rand(2, 1, 28, 28)
     assert torch.allclose(method.predict(learner, images, state), images, atol=1e-5)

@@ -161,3 +161,53 @@ def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
         )  # fmt: skip
     (final,) = [r for r in take(plan) if r.label == "pba"]
     assert final.method.schedule == lineage
+
+
+ALPHA = [[0.5, 0.25, 0.25]] * 10
+
+
+def test_each_seed_learns_before_its_own_final_training(tiny, folder):
+    study = tiny({"mine": {"method": "autogenda"}}, seeds=[3, 4])
+    study = study.model_copy(update={"bank_plans": {"whole": "plan"}})
+    plan = Plan(study, folder, draw)
+    assert plan.expected == 2 + 4
+    learning = [r for r in take(plan) if r.label == "mine"]
+    assert [(r.phase, r.seed, r.val_fraction) for r in learning] == [
+        ("search", 3, None), ("search", 4, None),
+    ]  # fmt: skip
+    assert all(r.bank_plan == "plan" and r.method.alpha_table is None for r in learning)
+    finish(plan, folder, learning[1], None, alpha=ALPHA)
+    (final,) = take(plan)  # while seed 3 still learns
+    assert (final.phase, final.seed) == ("final", 4)
+    assert final.method.alpha_table == tuple(map(tuple, ALPHA))
+    plan.settle(learning[0], "failed", "x")
+    assert take(plan) == [] and plan.expected == 5
+
+
+def test_what_was_learned_is_not_learned_again(tiny, folder):
+    study = tiny({"mine": {"method": "autogenda"}})
+    plan = Plan(study, folder, draw)
+    (learning,) = (r for r in take(plan) if r.label == "mine")
+    finish(plan, folder, learning, None, alpha=ALPHA)
+    again = Plan(study, folder, draw)
+    assert [(r.label, r.phase) for r in take(again)] == [("none", "final"), ("mine", "final")]
+
+
+def test_a_searched_setting_of_a_learning_method_is_compared_with_validation_images(tiny, folder):
+    study = tiny({"mine": {"method": "autogenda", "lr": {"grid": [0.1, 0.2]}}}, seeds=[3, 4])
+    plan = Plan(study, folder, draw)
+    compared = [r for r in take(plan) if r.label == "mine"]
+    assert [(r.seed, r.val_fraction, r.method.lr) for r in compared] == [
+        (3, 0.2, 0.1), (3, 0.2, 0.2),
+    ]  # fmt: skip
+    for run, val in zip(compared, (0.4, 0.6), strict=True):
+        finish(plan, folder, run, val, alpha=ALPHA)
+    learning = take(plan)
+    assert [(r.seed, r.val_fraction, r.method.lr) for r in learning] == [
+        (3, None, 0.2), (4, None, 0.2),
+    ]  # fmt: skip
+    for run in learning:
+        finish(plan, folder, run, None, alpha=ALPHA)
+    assert [(r.phase, r.seed, r.method.lr) for r in take(plan)] == [
+        ("final", 3, 0.2), ("final", 4, 0.2),
+    ]  # fmt: skip

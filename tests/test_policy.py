@@ -6,8 +6,9 @@ from torchvision.transforms import v2
 
 import autoaug_ray
 from autoaug_ray import policy, train
+from autoaug_ray.bench.alpha import Planted
 from autoaug_ray.errors import UserError
-from autoaug_ray.methods import METHODS, ImageShape
+from autoaug_ray.methods import METHODS, Task
 
 CASES = sorted(set(METHODS) - {"replay"})
 
@@ -15,9 +16,12 @@ CASES = sorted(set(METHODS) - {"replay"})
 @pytest.fixture
 def exported(tmp_path, final_run):
     def make(name, **hyperparameters):
+        if name == "mix":
+            hyperparameters = {"probabilities": {"identity": 0.5, "fixed": 0.5}}
         run = final_run(name, hyperparameters)
-        state = [e.snapshot()["state"] for e in train.run(run)][-1]
-        policy.export(tmp_path, run, ImageShape(1, 28, 28), state, [], {"test_accuracy": 0.5})
+        state = [e.snapshot()["state"] for e in train.run(run, bank=Planted(run))][-1]
+        task = Task(1, 28, 28, (16,) * 10)
+        policy.export(tmp_path, run, task, state, [], {"test_accuracy": 0.5})
         return tmp_path / "policy.pt"
 
     return make
@@ -32,6 +36,12 @@ def test_every_method_gives_a_transform(name, exported):
         out = transform(images)
         assert out.shape == images.shape and out.dtype == images.dtype
     assert transform(batch, 3, "x")[1:] == (3, "x")
+
+
+def test_a_mixing_policy_says_in_which_proportions(exported):
+    alpha = autoaug_ray.load_policy(exported("mix")).alpha
+    assert torch.allclose(alpha, torch.full((10, 2), 0.5))
+    assert autoaug_ray.load_policy(exported("randaugment")).alpha is None
 
 
 def test_it_stands_in_a_v2_pipeline(exported):

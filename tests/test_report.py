@@ -1,10 +1,11 @@
 """summary, report, figures and labels: arithmetic on hand-written rows, and a page of real ones."""
 
+import base64
 import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,102 +16,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hand import TREE, Hand, MixHand
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from autoaug_ray import config, figures, labels, report, summary, train
 from autoaug_ray.config import Study
-from autoaug_ray.meter import Meter
+from autoaug_ray.meter import PHASES, Meter
 from autoaug_ray.record import Folder
 from autoaug_ray.summary import SUMMARY, Row
-
-TREE: dict[str, Any] = {
-    "dataset": {"name": "fashion-mnist-mini", "train_size": 160, "test_size": 60},
-    "train": {"epochs": 2, "batch_size": 16},
-    "seeds": 3,
-    "methods": {
-        "none": None,
-        "randaugment": {"magnitude": {"grid": [5, 9]}},
-        "bilevel": {"every": 2, "fraction": 0.5, "group": "translation"},
-    },
-}
-
-
-class Hand:
-    """Writes rows, ledger and outcomes as a study would."""
-
-    def __init__(self, root: Path, **changes: Any) -> None:
-        self.study = config.study(TREE | changes, name="hand")
-        self.folder = Folder(root)
-        self.clock = 0.0
-
-    def key(self, label: str, phase: str, seed: int, choices: Mapping[str, Any], index: int) -> str:
-        return self._run(label, phase, seed, choices, index).key
-
-    def _run(self, label: str, phase: str, seed: int, choices: Any, index: int) -> config.Run:
-        entry = self.study.entry(label)
-        return self.study.run(entry, phase, seed=seed, choices=choices, index=index)  # type: ignore[arg-type]
-
-    def run(
-        self,
-        label: str,
-        phase: str = "final",
-        seed: int = 0,
-        *,
-        accuracy: float = 0.5,
-        seconds: tuple[float, ...] = (10.0,),
-        share: float = 1.0,
-        choices: Mapping[str, Any] | None = None,
-        index: int = 0,
-        finished: bool = True,
-        error: str | None = None,
-        rows: bool = True,
-        device: str = "CPU",
-    ) -> None:
-        """`seconds` of training per attempt; evaluation takes 100 and the rest 1000 in each."""
-        choices = choices or {}
-        run = self._run(label, phase, seed, choices, index)
-        self.folder.ledger.mkdir(parents=True, exist_ok=True)
-        for attempt, spent in enumerate(seconds, start=1):
-            self.clock += 1
-            line = {
-                "run": run.key, "attempt": attempt, "share": share, "device": device,
-                "label": label, "phase": phase, "seed": seed, "at": self.clock,
-                "seconds": {"search": 0, "final": 0, "eval": 100, "other": 1000, phase: spent},
-            }  # fmt: skip
-            path = self.folder.ledger / f"{run.key}-{attempt:03d}.jsonl"
-            path.write_text(json.dumps(line) + "\n")
-        whole = finished and error is None
-        last = {
-            "run_key": run.key, "used_key": run.key, "label": label, "method": run.method.name,
-            "phase": phase, "seed": seed, "index": index, "settings": run.model_dump_json(),
-            "epoch": 2 if whole else 1, "epochs": 2, "train_loss": 1.0, "log": {},
-            "val_accuracy": accuracy if phase == "search" else None,
-            "test_accuracy": accuracy if phase == "final" and whole else None,
-            "class_accuracy": [accuracy, 1.0] if phase == "final" and whole else None,
-            "displacement": accuracy, "color_change": 0.0, "device": device, "share": share,
-            "attempt": len(seconds), "device_hours": 0.0, "device_hours_training": 0.0,
-            "finished": whole,
-        }  # fmt: skip
-        if rows:
-            self.folder.write_rows(run.key, [{**last, "epoch": 1, "finished": False,
-                                              "test_accuracy": None, "class_accuracy": None},
-                                             *([last] if whole else [])])  # fmt: skip
-        outcome = "failed" if error else "finished" if finished else "stopped"
-        about = {"run": run.key, "label": label, "phase": phase, "seed": seed, "index": index}
-        with open(self.folder.root / "outcomes.jsonl", "a") as file:
-            file.write(json.dumps({**about, "outcome": outcome, "error": error}) + "\n")
-
-    def finals(self, label: str, *accuracies: float, **more: Any) -> None:
-        for seed, accuracy in enumerate(accuracies):
-            self.run(label, seed=seed, accuracy=accuracy, **more)
-
-    def rows(self) -> dict[str, Row]:
-        return {r["label"]: r for r in report.summarise(self.study, self.folder)}
-
-    def words(self) -> str:
-        rows = list(self.rows().values())
-        return "\n".join([report.headline(rows), *report.verdicts(rows, self.study, self.folder)])
 
 
 @pytest.fixture
@@ -178,7 +92,7 @@ def test_phases_add_up(hand: Hand) -> None:
     row = hand.rows()["none"]
     assert row["device_hours_final"] == pytest.approx(15 / 3600)
     assert row["device_hours_eval"] == pytest.approx(100 / 3600)
-    parts = [row[f"device_hours_{p}"] for p in ("search", "final", "eval", "other")]
+    parts = [row[f"device_hours_{p}"] for p in PHASES]
     assert sum(parts) == pytest.approx(row["total_device_hours"])
 
 
@@ -425,7 +339,7 @@ def test_page_is_whole_and_needs_nothing_else(made: tuple[Study, Folder, Path]) 
     text = path.read_text()
     page = _Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(list(folder.root.glob("*.png"))) == 5
+    assert len(images) == len(list(folder.root.glob("*.png"))) == 6
     assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)
     assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not any("href" in attributes for _, attributes in page.tags)
@@ -441,7 +355,14 @@ def test_page_is_whole_and_needs_nothing_else(made: tuple[Study, Folder, Path]) 
 
 def test_pictures_can_be_read(made: tuple[Study, Folder, Path]) -> None:
     _, folder, _ = made
-    for name in ("accuracy_vs_cost", "strength", "hypergradient", "samples", "classes"):
+    for name in (
+        "accuracy_vs_cost",
+        "strength",
+        "hypergradient",
+        "samples",
+        "classes",
+        "device_hours",
+    ):
         picture = matplotlib.image.imread(folder.root / f"{name}.png")
         height, width = picture.shape[:2]
         assert 600 < width < 1200 and 250 < height
@@ -477,6 +398,123 @@ def test_figures_without_data_are_removed(hand: Hand) -> None:
     (hand.folder.root / "samples.png").write_bytes(b"of an earlier report")
     report.write(hand.study, hand.folder)
     assert not list(hand.folder.root.glob("*.png"))
+
+
+# Mixes and uneven classes
+
+
+def plain(text: str) -> str:
+    return " ".join(text.replace("\u00a0", " ").split())
+
+
+def test_macro_accuracy_has_a_column_where_it_says_something(tmp_path: Path) -> None:
+    hand = MixHand(tmp_path)
+    hand.fill({"autogenda": 0.05})
+    rows = list(hand.rows().values())
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(report.table(rows, hand.study, hand.folder))
+    text = plain(console.export_text())
+    assert "micro accuracy % macro accuracy % points" in text
+    finals = summary.collect(hand.study, hand.folder).finals["none"].values()
+    macro = np.mean([rows[-1]["class_accuracy"] for rows in finals])
+    assert re.search(rf"none [\d.]+ ± [\d.]+ \(3\) {100 * macro:.2f} - 1.00", text)
+    page = _Page(report.write(hand.study, hand.folder).read_text()).text
+    assert f"{100 * macro:.2f}" in page and "Macro accuracy %classes count the same" in page
+
+    equal = [dict(r, macro_accuracy_mean=r["test_accuracy_mean"]) for r in rows]
+    console.print(report.table(equal, hand.study, hand.folder))
+    assert "and so do all classes (micro = macro)" in plain(console.export_text())
+    console.print(report.table(rows))
+    assert "macro" not in console.export_text()
+
+
+def test_even_classes_need_no_macro_accuracy(tmp_path: Path) -> None:
+    hand = MixHand(tmp_path, dataset={"name": "fashion-mnist-mini", "shots": 40})
+    hand.fill({"autogenda": 0.05}, even=True)
+    text = report.write(hand.study, hand.folder).read_text()
+    assert "acro" not in text and "rarest third" not in text
+    assert "The learned mix" in text and not (tmp_path / "frequency.png").exists()
+
+
+def test_the_gain_in_rare_classes_by_hand(tmp_path: Path) -> None:
+    """Ten classes: the third of them is three; the gain of class rank r is 2 g r / 9."""
+    hand = MixHand(tmp_path)
+    hand.fill({"autogenda": 0.05, "search-free": 0.05}, noise=0.0)
+    words = hand.words()
+    rare, frequent = (100 * 2 * 0.05 * r / 9 for r in (8, 1))
+    assert (
+        f"autogenda against none in the rarest third of the classes (40 to 50 images): "
+        f"difference {rare:+.2f} points" in words
+    )
+    assert (
+        f"most frequent third of the classes (133 to 400 images): difference {frequent:+.2f}"
+        in words
+    )
+    assert "Every seed has its own order of the classes" in words
+
+
+def test_a_learned_mix_is_held_against_its_search_free_one(tmp_path: Path) -> None:
+    hand = MixHand(tmp_path / "a")
+    hand.fill({"autogenda": 0.01, "search-free": 0.06}, noise=0.002)
+    assert "autogenda is worse than its search-free mix search-free (difference -" in hand.words()
+    third = {"identity": 1 / 3, "local": 1 / 3, "transfer": 1 / 3}
+    methods = {
+        "none": None,
+        "with ra": {"method": "mix", "probabilities": third, "then": {"name": "randaugment"}},
+        "autogenda": None,
+    }
+    other = MixHand(tmp_path / "b", methods=methods)
+    other.fill({"autogenda": 0.01})
+    assert "its search-free mix" not in other.words()  # RandAugment is another difference
+
+
+def test_what_was_learned_is_said(tmp_path: Path) -> None:
+    hand = MixHand(tmp_path / "a")
+    hand.fill({}, share=0.3)
+    words = hand.words()
+    third = r"in the rarest third: identity (0\.\d+) ± .*frequent: identity (0\.\d+)"
+    learned = re.search(third, words)
+    assert learned is not None and float(learned[1]) < 0.15 and float(learned[2]) > 0.5
+    assert "next to nothing" not in words
+    still = MixHand(tmp_path / "b")
+    still.fill({}, share=0.0)
+    for row in still.folder.read_rows():
+        if row["alpha"]:
+            row["alpha"] = [[1 / 3 + 0.01, 1 / 3, 1 / 3 - 0.01]] * 10
+            still.folder.write_rows(row["run_key"], [row])
+    assert "no probability of autogenda is further than 0.010 from equal" in still.words()
+
+
+def test_an_imbalance_that_was_not_reached_is_said(tmp_path: Path) -> None:
+    hand = MixHand(tmp_path)
+    hand.fill({}, classes=100)
+    assert "400 to 4 training images: a ratio of 0.01, where 0.1 was asked for" in hand.words()
+
+
+def test_generated_images_are_charged(tmp_path: Path) -> None:
+    """31 s of images, 5 s of search and 10 s of training, against 10 s."""
+    hand = MixHand(tmp_path)
+    hand.fill({})
+    rows = hand.rows()
+    assert rows["autogenda"]["relative_cost"] == pytest.approx(4.6)
+    page = _Page(report.write(hand.study, hand.folder).read_text()).text
+    assert "of which imagesgenerated; none = 1" in page and "3.10" in page
+    assert "captionsCPU-minutes" in page and "generated imagesCPU-minutes" in page
+    assert "learned wordsCPU" not in page  # nobody learned any
+    assert re.search(r"autogenda: of [\d.]+ CPU-minutes, 1.55 went into making the images", page)
+    assert "search trials" not in page  # they learned a mix: there was nothing to choose
+
+
+def test_a_contact_sheet_is_shown_and_kept(tmp_path: Path) -> None:
+    hand = MixHand(tmp_path)
+    hand.fill({})
+    report.write(hand.study, hand.folder)
+    assert "The generated images" not in (tmp_path / "report.html").read_text()
+    sheet = (tmp_path / "mixture.png").read_bytes()
+    (tmp_path / "sheet.png").write_bytes(sheet)
+    text = report.write(hand.study, hand.folder).read_text()
+    assert text.count(base64.b64encode(sheet).decode()) == 2
+    assert (tmp_path / "sheet.png").read_bytes() == sheet
 
 
 # Figures

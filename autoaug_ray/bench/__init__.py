@@ -1,7 +1,11 @@
 """Speed and cost, measured side by side: `python -m autoaug_ray.bench NAME [--json FILE]`.
 
+    actors          images per second of one generation actor and of several
+    alpha           whether a search turns away from noise among the generated images
     hypergradient   what each way to the augmenter's gradient costs, and how right it is
     tune            what share of a study's machine time is not training
+    generate        what an edited image costs, in batches and one by one
+    forecast        what Stable Diffusion's edits will cost on GPUs
 
 A benchmark is a function here and a line in BENCHES. Its keyword arguments are the options of the
 command; it returns its figures (for --json) and the tables that show them.

@@ -13,14 +13,21 @@ from rich.console import Console
 
 from autoaug_ray import bench as package
 from autoaug_ray.bench import Outcome
+from autoaug_ray.bench.actors import actors
+from autoaug_ray.bench.alpha import alpha
+from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
 from autoaug_ray.bench.tune import tune
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.record import write_whole
 
 BENCHES: dict[str, Callable[..., Outcome]] = {
+    "actors": actors,
+    "alpha": alpha,
     "hypergradient": hypergradient,
     "tune": tune,
+    "generate": generate,
+    "forecast": forecast,
 }
 
 

@@ -22,7 +22,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.meter import TRAINING, Meter
-from autoaug_ray.methods import AnyMethod, ImageShape, as_float
+from autoaug_ray.methods import AnyMethod, Task, as_float
 from autoaug_ray.methods.base import NextMeta, flipped
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
@@ -138,11 +138,11 @@ class Place:
         self.training = Training()
         self.total_steps = 10 * max(warmup, 10)
         self.splits = data.load(DATASET, val_fraction=None, device=device)
-        self.shape = ImageShape(*self.splits.train.images.shape[1:])
+        self.shape = Task(*self.splits.train.images.shape[1:])
         pool = len(self.splits.train)
         train_index, meta_index = train.deal(pool, self.training.meta_fraction, 0, 1)
-        self._train = train.cycle(self.splits.train, train_index, train.stream(0, "order"))
-        self._meta = train.cycle(self.splits.meta, meta_index, train.stream(0, "meta"))
+        self._train = train.shuffled(self.splits.train, train_index, train.stream(0, "order"))
+        self._meta = train.shuffled(self.splits.meta, meta_index, train.stream(0, "meta"))
         self._method = Bilevel()
         self._learner, self._state = self._fresh(self._method)
         self.advance(warmup)

@@ -109,7 +109,7 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
         folder = Folder(Path(root))
         begin = time.time()
-        plan = execute(study, folder, Watch())
+        (plan,) = execute([(study, folder)], Watch())
         end = time.time()
         for done in plan.done:
             if done.outcome != "finished":

@@ -7,6 +7,10 @@ it). *val* chooses between trials and *test* is read once; neither is ever in th
 A `shift` says that the classifier will be used on images that look different from the collected
 ones: val, test and every image in the meta role are seen through it, images in the train role are
 not. Then the right augmentation is known, and a method can be held against it.
+
+`imbalance` and `shots` cut the pool to a long tail, or to a few images per class. Both take
+prefixes of one order of each class's images: a smaller subset is a part of a larger one, and
+images generated for the larger one serve both.
 """
 
 from collections.abc import Callable
@@ -41,6 +45,21 @@ class Shift(Settings):
     """Turns of the colour circle, +-; nothing happens to grey images."""
 
 
+class Imbalance(Settings):
+    """A long tail: the class of rank r (0..C-1) keeps max(2, int(largest * factor ** (r / (C-1)))).
+
+    Cao et al. 2019 (LDAM) with AutoGenDA's least count of 2 (section 4.1), which for small classes
+    decides the ratio: every row says the nominal and the effective one.
+    """
+
+    factor: float = Field(gt=0, le=1)
+    """f: nominal ratio of the smallest to the largest class."""
+    largest: int | None = Field(None, ge=2)
+    """Images of the largest class; None: as many as the smallest class of the whole pool has."""
+    order: Literal["seeded", "index"] = "seeded"
+    """Which class gets most: a permutation, or class 0 first as in CIFAR-10-LT."""
+
+
 class Dataset(Settings):
     """What a study's `dataset:` may say."""
 
@@ -55,6 +74,19 @@ class Dataset(Settings):
     channels: Literal[1, 3] | None = None
     """Of a `folder`: 3 (default), or 1 to read it as grey."""
     shift: Shift = Shift()
+    imbalance: Imbalance | None = None
+    shots: int | None = Field(None, ge=1)
+    """So many images of every class."""
+    redraw: bool = True
+    """Every seed has its own class order and images in an imbalanced or low-shot pool; False: all
+    seeds share those of seed 0, and one bank of generated images."""
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> "Dataset":
+        given = [k for k in ("train_size", "imbalance", "shots") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"only one of {' and '.join(given)} can be set")
+        return self
 
     @model_validator(mode="after")
     def _folder_only(self) -> "Dataset":
@@ -65,15 +97,29 @@ class Dataset(Settings):
 
 
 @dataclass(frozen=True)
+class Edits:
+    """Generated versions of the images of a split, of one or several kinds."""
+
+    images: Tensor  # (N, channels, height, width) uint8, of all sources and kinds
+    start: Tensor  # (n, kinds) int64: images[start : start + count] are those of source and kind
+    count: Tensor  # (n, kinds) int64; 0 where none could be made
+
+    def take(self, index: Tensor) -> "Edits":
+        return Edits(self.images, self.start[index], self.count[index])
+
+
+@dataclass(frozen=True)
 class Split:
     images: Tensor  # (n, channels, height, width) uint8
     labels: Tensor  # (n,) int64
+    edits: Edits | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> "Split":
-        return Split(self.images[index], self.labels[index])
+        edits = None if self.edits is None else self.edits.take(index)
+        return Split(self.images[index], self.labels[index], edits)
 
     def batches(self, size: int) -> list["Split"]:
         pairs = zip(self.images.split(size), self.labels.split(size), strict=True)
@@ -101,13 +147,21 @@ class _Source:
     classes: tuple[str, ...]
 
 
-def load(dataset: Dataset, *, val_fraction: float | None, device: torch.device | str) -> Splits:
+def load(
+    dataset: Dataset, *, val_fraction: float | None, device: torch.device | str, seed: int = 0
+) -> Splits:
     """`val_fraction` of the pool is set apart as val; None (a final run) leaves it in the pool.
 
     A publisher's own validation set takes the place of that part, and joins the pool in a final
-    run. Raises UserError for data that cannot be used.
+    run. `seed` draws an imbalanced or low-shot pool. Raises UserError for data that cannot be used.
     """
     source = _load(dataset)
+    if dataset.imbalance or dataset.shots:
+        pool = source.pool
+        if source.held_out is not None:
+            pool = _concatenate(pool, source.held_out)
+        kept = _kept(dataset, pool.labels, len(source.classes), seed if dataset.redraw else 0)
+        source = _Source(pool.take(kept), None, source.test, source.classes)
     pool, val = source.pool, source.held_out
     if val_fraction is None:
         if val is not None:
@@ -185,6 +239,37 @@ def _load(dataset: Dataset) -> _Source:
             f"dataset {dataset.name}: no training image of class {source.classes[missing[0]]!r}."
         )
     return _Source(pool, source.held_out, test, source.classes)
+
+
+def counts_of(imbalance: Imbalance, classes: int, largest: int) -> list[int]:
+    """Images per rank, the largest class first."""
+    f = imbalance.factor
+    return [max(2, int(largest * f ** (rank / max(1, classes - 1)))) for rank in range(classes)]
+
+
+def _kept(dataset: Dataset, labels: Tensor, classes: int, seed: int) -> Tensor:
+    """Indices of an imbalanced or low-shot pool, in the pool's order."""
+    have = torch.bincount(labels, minlength=classes)
+    if dataset.shots is not None:
+        field, most, wanted = "shots", dataset.shots, torch.full((classes,), dataset.shots)
+    else:
+        assert dataset.imbalance is not None
+        field, most = "imbalance.largest", dataset.imbalance.largest or int(have.min())
+        ranked = torch.tensor(counts_of(dataset.imbalance, classes, most))
+        if dataset.imbalance.order == "seeded":
+            order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+        else:
+            order = torch.arange(classes)
+        wanted = torch.empty(classes, dtype=torch.int64)
+        wanted[order] = ranked
+    if bool((have < wanted).any()):
+        raise UserError(
+            f"dataset.{field}: {most} images per class are asked for, but class "
+            f"{int(have.argmin())} has only {int(have.min())}."
+        )
+    permutation = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    parts = [permutation[labels[permutation] == c][:n] for c, n in enumerate(wanted.tolist())]
+    return torch.cat(parts).sort().values
 
 
 def _subset(split: Split, size: int | None, field: str) -> Split:

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from autoaug_ray.methods.base import ImageShape, Method, as_float
+from autoaug_ray.methods.base import Method, Task, as_float
 from autoaug_ray.methods.bilevel import Bilevel
 from autoaug_ray.methods.discrete import AutoAugment, PopulationBased, RandAugment, TrivialAugment
+from autoaug_ray.methods.generative import AutoGenDA, Mix
 from autoaug_ray.methods.predefined import (
     NoAugmentation,
     Predefined,
@@ -27,7 +28,9 @@ AnyMethod = Annotated[
     | PopulationBased
     | STN
     | Bilevel
-    | Replay,
+    | Replay
+    | Mix
+    | AutoGenDA,
     Field(discriminator="name"),
 ]
 
@@ -43,6 +46,8 @@ METHODS: dict[str, type[Method]] = {
     "stn": STN,
     "bilevel": Bilevel,
     "replay": Replay,
+    "mix": Mix,
+    "autogenda": AutoGenDA,
 }
 
-__all__ = ["METHODS", "AnyMethod", "ImageShape", "Method", "as_float"]
+__all__ = ["METHODS", "AnyMethod", "Task", "Method", "as_float"]

@@ -5,13 +5,14 @@ method carries through training is another value, made by `init` and put into ch
 """
 
 import abc
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
+from autoaug_ray.generate.settings import Kind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
@@ -21,10 +22,14 @@ NextMeta = Callable[[int], Split]
 """A number of images -> so many of the epoch's meta images, cycling through them."""
 
 
-class ImageShape(NamedTuple):
+class Task(NamedTuple):
+    """What a method may know of the data before training."""
+
     channels: int
     height: int
     width: int
+    class_counts: tuple[int, ...] = ()
+    """Images of each class in the pool."""
 
 
 class Stateless(nn.Module):
@@ -35,15 +40,44 @@ class Method(Settings, abc.ABC):
     """How training images are augmented, and what is learned about it."""
 
     name: str
-    uses_meta: ClassVar[bool] = False
-    """Only then is a part of the pool held out of the train role; the others train on all of it."""
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    """How batches are drawn: every image once per round, or every class with the same probability
+    and its images with replacement."""
+
+    @property
+    def uses_meta(self) -> bool:
+        """Only then is a part of the pool held out of the train role; the others train on all."""
+        return False
 
     @property
     def redraws(self) -> bool:
         """Whether the roles and the order of the images are drawn anew every epoch."""
         return True
 
-    def init(self, shape: ImageShape, seed: int, device: torch.device) -> nn.Module:
+    @property
+    def meta_fraction(self) -> float | None:
+        """Share of the pool in the meta role, if the protocol of the method fixes it; such a split
+        is by class. None: the study's."""
+        return None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of images that are mixed, identity first; empty: no generated image is needed.
+
+        Then the splits hold edits of these kinds, without the identity.
+        """
+        return ()
+
+    @property
+    def learns_first(self) -> bool:
+        """Whether each seed's final training is preceded by one that finds its hyperparameters."""
+        return False
+
+    def learned(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyperparameters that the last row of such a training found."""
+        return {}
+
+    def init(self, shape: Task, seed: int, device: torch.device) -> nn.Module:
         """What lives through training and goes into checkpoints: networks, and optimisers as extra
         state."""
         return Stateless()
@@ -61,15 +95,24 @@ class Method(Settings, abc.ABC):
         Draws from `noise` only, on the images' device; tells `strength`, if given, what it did.
         """
 
+    def select(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:
+        """The images (B, C, H, W) in [0, 1] of a batch that `augment` is given."""
+        return as_float(batch.images)
+
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any
     ) -> dict[str, Tensor]:
         """One update of the classifier (and of the method); returns what to log, per name."""
         with torch.no_grad():
-            images = self.augment(state, as_float(batch.images), learner.noise)
+            images = self.select(state, batch, learner.noise)
+            images = self.augment(state, images, learner.noise)
         loss = learner.loss(images, batch.labels)
         learner.descend(loss)
         return {"train_loss": loss.detach()}
+
+    def alpha(self, state: Any) -> Tensor | None:
+        """Probabilities (classes, kinds) with which images are mixed at present."""
+        return None
 
     def end_epoch(self, state: Any) -> dict[str, float]:
         """Figures of the epoch that are no means over its steps."""

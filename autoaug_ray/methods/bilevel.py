@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
+from autoaug_ray.generate.settings import Kind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.augmenter import (
@@ -26,16 +27,18 @@ from autoaug_ray.maths.augmenter import (
     Size,
     parameter_names,
 )
+from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
     Flip,
-    ImageShape,
     Method,
     NextMeta,
+    Task,
     as_float,
     flipped,
 )
+from autoaug_ray.methods.generative import EditKind, MixtureState, edited
 
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
@@ -49,6 +52,7 @@ class _Past(NamedTuple):
     momenta: dict[str, Tensor]
     images: Tensor
     labels: Tensor
+    kind: Tensor | None
     noise: Tensor
     rule: hypergradient.SGD
 
@@ -56,17 +60,22 @@ class _Past(NamedTuple):
 class BilevelState(nn.Module):
     """The augmenter and its optimiser; figures and past steps live for one epoch only."""
 
-    def __init__(self, augmenter: AbstractAugmenter, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        augmenter: AbstractAugmenter,
+        optimiser: torch.optim.Optimizer,
+        mixture: MixtureState | None = None,
+    ) -> None:
         super().__init__()
-        self.augmenter, self.optimiser = augmenter, optimiser
+        self.augmenter, self.optimiser, self.mixture = augmenter, optimiser, mixture
         self.new_epoch()
 
     def new_epoch(self) -> None:
         self.past: deque[_Past] = deque()
         self.momenta: dict[str, Tensor] = {}
         self.outer_steps = 0
-        self.sum = [torch.zeros_like(p) for p in self.augmenter.parameters()]
-        self.sum_of_squares = [torch.zeros_like(p) for p in self.augmenter.parameters()]
+        self.sum = [torch.zeros_like(p) for p in self.parameters()]
+        self.sum_of_squares = [torch.zeros_like(p) for p in self.parameters()]
         self.sum_of_norms = torch.zeros((), device=self.sum[0].device)
 
     def record(self, gradients: list[Tensor]) -> None:
@@ -84,10 +93,9 @@ class BilevelState(nn.Module):
 
 
 class Bilevel(Method):
-    """Learned affine, translation and colour augmentation."""
+    """Learned affine, translation and colour augmentation; also on top of generated images."""
 
     name: Literal["bilevel"] = "bilevel"
-    uses_meta: ClassVar[bool] = True
 
     group: Group = "affine"
     size: Size = "scale"
@@ -98,6 +106,9 @@ class Bilevel(Method):
     """Initial standard deviation of every parameter, as a share of its bound."""
     flip: Flip = "horizontal"
     """Predefined, as in the paper: a flip is not differentiable."""
+    edits: tuple[EditKind, ...] = ()
+    """Kinds of generated images that stand beside the real ones. Their proportions, one set for
+    each class, are then learned together with the augmenter, through the same hypergradient."""
 
     learn: Literal["hypergradient", "off", "decay_only", "train_loss"] = "hypergradient"
     """The others are controls: a frozen random augmenter, one that only decays, and one trained
@@ -138,6 +149,8 @@ class Bilevel(Method):
             raise ValueError("learn: decay_only needs a weight_decay above 0")
         if self.as_released and (self.unroll, self.every, self.fraction) != (1, 1, 1.0):
             raise ValueError("as_released knows unroll: 1, every: 1 and fraction: 1 only")
+        if self.as_released and self.edits:
+            raise ValueError("as_released knows no generated images; leave edits away")
         if self.as_released and self.group not in (
             "translation",
             "affine",
@@ -147,10 +160,14 @@ class Bilevel(Method):
             raise ValueError(f"as_released has no augmenter for group: {self.group}")
 
     @property
+    def uses_meta(self) -> bool:
+        return True
+
+    @property
     def redraws(self) -> bool:
         return not self.as_released
 
-    def init(self, shape: ImageShape, seed: int, device: torch.device) -> BilevelState:
+    def init(self, shape: Task, seed: int, device: torch.device) -> BilevelState:
         names = parameter_names(self.group, shape.channels)
         if self.as_released:
             released = ReleasedAugmenter(names, seed).to(device)
@@ -161,20 +178,28 @@ class Bilevel(Method):
         augmenter = Augmenter(
             names, self.size, symmetric=self.symmetric, spread=self.spread, seed=seed
         ).to(device)
+        mixture = None
+        if self.edits:
+            kinds = len(self.kinds)
+            mixture = MixtureState(torch.full((len(shape.class_counts), kinds), 1 / kinds))
+            mixture.to(device)
         # The gain decays by itself: a decay of its logarithm would pull it back to the start.
         parameters: list[dict[str, Any]] = [
             {"params": augmenter.network.parameters(), "share": NETWORK_LR},
             {"params": [augmenter.log_gain], "share": 1.0, "weight_decay": 0.0},
         ]
+        if mixture is not None:
+            parameters.append({"params": mixture.parameters(), "share": 1.0, "weight_decay": 0.0})
         if self.optimiser == "adam":
             # A short memory of the squares: hypergradients shrink by orders as training goes on.
             optimiser = torch.optim.AdamW(
                 parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
             )
-            return BilevelState(augmenter, optimiser)
+            return BilevelState(augmenter, optimiser, mixture)
         return BilevelState(
             augmenter,
             torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay),
+            mixture,
         )
 
     def augment(
@@ -188,32 +213,56 @@ class Bilevel(Method):
         z = state.augmenter.draw(len(x), noise)
         return state.augmenter.apply_to(x, state.augmenter(z), strength)
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return ("identity", *self.edits) if self.edits else ()
+
+    def select(self, state: BilevelState, batch: Split, noise: torch.Generator) -> Tensor:
+        return self._drawn(state, batch, noise)[0]
+
+    def alpha(self, state: BilevelState) -> Tensor | None:
+        return None if state.mixture is None else state.mixture.log_alpha.detach().exp()
+
+    @torch.no_grad()
+    def _drawn(
+        self, state: BilevelState, batch: Split, noise: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images in [0, 1], and which kind each of them is."""
+        if state.mixture is None:
+            return as_float(batch.images), None
+        log_alpha = state.mixture.log_alpha[batch.labels]
+        kind = discrete(log_alpha, gumbel(log_alpha, noise))
+        return edited(batch, kind, noise), kind
+
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState
     ) -> dict[str, Tensor]:
         if self.learn == "train_loss":
-            loss = learner.loss(
-                self.augment(state, as_float(batch.images), learner.noise), batch.labels
-            )
+            images = self.select(state, batch, learner.noise)
+            loss = learner.loss(self.augment(state, images, learner.noise), batch.labels)
             state.optimiser.zero_grad()
             learner.descend(loss)
-            self._move(learner, state, [p.grad for p in state.augmenter.parameters()])
+            self._move(learner, state, [p.grad for p in state.parameters()])
             return {"train_loss": loss.detach()}
         if self.learn != "hypergradient":
             logs = super().step(learner, batch, next_meta, state)
             if self.learn == "decay_only":
-                zeros = [torch.zeros_like(p) for p in state.augmenter.parameters()]
+                zeros = [torch.zeros_like(p) for p in state.parameters()]
                 self._move(learner, state, zeros)
             return logs
 
-        x = flipped(as_float(batch.images), self.flip, learner.noise)
+        x, kind = self._drawn(state, batch, learner.noise)
+        x = flipped(x, self.flip, learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         part = max(2, round(self.fraction * len(x)))
         rule, momenta = learner.rule, learner.momenta()
         if self.as_released:
             rule = replace(rule, weight_decay=0.0)
             momenta = state.momenta or {k: torch.zeros_like(m) for k, m in momenta.items()}
-        now = _Past(learner.weights(), momenta, x[:part], batch.labels[:part], z[:part], rule)
+        now = _Past(
+            learner.weights(), momenta, x[:part], batch.labels[:part],
+            None if kind is None else kind[:part], z[:part], rule,
+        )  # fmt: skip
         due = (learner.steps_done + 1) % self.every == 0 and learner.progress < self.until
         # With one unrolled step on the whole batch, the look-ahead's gradient is the trainer's.
         shared = self.unroll == 1 and part == len(x)
@@ -249,14 +298,17 @@ class Bilevel(Method):
             def augmented() -> Tensor:
                 return state.augmenter.apply_to(past.images, state.augmenter(past.noise))
 
-            return learner.loss_at(augmented, past.labels, real_pass=shared)
+            weights = None
+            if state.mixture is not None and past.kind is not None:
+                weights = likelihood_ratio(state.mixture.log_alpha[past.labels], past.kind)
+            return learner.loss_at(augmented, past.labels, weights=weights, real_pass=shared)
 
         return hypergradient.unrolled(
             [loss_of(past) for past in steps],
             learner.loss_at(as_float(meta.images), meta.labels),
             {k: v.detach().requires_grad_() for k, v in steps[0].weights.items()},
             steps[0].momenta,
-            list(state.augmenter.parameters()),
+            list(state.parameters()),
             [past.rule for past in steps],
             normalise=self.normalise and not self.as_released,
         )
@@ -266,7 +318,7 @@ class Bilevel(Method):
     ) -> None:
         if not self.as_released:
             self._anneal(learner, state)
-        for parameter, g in zip(state.augmenter.parameters(), gradients, strict=True):
+        for parameter, g in zip(state.parameters(), gradients, strict=True):
             parameter.grad = g
         state.optimiser.step()
         if isinstance(state.augmenter, Augmenter):

@@ -15,10 +15,10 @@ from autoaug_ray.maths import policies
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
     Flip,
-    ImageShape,
     Method,
     NextMeta,
     Stateless,
+    Task,
     flipped,
 )
 
@@ -96,7 +96,7 @@ class PopulationBased(_Discrete):
         for policy in (self.policy, *(p for _, p in self.schedule)):
             policies.PopulationPolicy(policy)
 
-    def init(self, shape: ImageShape, seed: int, device: torch.device) -> PopulationState:
+    def init(self, shape: Task, seed: int, device: torch.device) -> PopulationState:
         state = PopulationState()
         state.policy = self._at(0.0)
         return state

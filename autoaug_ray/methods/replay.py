@@ -12,7 +12,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import ImageShape, Method, NextMeta
+from autoaug_ray.methods.base import Method, NextMeta, Task
 from autoaug_ray.methods.bilevel import Bilevel
 
 
@@ -33,7 +33,11 @@ class ReplayState(nn.Module):
         started = [state for start, state in self.schedule if start <= progress]
         prefix = "augmenter."
         self.augmenter.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in (started or [self.schedule[0][1]])[-1].items()}
+            {
+                k.removeprefix(prefix): v
+                for k, v in (started or [self.schedule[0][1]])[-1].items()
+                if k.startswith(prefix)
+            }
         )
 
 
@@ -49,7 +53,7 @@ class Replay(Method):
     policy: str | None = None
     """Or the path of the policy.pt of any bilevel run."""
 
-    def init(self, shape: ImageShape, seed: int, device: torch.device) -> ReplayState:
+    def init(self, shape: Task, seed: int, device: torch.device) -> ReplayState:
         path = Path(self.policy or "")
         if not path.is_file():
             raise UserError(f"replay.policy: {self.policy} is no file; give a bilevel policy.pt.")

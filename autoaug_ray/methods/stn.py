@@ -12,9 +12,9 @@ from autoaug_ray.maths.augmenter import BOUNDS, parameter_names, transform
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
     Flip,
-    ImageShape,
     Method,
     NextMeta,
+    Task,
     as_float,
     flipped,
 )
@@ -66,7 +66,7 @@ class STN(Method):
     group: Literal["translation", "affine"] = "affine"
     lr: float = Field(1e-3, gt=0, le=1)
 
-    def init(self, shape: ImageShape, seed: int, device: torch.device) -> STNState:
+    def init(self, shape: Task, seed: int, device: torch.device) -> STNState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = Localisation(shape.channels, parameter_names(self.group, shape.channels))

@@ -1,0 +1,174 @@
+"""What a captioner adds to "a photo of a <y> which" about an image (AutoGenDA, section 3.1).
+
+BLIP-2, BLIP and other image-text-to-text models differ in what they do with a prompt. BLIP's
+`generate` drops its last token; padding on either side changes what BLIP says, on the right what
+BLIP-2 says; BLIP-2 ignores the image, without a word, if its processor puts no tokens for it;
+decoders return the prompt rewritten ("t - shirt"), encoder-decoders do not return it at all. So
+only prompts of equally many tokens go together, which needs no padding, the prompt is cut off by
+its tokens and not by its letters, and a model that does not see is refused.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoaug_ray.errors import UserError
+from autoaug_ray.generate import weights
+from autoaug_ray.generate.loading import cannot_load, quiet
+from autoaug_ray.generate.prompts import clean
+from autoaug_ray.generate.resize import PADDED, enlarge
+from autoaug_ray.generate.settings import Precision
+
+MAX_NEW_TOKENS = 24
+BATCH = 32
+"""Images at a time; what is said does not depend on it."""
+
+
+class Captioner:
+    """A model on a device, saying greedily what is most probable.
+
+    `model` is a folder or hub id, as `weights.resolve` gives it. `precision` is of the model on a
+    GPU; on a CPU, and for fp64, it is fp32. Raises UserError for what cannot be loaded, is no such
+    model, or pays no attention to the image.
+    """
+
+    def __init__(self, model: str, *, device: torch.device, precision: Precision = "fp32") -> None:
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16} if device.type != "cpu" else {}
+        self._dtype = half.get(precision, torch.float32)
+        self._device = device
+        self._name = model
+        self._processor, self._model = _load(model, self._dtype)
+        self._model.to(device)
+        for module in self._model.modules():
+            # Decoding is ours, not the checkpoint's: beams, sampling and length limits would differ
+            # from model to model. BLIP and BLIP-2 ask an inner module for its own.
+            if getattr(module, "generation_config", None) is not None:
+                module.generation_config = _greedy(module.generation_config)
+        self.fingerprint = weights.fingerprint(model)
+        self._check_that_it_sees()
+
+    def continuations(self, images: Tensor, names: Sequence[str], prefix: str) -> list[str]:
+        """What follows `prefix.format(name=name)`, for images (n, C, H, W) uint8, C 1 or 3.
+
+        `names` gives each image's class. A continuation may be empty.
+        """
+        assert len(images) == len(names) and images.dtype == torch.uint8
+        prompts = [prefix.format(name=name).strip() for name in names]
+        length = {p: len(self._tokenizer(p).input_ids) for p in set(prompts)}
+        alike: defaultdict[int, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            alike[length[prompt]].append(i)
+        said = [""] * len(prompts)
+        for members in alike.values():
+            for start in range(0, len(members), BATCH):
+                part = members[start : start + BATCH]
+                inputs = self._inputs(images[part], [prompts[i] for i in part])
+                for i, text in zip(part, self._generate(inputs), strict=True):
+                    said[i] = text
+        return said
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self._processor.tokenizer
+
+    def _inputs(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Of prompts of equally many tokens, so that none is padded."""
+        images = images.cpu()
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        side = _square(self._processor.image_processor.size)
+        fitting: dict[str, Any] = {}
+        if side is not None and all(0 <= side - n <= PADDED for n in images.shape[-2:]):
+            # As the edits see it: 28x28 is padded to 32x32 with black, not stretched.
+            images = (enlarge(images / 255, side) * 255).round().to(torch.uint8)
+            fitting = {"do_resize": False}
+        inputs = self._processor(
+            images=list(images), text=self._with_image(prompts), return_tensors="pt", **fitting
+        )
+        inputs.pop("token_type_ids", None)
+        if self._model.config.model_type == "git":
+            # Its tokenizer ends a prompt as if that were the whole caption.
+            inputs |= {k: inputs[k][:, :-1] for k in ("input_ids", "attention_mask")}
+        return {
+            k: v.to(self._device, self._dtype if v.is_floating_point() else v.dtype)
+            for k, v in inputs.items()
+        }
+
+    def _with_image(self, prompts: list[str]) -> list[str]:
+        """With the sign for "here is the image" before each, as LLaVA's kind asks for; BLIP-2's
+        processor puts its own."""
+        token = getattr(self._processor, "image_token", None)
+        return [f"{token}{p}" for p in prompts] if isinstance(token, str) else prompts
+
+    @torch.inference_mode()
+    def _generate(self, inputs: dict[str, Tensor]) -> list[str]:
+        prompt = inputs["input_ids"]
+        out = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)
+        if self._model.config.model_type == "blip":
+            out = out[:, prompt.shape[1] - 1 :]  # BLIP took the separator from the prompt's end
+        elif torch.equal(out[:, : prompt.shape[1]], prompt):
+            out = out[:, prompt.shape[1] :]
+        texts = self._tokenizer.batch_decode(out, skip_special_tokens=True)
+        # Language models that were trained on lines go on with another line.
+        return [clean(t.strip().partition("\n")[0]) for t in texts]
+
+    @torch.inference_mode()
+    def _check_that_it_sees(self) -> None:
+        """Black and white must not be told alike; with BLIP-2 there is a known reason for it."""
+        size = self._processor.image_processor.size
+        side = _square(size) or size.get("shortest_edge") or 224
+        shades = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
+        inputs = self._inputs(shades.expand(-1, 3, side, side), ["a photo"] * 2)
+        config = self._model.config
+        wanted = getattr(config, "num_query_tokens", None)
+        if wanted is not None:
+            given = int((inputs["input_ids"][0] == config.image_token_index).sum())
+            if given != wanted:
+                raise UserError(
+                    f"generate.captioner: the processor of {self._name} puts {given} image tokens "
+                    f"before a prompt and the model reads {wanted}, so it would not see the image; "
+                    f"set num_query_tokens to {wanted} in its processor_config.json."
+                )
+        first = self._model.generate(
+            **inputs, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
+        ).logits[0]
+        if torch.equal(first[0], first[1]):
+            raise UserError(
+                f"generate.captioner: {self._name} says the same of any image: with this version "
+                "of transformers it does not see them."
+            )
+
+
+def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError:
+        raise UserError(
+            "generate.captioner needs transformers: pip install 'autoaug_ray[generate]'."
+        ) from None
+    try:
+        with quiet():
+            processor = AutoProcessor.from_pretrained(model)
+            # Not .to(dtype) afterwards: BLIP-2 keeps its Q-Former in fp32 under fp16.
+            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        raise cannot_load("captioner", f"{model} as an image-text-to-text model", error) from None
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise UserError(f"generate.captioner: {model} has no image processor and tokenizer.")
+    return processor, loaded.eval()
+
+
+def _greedy(given: Any) -> Any:
+    """The checkpoint's special tokens, and none of its ways to decode."""
+    from transformers import GenerationConfig
+
+    tokens = {k: v for k, v in given.to_dict().items() if k.endswith("_token_id")}
+    return GenerationConfig(do_sample=False, num_beams=1, **tokens)
+
+
+def _square(size: Any) -> int | None:
+    """The side in pixels of what an image processor makes, None if that depends on the image."""
+    height, width = size.get("height"), size.get("width")
+    return int(height) if height is not None and height == width else None

@@ -1,0 +1,214 @@
+"""One worker of a bank: holds the models, does one piece of work at a time, knows nothing of Ray.
+
+Each method is one line of the ledger, from before its models are imported, so that loading them is
+charged; writes its file whole; and returns figures only.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.generate import prompts, weights
+from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.plan import Edit, Fingerprints
+from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.meter import Meter, device_name
+
+if TYPE_CHECKING:
+    from autoaug_ray.generate.captions import Captioner
+    from autoaug_ray.generate.img2img import Editor
+    from autoaug_ray.generate.work import Work
+
+
+class Done(NamedTuple):
+    """What is told of a piece of work."""
+
+    value: Any = None
+    made: int = 0  # images or captions
+    rejected: int = 0
+    seconds: float = 0.0  # in the model, of one device; for edits only
+    tflop: float = 0.0  # done in them; 0: unknown
+    device: str = ""
+
+
+class Failure(NamedTuple):
+    message: str
+    fatal: type[UserError | RunError] | None  # what every other piece of work would meet too
+
+
+class Maker:
+    def __init__(self, root: str, settings: Generation, workers: Workers) -> None:
+        self.bank, self.settings, self.workers = Bank(Path(root)), settings, workers
+        # One, whatever it holds: sums of several threads end in other bits.
+        torch.set_num_threads(1)
+        self.device = torch.device("cuda" if workers.gpus > 0 else "cpu")
+        if 0 < workers.gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(workers.gpus)
+        self.share = workers.gpus if workers.gpus > 0 else workers.cpus
+        self._captioner: Captioner | None = None
+        self._editor: Editor | None = None
+        self._tokens: str | None = None
+        self._work: Work | None = None
+
+    def work(self, what: str, name: str, phase: str, arguments: Sequence[Any]) -> Done | Failure:
+        """The method `what`, in the ledger under `name`."""
+        about = {"phase": phase}
+        with Meter(
+            self.bank.ledger, key=name, about=about, device=self.device, share=self.share
+        ) as meter:
+            try:
+                with meter.phase(phase):
+                    done: Done = getattr(self, what)(*arguments)
+            except (UserError, RunError) as error:
+                return Failure(str(error), type(error))
+            except Exception as error:
+                return Failure(f"{type(error).__name__}: {error}", None)
+            return done._replace(device=device_name(self.device))
+
+    def embed(self, names: Sequence[str]) -> Done:
+        """Neighbouring classes of every class, nearest first."""
+        with _loading("generate.embedder"):
+            from autoaug_ray.generate.embeddings import class_embeddings
+
+            rows = class_embeddings(names, self.settings.embedder, self._model, self.device)
+        return Done(prompts.nearest(rows, self.settings.neighbours))
+
+    def caption(
+        self, images: list[np.ndarray], hashes: Sequence[str], names: Sequence[str], key: str
+    ) -> Done:
+        """Images (c, h, w) uint8 of these classes; `key`: the captioner's fingerprint."""
+        prefix = self.settings.prefix
+        rows = [Caption(h, n, prefix, key, "") for h, n in zip(hashes, names, strict=True)]
+        path = self.bank.caption_path([row.key for row in rows])
+        if path.exists():
+            return Done()
+        if self._captioner is None:
+            with _loading("generate.captioner"):
+                from autoaug_ray.generate.captions import Captioner
+
+                self._captioner = Captioner(
+                    weights.resolve(self.settings.captioner, "blip"),
+                    device=self.device,
+                    precision=self.settings.precision,
+                )
+        texts = self._captioner.continuations(_tensor(images), names, prefix)
+        self.bank.write_captions(
+            [row._replace(continuation=text) for row, text in zip(rows, texts, strict=True)]
+        )
+        return Done(made=len(rows))
+
+    def count(self, texts: Sequence[str], tokens: str | None) -> Done:
+        """How many tokens the text encoder sees in each."""
+        return Done([self._editor_with(tokens).count_tokens(text) for text in texts])
+
+    def invert(
+        self, images: np.ndarray, labels: np.ndarray, names: Sequence[str], tokens: str
+    ) -> Done:
+        """Learn a word per class on images (n, c, h, w) uint8 of `labels` (n,)."""
+        path = self.bank.tokens_path(tokens)
+        if not path.exists():
+            with _loading("generate.tokens"):
+                from autoaug_ray.generate import inversion
+            learned = inversion.invert(
+                self.settings, _tensor(images), torch.tensor(labels), names, device=self.device
+            )
+            inversion.save(path, learned)
+        return Done()
+
+    def edit(
+        self,
+        edits: Sequence[Edit],
+        images: list[np.ndarray],
+        index: Sequence[int],
+        fingerprints: Fingerprints,
+    ) -> Done:
+        """One shard; `index`: which of `images`, (c, h, w) uint8, each edit is of."""
+        if self.bank.shard_path([edit.key for edit in edits]).exists():
+            return Done()
+        editor = self._editor_with(fingerprints.tokens)
+        from autoaug_ray.generate.img2img import Job
+
+        sources = [torch.tensor(image) for image in images]
+        jobs = [Job(sources[i], e.prompt, e.seed) for i, e in zip(index, edits, strict=True)]
+        begin = _now(self.device)
+        edited = editor.edit(jobs)
+        seconds = _now(self.device) - begin
+        rejects = [one.reject for one in edited]
+        self.bank.write_shard(
+            edits, [one.image for one in edited], rejects, self.settings, fingerprints
+        )
+        return Done(
+            made=len(edits),
+            rejected=sum(reject is not None for reject in rejects),
+            seconds=seconds * self.share,
+            tflop=self._tflop(len(edits), len(images), len({edit.prompt for edit in edits})),
+        )
+
+    def _tflop(self, edits: int, sources: int, prompts: int) -> float:
+        """Of so many edits; 0 for a model that cannot be counted, which is no reason to stop."""
+        from autoaug_ray.generate import work
+
+        try:
+            if self._work is None:
+                self._work = work.of_model(self.settings)
+            some = work.Device(1, 1, 1)  # only its hours would depend on it
+            return (
+                1e6
+                * work.forecast(
+                    self.settings, edits, some, sources=sources, prompts=prompts, work=self._work
+                ).eflop
+            )
+        except Exception:
+            return 0.0
+
+    @property
+    def _model(self) -> str:
+        return weights.resolve(self.settings.model, "stable-diffusion")
+
+    def _editor_with(self, tokens: str | None) -> "Editor":
+        """The editor that knows these words; loaded once, and again for other words."""
+        if self._editor is None or self._tokens != tokens:
+            self._captioner = self._editor = None  # their memory is needed
+            with _loading("generate.model"):
+                from autoaug_ray.generate.img2img import Editor
+
+                self._editor = Editor(
+                    self.settings,
+                    device=self.device,
+                    batch_size=self.workers.batch_size,
+                    compile=self.workers.compile,
+                    tokens=None if tokens is None else self.bank.tokens_path(tokens),
+                )
+            self._tokens = tokens
+        return self._editor
+
+
+@contextmanager
+def _loading(field: str) -> Iterator[None]:
+    """What fails here fails for every shard alike, and is no reason to set one aside."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"{field}: could not be loaded ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _tensor(images: Sequence[np.ndarray] | np.ndarray) -> Tensor:
+    """(n, c, h, w) uint8; a copy, since what Ray hands over cannot be written to."""
+    return torch.from_numpy(np.stack(list(images)))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()

@@ -1,0 +1,81 @@
+"""What a study may say about generated images: what is made (`generate:`), and by whom."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from autoaug_ray.settings import Settings
+
+Kind = Literal["identity", "fixed", "local", "transfer"]
+"""identity: the real image. fixed: edited by one prompt per class. local, transfer: edited by the
+caption of another image of the class, or of a neighbouring class (AutoGenDA, section 3.2)."""
+EDITS: tuple[Kind, ...] = ("fixed", "local", "transfer")
+Solver = Literal["dpm++", "pndm"]
+Precision = Literal["fp64", "fp32", "bf16", "fp16"]
+
+
+class Tokens(Settings):
+    """Textual inversion: one learned word per class, all classes together (DAFusion's recipe)."""
+
+    steps: int = Field(1000, ge=1, le=1_000_000)
+    batch_size: int = Field(4, ge=1, le=4096)
+    lr: float = Field(2e-3, gt=0, le=10)
+    """DAFusion's 5e-4 with --scale_lr at batch 4."""
+    vectors: int = Field(1, ge=1, le=32)
+    initializer: str = "the"
+    """A word of the model's vocabulary; class-agnostic on purpose."""
+    seed: int = 0
+
+
+class Generation(Settings):
+    """All that the content of generated images depends on, besides the images that are edited."""
+
+    model: str = "embedded"
+    """A Stable Diffusion: hub id or folder, such as CompVis/stable-diffusion-v1-4."""
+    captioner: str = "embedded"
+    """BLIP, BLIP-2 or another image-text-to-text model, such as Salesforce/blip2-opt-2.7b."""
+    embedder: str = "pipeline"
+    """Of class names: a sentence-transformers id or folder, such as
+    sentence-transformers/all-MiniLM-L6-v2; "pipeline" is the model's own text encoder."""
+    prefix: str = "a photo of a {name} which"
+    fixed_prompt: str = "a photo of a {name}"
+    neighbours: int = Field(3, ge=1, le=1000)
+    """m: classes whose captions may be transferred (section 3.2)."""
+    strength: float = Field(0.7, gt=0, le=1)
+    """Noise level: the edit starts at timestep round(1000 * strength) - 1."""
+    guidance: float = Field(4.0, ge=1, le=50)
+    calls: int = Field(10, ge=2, le=1000)
+    """UNet calls per image, whatever the strength (pndm: steps of the whole schedule)."""
+    solver: Solver = "dpm++"
+    per_source: int = Field(1, ge=1, le=1000)
+    per_class: int = Field(30, ge=1, le=100_000)
+    """Edits of each kind: so many per image at least, and more where a class would get fewer."""
+    size: int | None = Field(None, ge=8, le=2048)
+    """Side in pixels that the model works at; None: what the model was trained at."""
+    precision: Precision = "fp32"
+    tokens: Tokens | None = None
+    """None: prompts say the class's name."""
+    seed: int = 0
+
+    @field_validator("prefix", "fixed_prompt")
+    @classmethod
+    def _names_the_class(cls, value: str) -> str:
+        if value.count("{name}") != 1 or "{" in value.replace("{name}", ""):
+            raise ValueError("must hold {name} once and no other braces")
+        return value
+
+
+class Workers(Settings):
+    """Who makes the images; nothing of this changes what is made."""
+
+    actors: int | None = Field(None, ge=1, le=10_000)
+    """None: as many as the cluster's resources allow."""
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    """Of each actor."""
+    batch_size: int = Field(32, ge=1, le=4096)
+    shard_size: int = Field(256, ge=1, le=100_000)
+    """Images per Parquet file: what a crash may lose, and what one actor takes at a time."""
+    compile: bool = False
+    retries: int = Field(2, ge=0, le=100)
+    """Of a shard; then it is set aside, named, and the rest goes on."""

@@ -1,0 +1,121 @@
+"""A contact sheet: what became of a class's images, and by which words."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from autoaug_ray.errors import UserError
+from autoaug_ray.generate.bank import Bank, decode
+from autoaug_ray.generate.plan import Edit
+
+CELL = 168
+"""Side of a shown image in pixels."""
+TEXT = 13
+LINES = 4
+"""Of a prompt; a longer one is cut."""
+MARGIN = 10
+INK, FAINT, BAD = "#1a1a1a", "#8a8a8a", "#c0392b"
+
+
+def sheet(
+    bank: Bank, plan_key: str, class_name: str, *, sources: int = 6, per_kind: int = 2
+) -> Image.Image:
+    """A row per source, spread over the class's; columns: the source, then edits of each kind.
+
+    Rejected edits are framed, with the reason. Raises UserError for an unknown plan or class.
+    """
+    plan = bank.read_plan(plan_key)
+    if class_name not in plan.classes:
+        raise UserError(
+            f"plan {plan_key} has no class {class_name!r}; its classes: {', '.join(plan.classes)}."
+        )
+    rows = [row for row in bank.sources(plan_key) if row["class_name"] == class_name]
+    rows = [rows[i * len(rows) // min(sources, len(rows))] for i in range(min(sources, len(rows)))]
+    edits: dict[tuple[int, str], list[Edit]] = {}
+    for edit in plan.edits:
+        edits.setdefault((edit.source, edit.kind), []).append(edit)
+    columns = [
+        (kind, number)
+        for kind in plan.kinds
+        for number in range(
+            min(per_kind, max(len(edits.get((r["position"], kind), ())) for r in rows))
+        )
+    ]
+    shown = [e for r in rows for k, _ in columns for e in edits.get((r["position"], k), ())]
+    images = {key: (data, reject) for key, data, reject in bank.encoded(e.key for e in shown)}
+
+    line = TEXT + 4
+    head, width = 2 * MARGIN + 2 * line, CELL + MARGIN
+    height = CELL + LINES * line + 2 * MARGIN
+    page = Image.new(
+        "RGB", (MARGIN + width * (1 + len(columns)), head + height * len(rows)), "white"
+    )
+    pen, font = ImageDraw.Draw(page), _font(TEXT)
+    said = plan.settings
+    title = (
+        f"{class_name}: {said.model}, strength {said.strength:g}, guidance {said.guidance:g}, "
+        f"{said.calls} calls ({said.solver})"
+    )
+    pen.text((MARGIN, MARGIN), title, INK, font)
+    for x, name in enumerate(["source", *(kind for kind, _ in columns)]):
+        pen.text((MARGIN + width * x, MARGIN + line), name, FAINT, font)
+    for y, row in enumerate(rows):
+        top = head + height * y
+        page.paste(_shown(row["image"]), (MARGIN, top))
+        pen.text((MARGIN, top + CELL + 4), f"image {row['position']}", FAINT, font)
+        for x, (kind, number) in enumerate(columns, start=1):
+            some = edits.get((row["position"], kind), [])
+            if number >= len(some):
+                continue
+            edit, left = some[number], MARGIN + width * x
+            data, reject = images.get(edit.key, (None, "not made"))
+            if data is not None:
+                page.paste(_shown(data), (left, top))
+            if reject is not None:
+                pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=BAD, width=3)
+                pen.text((left + 8, top + 8), reject, BAD, font)
+            notes = [] if edit.note is None else [f"(caption: {edit.note})"]
+            lines = _wrapped(edit.prompt, font, CELL, LINES - len(notes))
+            for i, text in enumerate([*lines, *notes]):
+                color = INK if i < len(lines) else BAD
+                pen.text((left, top + CELL + 4 + i * line), text, color, font)
+    return page
+
+
+def _shown(data: bytes) -> Image.Image:
+    """As large as a cell: small images as the pixels they are."""
+    array = decode(data).permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
+    factor = CELL / max(picture.size)
+    if factor >= 1:
+        scale = int(factor)
+        picture = picture.resize(
+            (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+        )
+    else:
+        size = (round(picture.width * factor), round(picture.height * factor))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    cell = Image.new("RGB", (CELL, CELL), "#f2f2f2")
+    cell.paste(picture, ((CELL - picture.width) // 2, (CELL - picture.height) // 2))
+    return cell
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> Sequence[str]:
+    out = [""]
+    for word in text.split():
+        longer = f"{out[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not out[-1]:
+            out[-1] = longer
+        else:
+            out.append(word)
+    if len(out) > lines:
+        out = [*out[: lines - 1], f"{out[lines - 1]} ..."]
+    return out
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """With more alphabets than Pillow's own."""
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)

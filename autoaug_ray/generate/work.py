@@ -1,0 +1,178 @@
+"""Arithmetic of generation: what an edit costs before one is made.
+
+FLOP are counted on the model itself, built from its configs on the meta device: no weights and,
+for Stable Diffusion v1.4, no network are needed. A multiply-add is 2 FLOP.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from autoaug_ray.generate import weights
+from autoaug_ray.generate.loading import cannot_load
+from autoaug_ray.generate.settings import Generation
+
+SD14 = "CompVis/stable-diffusion-v1-4"
+SD14_CONFIGS: Mapping[str, dict[str, Any]] = {
+    "unet": {
+        "sample_size": 64, "layers_per_block": 2, "block_out_channels": (320, 640, 1280, 1280),
+        "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+        "cross_attention_dim": 768, "attention_head_dim": 8,
+    },
+    "vae": {
+        "sample_size": 512, "layers_per_block": 2, "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": 4,
+    },
+    "text_encoder": {
+        "vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072,
+        "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77,
+    },
+}  # fmt: skip
+"""Its public configs, as far as work depends on them."""
+
+
+class Device(NamedTuple):
+    """Dense bf16 or fp16 TFLOP/s of the maker, and the share of them that a UNet gets."""
+
+    peak: float
+    batched: float
+    """In batches, compiled."""
+    single: float
+    """One image per call, as it comes."""
+
+
+DEVICES: Mapping[str, Device] = {
+    "H100": Device(989, 0.38, 0.15),
+    "A100": Device(312, 0.38, 0.11),
+    "RTX 3090": Device(71.2, 0.70, 0.50),
+}
+"""The shares are assumptions until one is measured. A100 and 3090: it/s of img2img with Stable
+Diffusion v1.5 at 512 pixels in diffusers' "PyTorch 2.0" page, batch 16 compiled and batch 1, times
+1.607 TFLOP. H100: nothing is public for batches, the A100's is taken; for one image, 572 ms of 50
+steps by ONNX Runtime (pull request 22834)."""
+
+BYTES_PER_VALUE = {"png": 0.65, "jpeg": 0.16}
+"""Per pixel and channel: Fashion-MNIST as PNG; photos of 512 pixels as JPEG, quality 95, 4:4:4."""
+LOSSLESS = 64
+"""Pixels a side up to which the bank stores PNG."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """GFLOP of each part for one image, and parameters."""
+
+    side: int  # pixels
+    unet: float  # one call without guidance; guidance doubles it
+    encode: float
+    decode: float
+    text: float  # of one prompt
+    parameters: int  # of all parts
+
+
+def of_model(settings: Generation) -> Work:
+    """Raises UserError if the model's configs cannot be had."""
+    found = _configs(settings)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(found["unet"])
+        vae = AutoencoderKL.from_config(found["vae"])
+        text = CLIPTextModel(CLIPTextConfig(**found["text_encoder"]))
+        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        side = settings.size or unet.config.sample_size * factor
+        latents = torch.zeros(1, vae.config.latent_channels, side // factor, side // factor)
+        tokens = torch.zeros(1, text.config.max_position_embeddings, dtype=torch.int64)
+        embeddings = torch.zeros(*tokens.shape, unet.config.cross_attention_dim)
+        image = torch.zeros(1, 3, side, side)
+        return Work(
+            side,
+            unet=_gflop(lambda: unet(latents, 0, encoder_hidden_states=embeddings)),
+            encode=_gflop(lambda: vae.encode(image)),
+            decode=_gflop(lambda: vae.decode(latents)),
+            text=_gflop(lambda: text(tokens)),
+            parameters=sum(_parameters(part) for part in (unet, vae, text)),
+        )
+
+
+def unet_calls(settings: Generation) -> int:
+    """Of one edit. PNDM's schedule has one timestep twice, and diffusers' img2img keeps it."""
+    if settings.solver == "pndm":
+        return int(settings.calls * settings.strength) + 1
+    return settings.calls
+
+
+class Forecast(NamedTuple):
+    images: int
+    tflop_per_image: float
+    eflop: float
+    device_hours: float
+    gigabytes: float
+
+
+def forecast(
+    settings: Generation,
+    images: int,
+    device: Device,
+    *,
+    sources: int | None = None,
+    prompts: int | None = None,
+    work: Work | None = None,
+    batched: bool = True,
+    shape: tuple[int, int, int] | None = None,
+) -> Forecast:
+    """What `images` edits of so many `sources` by so many `prompts` cost (None: all differ).
+
+    `work`: `of_model(settings)`, if at hand. `shape`: (C, H, W) of a stored image; None: what the
+    model makes.
+    """
+    work = of_model(settings) if work is None else work
+    guided = settings.guidance > 1
+    sources, prompts = (images if n is None else n for n in (sources, prompts))
+    once = sources * work.encode + prompts * work.text
+    each = unet_calls(settings) * (2 if guided else 1) * work.unet + work.decode
+    gflop = images * each + once
+    share = device.batched if batched else device.single
+    shape = (3, work.side, work.side) if shape is None else shape
+    per_value = BYTES_PER_VALUE["png" if max(shape[1:]) <= LOSSLESS else "jpeg"]
+    return Forecast(
+        images,
+        tflop_per_image=gflop / images / 1e3,
+        eflop=gflop / 1e9,
+        device_hours=gflop / 1e3 / (device.peak * share) / 3600,
+        gigabytes=images * math.prod(shape) * per_value / 1e9,
+    )
+
+
+def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
+    if settings.model == SD14 and not Path(SD14).is_dir():
+        return SD14_CONFIGS
+    source = weights.resolve(settings.model, "stable-diffusion")
+    try:
+        return {
+            "unet": UNet2DConditionModel.load_config(source, subfolder="unet"),
+            "vae": AutoencoderKL.load_config(source, subfolder="vae"),
+            "text_encoder": CLIPTextConfig.from_pretrained(
+                source, subfolder="text_encoder"
+            ).to_dict(),
+        }
+    except (OSError, ValueError) as error:
+        raise cannot_load("model", f"the configs of {settings.model}", error) from None
+
+
+def _gflop(call: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    flop: int = counter.get_total_flops()
+    return flop / 1e9
+
+
+def _parameters(part: nn.Module) -> int:
+    return sum(p.numel() for p in part.parameters())

@@ -1,0 +1,39 @@
+"""Which of K versions of an image is used: the Gumbel trick, discrete and relaxed.
+
+AutoGenDA, section 3.3; Jang et al. 2017. `log_alpha` (B, K) are the logarithms of probabilities,
+one row per sample.
+"""
+
+import torch
+from torch import Tensor
+
+
+def gumbel(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise -log(-log u) of the shape of log_alpha, on the generator's device."""
+    u = torch.rand(log_alpha.shape, generator=generator, device=log_alpha.device)
+    tiny = torch.finfo(u.dtype).tiny
+    exponential = -torch.log(u.clamp_min(tiny))
+    return -torch.log(exponential.clamp_min(tiny))
+
+
+def relaxed(log_alpha: Tensor, g: Tensor, tau: float) -> Tensor:
+    """Weights (B, K) that add up to 1 and have a gradient towards log_alpha (eq. 4)."""
+    return torch.softmax((log_alpha + g) / tau, dim=1)
+
+
+def discrete(log_alpha: Tensor, g: Tensor) -> Tensor:
+    """Indices (B,), distributed as exp(log_alpha) (eq. 5, with the logarithm of eq. 4).
+
+    As printed, eq. 5 adds the noise to alpha itself, which would not sample from it.
+    """
+    return (log_alpha + g).argmax(1)
+
+
+def likelihood_ratio(log_alpha: Tensor, index: Tensor) -> Tensor:
+    """Ones (B,) whose derivative is that of log p(index).
+
+    The mean of these times per-sample losses of the drawn versions has, over the draws, the
+    derivative of the expected loss: without mixing the pixels of several images.
+    """
+    log_p = log_alpha.gather(1, index[:, None]).squeeze(1)
+    return torch.exp(log_p - log_p.detach())

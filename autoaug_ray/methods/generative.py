@@ -1,0 +1,255 @@
+"""Generated images beside the real ones: in fixed proportions, or in those that AutoGenDA finds."""
+
+import abc
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from autoaug_ray.data import Split
+from autoaug_ray.generate.settings import Kind
+from autoaug_ray.learner import Learner
+from autoaug_ray.maths import hypergradient
+from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio, relaxed
+from autoaug_ray.maths.strength import Strength
+from autoaug_ray.methods.base import Method, NextMeta, Task, as_float
+from autoaug_ray.methods.discrete import RandAugment, TrivialAugment
+from autoaug_ray.methods.predefined import NoAugmentation, Predefined
+
+EditKind = Literal["fixed", "local", "transfer"]
+Then = Annotated[
+    NoAugmentation | Predefined | RandAugment | TrivialAugment, Field(discriminator="name")
+]
+Alpha = tuple[tuple[float, ...], ...]
+
+
+def edited(batch: Split, kind: Tensor, noise: torch.Generator) -> Tensor:
+    """Images (B, C, H, W) in [0, 1]: of each sample's kind (B,) one at random; kind 0 is the real.
+
+    Where no edit of a kind could be made, it is the real image too.
+    """
+    assert batch.edits is not None
+    start, count = batch.edits.start, batch.edits.count
+    column = (kind - 1).clamp_min(0)[:, None]
+    start, count = start.gather(1, column).squeeze(1), count.gather(1, column).squeeze(1)
+    u = torch.rand(len(kind), generator=noise, device=kind.device)
+    chosen = start + (u * count).long().clamp_max((count - 1).clamp_min(0))
+    is_real = (kind == 0) | (count == 0)
+    generated = batch.edits.images[chosen.clamp_max(len(batch.edits.images) - 1)]
+    return as_float(torch.where(is_real[:, None, None, None], batch.images, generated))
+
+
+class MixtureState(nn.Module):
+    """The proportions of every class, and their optimiser while they are learned."""
+
+    def __init__(self, alpha: Tensor) -> None:
+        """alpha (classes, kinds): probabilities."""
+        super().__init__()
+        self.logits = nn.Parameter(alpha.log().clamp_min(-1e4))
+        self.optimiser: torch.optim.Optimizer | None = None
+
+    @property
+    def log_alpha(self) -> Tensor:
+        """(classes, kinds)"""
+        return torch.log_softmax(self.logits, dim=1)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {} if self.optimiser is None else self.optimiser.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if self.optimiser is not None:
+            self.optimiser.load_state_dict(state)
+
+
+class _Mixture(Method, abc.ABC):
+    """Every image of a batch is the real one or an edit of it; then comes what is done to both."""
+
+    then: Then = Predefined()
+    """The paper's simple augmentation (flip and crop) in its place: RandAugment, or none."""
+
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        return self.then.augment(state, images, noise, strength)
+
+    @torch.no_grad()
+    def select(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:
+        log_alpha = state.log_alpha[batch.labels]
+        return edited(batch, discrete(log_alpha, gumbel(log_alpha, noise)), noise)
+
+    def alpha(self, state: Any) -> Tensor:
+        return state.log_alpha.detach().exp()  # type: ignore[no-any-return]
+
+
+class Mix(_Mixture):
+    """The same proportions for all classes, or for all small ones.
+
+    DAFusion is {identity: 0.5, fixed: 0.5}; GIT, as AutoGenDA compares with it, the same for
+    classes below a quarter of the largest; the ablations of AutoGenDA's appendix D are others.
+    """
+
+    name: Literal["mix"] = "mix"
+    probabilities: dict[Kind, Annotated[float, Field(ge=0, le=1)]]
+    """Of every kind of image; they add up to 1."""
+    below: float = Field(1.0, gt=0, le=1)
+    """Classes with at least this share of the largest class's images keep the real ones only;
+    GIT: 0.25. 1: no class does."""
+    ramp: bool = False
+    """Below, mix the less the nearer a class is to that share: GIT's original probability
+    (K - n) / (K - n_min) of an edit, times those given."""
+
+    def model_post_init(self, context: Any) -> None:
+        if abs(sum(self.probabilities.values()) - 1) > 1e-6:
+            raise ValueError(
+                f"probabilities must add up to 1, these to {sum(self.probabilities.values()):g}"
+            )
+        if len(self.kinds) < 2:
+            raise ValueError("probabilities: without edits there is nothing to mix; use none")
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        used = [k for k, p in self.probabilities.items() if p > 0 and k != "identity"]
+        return ("identity", *sorted(used))
+
+    def init(self, shape: Task, seed: int, device: torch.device) -> MixtureState:
+        p = torch.tensor([self.probabilities.get(k, 0.0) for k in self.kinds])
+        counts = torch.tensor(shape.class_counts, dtype=torch.float32)
+        threshold = self.below * counts.max()
+        share = (counts < threshold).float() if self.below < 1 else torch.ones_like(counts)
+        if self.ramp:
+            share *= (threshold - counts) / (threshold - counts.min()).clamp_min(1)
+        alpha = share[:, None] * p
+        alpha[:, 0] += 1 - share
+        return MixtureState(alpha).to(device).requires_grad_(False)
+
+
+class AutoGenDA(_Mixture):
+    """Proportions of real, local-caption and transfer-caption images, learned for every class.
+
+    Without `alpha` a training learns it: a fixed half of each class trains the classifier, which
+    exploits the present proportions, and the other half explores better ones (section 3.3). The
+    final training is given what was found and trains on everything.
+    """
+
+    name: Literal["autogenda"] = "autogenda"
+    edits: tuple[EditKind, ...] = ("local", "transfer")
+    alpha_table: Alpha | None = None
+    """(classes, 1 + edits) probabilities, identity first; None: learned first, for each seed."""
+    gradient: Literal["first_order", "hypergradient"] = "first_order"
+    """first_order is the paper's: down the loss of the *augmented* validation half at fixed
+    weights. hypergradient: down the loss of the *clean* validation half, after the classifier's
+    own step on the training images that alpha chose."""
+    estimator: Literal["gumbel", "likelihood_ratio"] = "gumbel"
+    """Of the hypergradient: through images blended with relaxed weights (eq. 4), or through the
+    probabilities of the images that were drawn. That saves a pass, as the look-ahead is then the
+    classifier's own step, and is noisier: `python -m autoaug_ray.bench alpha`."""
+    normalise: bool = True
+    """Of the hypergradient: look ahead with gradients of a fixed length, as bilevel does."""
+    tau: float = Field(1.0, gt=0, le=100)
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(1e-3, gt=0, le=100)
+    """Of the logits of alpha."""
+
+    def model_post_init(self, context: Any) -> None:
+        if not self.edits or len(set(self.edits)) < len(self.edits):
+            raise ValueError(f"edits must be different kinds, at least one, got {self.edits}")
+        rows = self.alpha_table or ()
+        if any(len(r) != len(self.kinds) or min(r) < 0 or abs(sum(r) - 1) > 1e-3 for r in rows):
+            raise ValueError(
+                f"alpha_table: every class needs {len(self.kinds)} probabilities that add up to 1"
+            )
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return ("identity", *self.edits)
+
+    @property
+    def learns_first(self) -> bool:
+        return self.alpha_table is None
+
+    @property
+    def uses_meta(self) -> bool:
+        return self.learns_first
+
+    @property
+    def redraws(self) -> bool:
+        return not self.learns_first
+
+    @property
+    def meta_fraction(self) -> float | None:
+        return 0.5
+
+    def learned(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"alpha_table": row["alpha"]}
+
+    def init(self, shape: Task, seed: int, device: torch.device) -> MixtureState:
+        classes, kinds = len(shape.class_counts), len(self.kinds)
+        if self.alpha_table is None:
+            state = MixtureState(torch.full((classes, kinds), 1 / kinds)).to(device)
+            make = torch.optim.SGD if self.optimiser == "sgd" else torch.optim.Adam
+            state.optimiser = make(state.parameters(), lr=self.lr)
+            return state
+        return MixtureState(torch.tensor(self.alpha_table)).to(device).requires_grad_(False)
+
+    def step(
+        self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any
+    ) -> dict[str, Tensor]:
+        if state.optimiser is None:
+            return super().step(learner, batch, next_meta, state)
+        meta = next_meta(len(batch))
+        if self.gradient == "first_order":
+            logs = super().step(learner, batch, next_meta, state)
+            loss = learner.loss_at(self._blended(state, meta, learner.noise), meta.labels)
+            meta_loss = loss(learner.weights())
+            state.logits.grad = torch.autograd.grad(meta_loss, state.logits)[0]
+            state.optimiser.step()
+            return logs | {"meta_loss": meta_loss.detach()}
+        return self._look_ahead(learner, batch, meta, state)
+
+    def _blended(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:
+        """Images blended with relaxed weights (eqs. 3, 4), with a gradient towards the logits.
+
+        Flip and crop are linear in the pixels: done to the blend, they are shared by its parts.
+        """
+        log_alpha = state.log_alpha[batch.labels]
+        z = relaxed(log_alpha, gumbel(log_alpha, noise), self.tau)
+        parts = [
+            edited(batch, torch.full_like(batch.labels, k), noise) for k in range(len(self.kinds))
+        ]
+        blend = torch.einsum("bk,bkchw->bchw", z, torch.stack(parts, dim=1))
+        return self.augment(state, blend, noise)
+
+    def _look_ahead(
+        self, learner: Learner, batch: Split, meta: Split, state: Any
+    ) -> dict[str, Tensor]:
+        noise = learner.noise
+        shared = self.estimator == "likelihood_ratio"
+        if shared:
+            log_alpha = state.log_alpha[batch.labels]
+            kind = discrete(log_alpha.detach(), gumbel(log_alpha, noise))
+            with torch.no_grad():
+                images = self.augment(state, edited(batch, kind, noise), noise)
+            train_loss = learner.loss_at(
+                images, batch.labels, weights=likelihood_ratio(log_alpha, kind), real_pass=True
+            )
+        else:
+            train_loss = learner.loss_at(self._blended(state, batch, noise), batch.labels)
+        h = hypergradient.unrolled(
+            [train_loss],
+            learner.loss_at(as_float(meta.images), meta.labels),
+            {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
+            learner.momenta(),
+            [state.logits],
+            [learner.rule],
+            normalise=self.normalise,
+        )
+        logs = {"meta_loss": h.meta_loss, "train_loss": h.train_loss}
+        if shared:
+            learner.apply(h.weights)
+        else:
+            logs |= super().step(learner, batch, lambda n: meta, state)
+        state.logits.grad = h.theta[0]
+        state.optimiser.step()
+        return logs

@@ -1,0 +1,514 @@
+"""The report's pictures of mixed images and uneven classes: rows in, figures out.
+
+A *mix* is an entry whose training images are drawn, class by class, from several kinds: the real
+image (identity) and edited ones. alpha is its table of probabilities, (classes, kinds), each row of
+which adds up to 1.
+
+Classes are ordered from most to fewest training images. Where every seed draws its own subset, and
+with it another order of the classes, what is averaged over the seeds is the class of the same rank.
+"""
+
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from scikit_posthocs import critical_difference_diagram
+
+from autoaug_ray import labels, meter
+from autoaug_ray.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
+from autoaug_ray.maths.statistics import Ranking
+
+KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}
+PHASES = {
+    "caption": ("captions", "#44AA99"),
+    "invert": ("learned words", "#117733"),
+    "generate": ("generated images", "#E69F00"),
+    "search": ("search trainings", "#CC79A7"),
+    "final": ("final trainings", "#0072B2"),
+    "eval": ("evaluation", "#99b8cc"),
+    "other": ("loading, building, waiting", "#d0d0d0"),
+}
+"""Name and colour of the meter's phases."""
+FEW = 30
+"""Classes that have room for a name each; more are shown by rank, and in groups."""
+GROUPS = 10
+
+
+class Order(NamedTuple):
+    """The classes from most to fewest training images."""
+
+    counts: np.ndarray
+    """(classes,): training images of the class of each rank, mean over the seeds; falling."""
+    names: list[str]
+    """Of the classes, or their ranks from 1."""
+    shared: bool
+    """Whether all seeds have the same counts, so that a rank is one class."""
+
+    def even(self) -> bool:
+        return bool(self.counts.max() == self.counts.min())
+
+
+def order(rows: Iterable[Row], names: Sequence[str] = ()) -> Order | None:
+    """Of rows of different seeds; None if no row says its counts."""
+    known = [np.array(row["class_counts"]) for row in rows if row.get("class_counts")]
+    if not known:
+        return None
+    shared = all(np.array_equal(counts, known[0]) for counts in known)
+    falling = np.mean([-np.sort(-counts) for counts in known], axis=0)
+    if not shared:
+        return Order(falling, [str(i + 1) for i in range(len(falling))], shared)
+    if len(names) != len(falling):
+        names = [f"class {i}" for i in range(len(falling))]
+    return Order(falling, [names[i] for i in _permutation(known[0])], shared)
+
+
+def _permutation(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Classes of the same frequency keep their order."""
+    return np.argsort(-np.asarray(counts), kind="stable")
+
+
+def by_frequency(row: Row, values: Sequence[Any]) -> np.ndarray:
+    """Values by class -> by rank of the class in the row's own pool."""
+    by_class = np.array(values, dtype=float)
+    out: np.ndarray = by_class[_permutation(row["class_counts"])]
+    return out
+
+
+def class_accuracies(finals: Finals, label: str) -> dict[int, np.ndarray]:
+    """seed -> test accuracy [0, 1] by rank; seeds without counts are left out."""
+    last = {seed: rows[-1] for seed, rows in finals.get(label, {}).items()}
+    return {
+        seed: by_frequency(row, row["class_accuracy"])
+        for seed, row in last.items()
+        if row.get("class_counts") and row.get("class_accuracy")
+    }
+
+
+def thirds(classes: int) -> tuple[slice, slice]:
+    """The ranks of the most frequent and of the rarest third."""
+    n = max(1, classes // 3)
+    return slice(0, n), slice(classes - n, classes)
+
+
+def tables(finals: Finals) -> dict[str, dict[int, Row]]:
+    """label -> seed -> last row, of the entries that mix kinds of images."""
+    return {
+        label: mixed
+        for label, by_seed in finals.items()
+        if (
+            mixed := {
+                seed: rows[-1]
+                for seed, rows in by_seed.items()
+                if rows[-1].get("alpha") and len(rows[-1].get("kinds") or ()) > 1
+            }
+        )
+    }
+
+
+def learns(row: Row) -> bool:
+    """Whether it is of a training that learns a table, rather than of a trial to be chosen from."""
+    return bool(row.get("alpha")) and row["val_accuracy"] is None
+
+
+def learned(searches: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, list[Sequence[Row]]]:
+    """label -> rows by epoch of the trainings that learned its table, one per seed."""
+    out: dict[str, list[Sequence[Row]]] = {}
+    for label, trials in searches.items():
+        by_seed = {rows[-1]["seed"]: rows for rows in trials if learns(rows[-1])}
+        if by_seed:
+            out[label] = [rows for _, rows in sorted(by_seed.items())]
+    return out
+
+
+def interesting(summary: Sequence[Row], wanted: Iterable[str]) -> list[str]:
+    """The reference, the most accurate entry, and the wanted ones; at most 6, in their order."""
+    done = [r for r in summary if r["test_accuracy_mean"] is not None]
+    if not done:
+        return []
+    best = max(done, key=lambda r: r["test_accuracy_mean"])["label"]
+    first = [summary[0]["reference"], best, *wanted]
+    chosen = list(dict.fromkeys(label for label in first if label in {r["label"] for r in done}))
+    return [r["label"] for r in summary if r["label"] in chosen[:6]]
+
+
+def frequency(
+    summary: Sequence[Row], finals: Finals, chosen: Sequence[str], names: Sequence[str] = ()
+) -> Figure | None:
+    """Training images per class, and below them the test accuracy per class of some entries."""
+    ranked = order((rows[-1] for by_seed in finals.values() for rows in by_seed.values()), names)
+    found = {
+        label: np.stack(list(by_seed.values()))  # (seeds, classes)
+        for label in chosen
+        if (by_seed := class_accuracies(finals, label))
+    }
+    if ranked is None or ranked.even() or not found:
+        return None
+    look, count = looks(summary), len(ranked.counts)
+    ranks = np.arange(1, count + 1)
+    with mpl.rc_context(STYLE):
+        figure = Figure((9.2, 6.2), dpi=110, layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+        above.bar(ranks, ranked.counts, width=0.8, color="#b8c4cc")
+        above.set_title("Training images per class")
+        above.set_ylabel("images")
+        if ranked.counts.max() > 10 * ranked.counts.min():
+            above.set_yscale("log")
+        _count_ticks(above.yaxis, ranked.counts)
+        for j, (label, values) in enumerate(found.items()):
+            values = 100 * values
+            color, marker, hollow = look[label]
+            face = "white" if hollow else color
+            if count <= FEW:  # side by side within the class
+                x = ranks + (j - (len(found) - 1) / 2) * 0.8 / len(found)
+                mean = values.mean(0)
+                below.vlines(x, values.min(0), values.max(0), color=color, lw=1.3, alpha=0.6)
+                below.plot(x, mean, marker, color=color, mfc=face, ms=6, mew=1.5, label=label)
+            else:
+                below.plot(ranks, values.mean(0), ".", color=color, alpha=0.3, ms=4)
+                parts = np.array_split(ranks - 1, GROUPS)
+                means = np.array([values[:, part].mean(1) for part in parts])  # (groups, seeds)
+                x = np.array([part.mean() + 1 for part in parts])
+                x = x + (j - (len(found) - 1) / 2) * count / GROUPS * 0.1
+                below.vlines(x, means.min(1), means.max(1), color=color, lw=1.3, alpha=0.6)
+                style = "--" if hollow else "-"
+                below.plot(
+                    x, means.mean(1), style, marker=marker, color=color, mfc=face, ms=6, mew=1.5,
+                    label=label,
+                )  # fmt: skip
+        below.set_title("Test accuracy per class")
+        below.set_ylabel("accuracy (%)")
+        _rank_axis(below, ranked)
+        if count <= FEW:
+            for edge in ranks[:-1] + 0.5:
+                below.axvline(edge, color="#eeeeee", lw=1, zorder=0)
+            below.grid(axis="x", visible=False)
+            above.grid(axis="x", visible=False)
+        figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        return figure
+
+
+def mixture(
+    summary: Sequence[Row],
+    finals: Finals,
+    chosen: Iterable[str],
+    names: Sequence[str] = (),
+) -> Figure | None:
+    """alpha by class as stacked bars, one panel per entry: mean over seeds, and every seed."""
+    mixed = tables(finals)
+    wanted = set(chosen)
+    shown = [r["label"] for r in summary if r["label"] in wanted & set(mixed)]
+    if not shown:
+        return None
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure, all_axes = panels(9.2, 3.6, wide=len(shown))
+        kinds: list[str] = []
+        for axes, label in zip(all_axes, shown, strict=True):
+            rows = list(mixed[label].values())
+            ranked = order(rows, names)
+            kinds += [k for k in rows[0]["kinds"] if k not in kinds]
+            _bars(axes, rows, ranked, names)
+            n = len(rows)
+            axes.set_title(f"{label} ({n} seed{'' if n == 1 else 's'})")
+        handles: list[Any] = [Patch(color=_kind(k), label=k) for k in kinds]
+        if len(next(iter(mixed[shown[0]].values()))["alpha"]) <= FEW:
+            handles.append(Line2D([], [], ls="", marker=".", color="black", label="one seed"))
+        else:
+            handles.append(Line2D([], [], color="black", lw=0.9, label="lowest to highest seed"))
+        handles.append(Line2D([], [], color="black", ls=":", lw=1, label="equal shares"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        return figure
+
+
+def _bars(axes: Axes, rows: Sequence[Row], ranked: Order | None, names: Sequence[str]) -> None:
+    """One entry's bars; `rows` are the last ones of its seeds."""
+    kinds = rows[0]["kinds"]
+    alpha = np.stack(
+        [by_frequency(r, r["alpha"]) if ranked else np.array(r["alpha"]) for r in rows]
+    )  # (seeds, classes, kinds)
+    mean = alpha.mean(0)
+    count = len(mean)
+    ranks = np.arange(1, count + 1)
+    bottom = np.zeros(count)
+    for k, kind in enumerate(kinds):
+        axes.bar(ranks, mean[:, k], bottom=bottom, width=0.86, color=_kind(kind), label=kind)
+        bottom = bottom + mean[:, k]
+    edges = alpha.cumsum(2)[:, :, :-1]  # where one kind ends and the next begins, by seed
+    for k in range(len(kinds) - 1):
+        # Side by side: the edges of two kinds may overlap.
+        x = ranks + 0.86 * ((k + 1) / len(kinds) - 0.5)
+        axes.vlines(x, edges[..., k].min(0), edges[..., k].max(0), color="black", lw=0.9)
+        if count <= FEW:
+            for seed in edges[..., k]:
+                axes.plot(x, seed, ".", color="black", ms=4, mew=0)
+    for k in range(1, len(kinds)):
+        axes.axhline(k / len(kinds), color="black", ls=":", lw=1)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("probability")
+    if ranked is None:
+        names = names if len(names) == count else [f"class {i}" for i in range(count)]
+        ranked = Order(np.ones(count), list(names), True)
+    _rank_axis(axes, ranked)
+
+
+def trajectories(
+    searches: Mapping[str, Sequence[Sequence[Row]]], chosen: Sequence[str]
+) -> Figure | None:
+    """alpha over training: a row of panels per entry, one panel per kind, one line per class.
+
+    Means over the seeds of the class of the same rank; colour is the number of training images.
+    """
+    found = {label: rows for label, rows in learned(searches).items() if label in chosen}
+    if not found:
+        return None
+    columns = max(len(by_seed[0][-1]["kinds"]) for by_seed in found.values())
+    with mpl.rc_context(STYLE):
+        figure = Figure((9.2, 0.6 + 2.9 * len(found)), dpi=110, layout="constrained")
+        grid = figure.subplots(len(found), columns, squeeze=False, sharey=True)
+        everywhere: list[np.ndarray] = []
+        drawn: list[tuple[Line2D, float]] = []
+        for line, (label, by_seed) in zip(grid, found.items(), strict=True):
+            ranked = order(rows[-1] for rows in by_seed)
+            common = set.intersection(
+                *({row["epoch"] for row in rows if row.get("alpha")} for rows in by_seed)
+            )
+            epochs = sorted(common)
+            alpha = np.stack(
+                [
+                    [
+                        by_frequency(row, row["alpha"]) if ranked else np.array(row["alpha"])
+                        for row in sorted(rows, key=lambda row: row["epoch"])
+                        if row["epoch"] in common
+                    ]
+                    for rows in by_seed
+                ]
+            )  # (seeds, epochs, classes, kinds)
+            counts = ranked.counts if ranked else np.ones(alpha.shape[2])
+            everywhere.append(counts)
+            for k, axes in enumerate(line):
+                if k >= alpha.shape[3]:
+                    axes.set_axis_off()
+                    continue
+                # Rare classes on top: they are what it is about.
+                for c, curve in enumerate(alpha.mean(0)[:, :, k].T):
+                    marker = "." if len(epochs) == 1 else ""
+                    (drawn_line,) = axes.plot(epochs, curve, lw=1, alpha=0.85, marker=marker)
+                    drawn.append((drawn_line, float(counts[c])))
+                whole = alpha[..., k].mean(2)  # (seeds, epochs): mean over the classes
+                axes.plot(epochs, whole.mean(0), color="black", lw=2, label="mean over classes")
+                axes.fill_between(
+                    epochs, whole.min(0), whole.max(0), color="black", alpha=0.15, lw=0
+                )
+                axes.set_title(f"{label}: {by_seed[0][-1]['kinds'][k]}", fontsize=10.5)
+                axes.set_xlabel("epoch of the search")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            line[0].set_ylabel("probability")
+        counts = np.concatenate(everywhere)
+        norm = LogNorm(max(counts.min(), 0.5), max(counts.max(), counts.min() * 1.01, 0.51))
+        colors = ScalarMappable(norm, "viridis_r")
+        for drawn_line, images in drawn:
+            drawn_line.set_color(colors.to_rgba(max(images, 0.5)))  # type: ignore[arg-type]
+        if counts.max() > counts.min():
+            bar = figure.colorbar(colors, ax=grid.ravel().tolist(), pad=0.01, fraction=0.04)
+            bar.set_label("training images of the class")
+            bar.outline.set_visible(False)
+            _count_ticks(bar.ax.yaxis, counts)
+        return figure
+
+
+def hours(summary: Sequence[Row]) -> dict[str, list[float]]:
+    """phase -> device-hours by entry; phases in which nobody spent any are left out."""
+    by_phase = {p: [r.get(f"device_hours_{p}") or 0.0 for r in summary] for p in meter.PHASES}
+    return {p: values for p, values in by_phase.items() if any(values)}
+
+
+def device_hours(summary: Sequence[Row]) -> Figure | None:
+    """Where the device time of each entry went: one stacked bar per entry, the first on top."""
+    by_phase = hours(summary)
+    if not by_phase:
+        return None
+    sums = np.sum(list(by_phase.values()), axis=0)
+    factor, unit = time_unit(float(sums.max()))
+    device = "CPU" if all(r["device"] in ("CPU", "") for r in summary) else "GPU"
+    y = np.arange(len(summary))
+    with mpl.rc_context(STYLE):
+        figure, (axes,) = panels(9.2, 1.5 + 0.32 * len(summary))
+        left = np.zeros(len(summary))
+        for phase, values in by_phase.items():
+            name, color = PHASES[phase]
+            width = factor * np.array(values)
+            axes.barh(y, width, left=left, height=0.68, color=color, label=name)
+            left = left + width
+        for i, total in enumerate(left):
+            axes.text(float(total), i, f" {total:.3g}", va="center", fontsize=9)
+        axes.set_yticks(y, [r["label"] for r in summary])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0, 1.08 * float(left.max()))
+        axes.set_xlabel(f"{device}-{unit}, all seeds and attempts")
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(PHASES))
+        )
+        return figure
+
+
+def _kind(name: str) -> str:
+    return KINDS.get(name, "#9fd3a8")
+
+
+def _rank_axis(axes: Axes, ranked: Order) -> None:
+    count = len(ranked.counts)
+    axes.set_xlim(0.4, count + 0.6)
+    if not ranked.shared:
+        axes.set_xlabel("class, by its rank: from most to fewest training images in each seed")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if count <= FEW:
+            axes.set_xticks(range(1, count + 1))
+        return
+    how = "in their order" if ranked.even() else "from most to fewest training images"
+    axes.set_xlabel(f"class, {how}")
+    if count <= FEW:
+        axes.set_xticks(
+            range(1, count + 1), ranked.names, rotation=40, ha="right", rotation_mode="anchor"
+        )
+
+
+def _count_ticks(axis: Any, counts: np.ndarray) -> None:
+    """Plain numbers on a linear or logarithmic axis."""
+    if axis.get_scale() == "log" or axis.axes.get_label() == "<colorbar>":
+        low, high = max(0.5, float(counts.min())), float(counts.max())
+        steps = (1, 2, 5) if high < 200 * low else (1,)
+        nice = [m * 10.0**e for e in range(8) for m in steps]
+        axis.set_major_locator(FixedLocator([t for t in nice if 0.9 * low <= t <= 1.1 * high]))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.set_minor_locator(NullLocator())
+
+
+# Over several cases
+
+
+def critical_difference(ranking: Ranking, look: Mapping[str, Look]) -> Figure:
+    """Mean ranks on a line; a bar joins entries that Nemenyi's test cannot tell apart.
+
+    Where Friedman's test finds no difference at all, one bar joins them all.
+    """
+    names = list(ranking.mean_ranks)
+    pairs = ranking.pairs if ranking.rejected() else ranking.pairs.clip(lower=1.0)
+    with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True}):
+        figure, (axes,) = panels(9.2, 1.7 + 0.24 * len(names))
+        critical_difference_diagram(
+            ranking.mean_ranks, pairs, cd=ranking.critical_difference, ax=axes, text_h_margin=0.06,
+            label_fmt_left="{label} ({rank:.2f})", label_fmt_right="({rank:.2f}) {label}",
+            label_props={"fontsize": 9.5}, marker_props={"s": 28},
+            elbow_props={"linewidth": 1.2}, crossbar_props={"color": "black", "linewidth": 2.5},
+            color_palette={k: look[k].color for k in names},
+        )  # fmt: skip
+        ranks = ranking.mean_ranks.values()
+        ticks = range(math.floor(min(ranks)), math.ceil(max(ranks)) + 1)
+        axes.set_xticks(ticks)
+        axes.spines["top"].set_bounds(ticks[0], ticks[-1])
+        return figure
+
+
+class Point(NamedTuple):
+    """A figure of one entry in one case."""
+
+    x: float
+    y: float
+    low: float
+    """Equal to y, as is `high`, where there are too few seeds for an interval."""
+    high: float
+
+
+def over_cases(
+    curves: Mapping[str, Mapping[str, Sequence[Point]]],
+    look: Mapping[str, Look],
+    *,
+    x_name: str,
+    y_name: str,
+    ticks: Mapping[float, str],
+    log: bool,
+    share: bool = False,
+) -> Figure | None:
+    """One panel per group of curves, one curve per entry.
+
+    `ticks`: what to call the values of x; `share`: y is a probability, drawn from zero on and to
+    one scale, so that small changes look small; else zero is where nothing is gained.
+    """
+    curves = {title: {k: v for k, v in c.items() if v} for title, c in curves.items()}
+    curves = {title: c for title, c in curves.items() if c}
+    if not curves:
+        return None
+    height = max(3.4, 1.2 + 0.22 * max(len(c) for c in curves.values()))
+    with mpl.rc_context(STYLE):
+        if share:
+            figure = Figure((9.2, 3.6), dpi=110, layout="constrained")
+            all_axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+        else:
+            wide = 1 if len(curves) == 1 else 0
+            figure, all_axes = panels(9.2, height, wide=wide, narrow=len(curves) - wide)
+        xs = sorted(ticks)
+        step = _step(xs, log)
+        top = min(1.0, 1.1 * max(p.high for c in curves.values() for v in c.values() for p in v))
+        for axes, (title, by_label) in zip(all_axes, curves.items(), strict=True):
+            if log:
+                axes.set_xscale("log")
+            if not share:
+                axes.axhline(0, color=GREY, lw=1.2)
+            for j, (label, points) in enumerate(by_label.items()):
+                color, marker, hollow = look[label]
+                move = step((j - (len(by_label) - 1) / 2) * 0.3 / max(1, len(by_label)))
+                x = [move(p.x) for p in points]
+                axes.vlines(
+                    x, [p.low for p in points], [p.high for p in points], color=color, lw=1.2,
+                    alpha=0.6,
+                )  # fmt: skip
+                axes.plot(
+                    x, [p.y for p in points], "--" if hollow else "-", marker=marker, color=color,
+                    mfc="white" if hollow else color, ms=6, mew=1.5, label=label,
+                )  # fmt: skip
+            axes.set_title(title, fontsize=10.5)
+            axes.set_xlabel(textwrap.fill(x_name, 30) if share else x_name)
+            if axes is all_axes[0] or not share:
+                axes.set_ylabel(y_name)
+            long = max(map(len, ticks.values())) * len(xs) > 40
+            axes.xaxis.set_major_locator(FixedLocator(xs))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_xticks(xs, [ticks[x] for x in xs])
+            if long:
+                axes.tick_params(axis="x", rotation=20)
+            axes.set_xlim(step(-0.4)(xs[0]), step(0.4)(xs[-1]))
+            if share:
+                axes.set_ylim(0, top)
+            else:
+                labels.at_ends(
+                    axes, {k: v[-1].y for k, v in by_label.items()},
+                    {k: v.color for k, v in look.items()}, gap=0.2 / height,
+                )  # fmt: skip
+        if share:
+            named = {
+                name: handle
+                for axes in all_axes
+                for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+            }
+            figure.legend(named.values(), named, loc="outside lower center", ncols=3)
+        return figure
+
+
+def _step(xs: Sequence[float], log: bool) -> Callable[[float], Callable[[float], float]]:
+    """step(t) moves a value by t times the smallest gap between two neighbours."""
+    if log:
+        gap = min((b / a for a, b in zip(xs, xs[1:], strict=False)), default=2.0)
+        return lambda t: lambda x: x * gap**t
+    gap = min((b - a for a, b in zip(xs, xs[1:], strict=False)), default=1.0)
+    return lambda t: lambda x: x + t * gap

@@ -1,0 +1,114 @@
+"""The generated images that a study mixes: of which pools, and a bank that holds them."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from autoaug_ray import data
+from autoaug_ray.config import Entry, Study
+from autoaug_ray.generate import work
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.plan import Pool, edits_per_source
+from autoaug_ray.generate.settings import EDITS, Kind
+from autoaug_ray.generate.sheet import sheet
+from autoaug_ray.generate.work import Forecast
+from autoaug_ray.plan import is_searched
+from autoaug_ray.record import Folder, write_whole
+
+SHOWN = 12
+
+
+def kinds_of(study: Study) -> tuple[Kind, ...]:
+    """The kinds of generated images that some entry mixes."""
+    used = {kind for entry in study.entries for kind in _kinds(entry)}
+    return tuple(kind for kind in EDITS if kind in used)
+
+
+def pools_of(study: Study) -> dict[str, Pool]:
+    """The pools whose images are edited, by `Study.pool_name`; seeds may share one."""
+    mixing = [entry for entry in study.entries if _kinds(entry)]
+    wanted: dict[str, tuple[int, float | None]] = {}
+    for seed in study.seeds if mixing else ():
+        wanted.setdefault(study.pool_name(seed, None), (seed, None))
+    if any(is_searched(entry) for entry in mixing):
+        # What is compared is compared on images that its own pool, and so its captions, lack.
+        first = study.seeds[0], study.val_fraction
+        wanted[study.pool_name(*first)] = first
+    pools = {}
+    for name, (seed, part) in wanted.items():
+        splits = data.load(study.dataset, val_fraction=part, device="cpu", seed=seed)
+        pools[name] = Pool(splits.train.images, splits.train.labels, splits.classes)
+    return pools
+
+
+def fill_bank(studies: Sequence[Study], root: Path, watch: Callable[[str], None]) -> list[Study]:
+    """Make what the bank lacks; the studies, with the plans of their pools filled in.
+
+    Raises UserError or RunError if nothing can be made.
+    """
+    out = []
+    for study in studies:
+        if pools := pools_of(study):
+            from autoaug_ray import shards
+
+            made = shards.fill(
+                Bank(root), list(pools.values()), study.generate, study.workers,
+                kinds_of(study), watch,
+            )  # fmt: skip
+            study = study.model_copy(update={"bank_plans": dict(zip(pools, made, strict=True))})
+        out.append(study)
+    return out
+
+
+def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
+    """(captions, forecast by device) of the images that the studies need, before any is made.
+
+    An upper limit: pools that share images share most of their edits.
+    """
+    settings = studies[0].generate
+    images: dict[str, int] = {}
+    captions: set[str] = set()
+    shape = None
+    for study in studies:
+        kinds = kinds_of(study)
+        for pool in pools_of(study).values():
+            channels, height, width = pool.images.shape[1:]
+            shape = channels, height, width
+            counts = torch.bincount(pool.labels).tolist()
+            for image, label in zip(pool.hashes, pool.labels.tolist(), strict=True):
+                most = edits_per_source(counts[label], settings) * len(kinds)
+                images[image] = max(images.get(image, 0), most)
+            if set(kinds) - {"fixed"}:
+                captions.update(pool.hashes)
+    if not images:
+        return 0, {}
+    once = work.of_model(settings)
+    count, sources = sum(images.values()), len(images)
+    return len(captions), {
+        name: work.forecast(settings, count, device, sources=sources, work=once, shape=shape)
+        for name, device in work.DEVICES.items()
+    }
+
+
+def write_sheet(study: Study, folder: Folder, root: Path) -> None:
+    """sheet.png in the study's folder: an image of every class (12 at most), and edits of it."""
+    if not study.bank_plans:
+        return
+    key, bank = next(iter(study.bank_plans.values())), Bank(root)
+    classes = bank.read_plan(key).classes[:SHOWN]
+    pages = [sheet(bank, key, name, sources=1) for name in classes]
+    size = max(page.width for page in pages), sum(page.height for page in pages)
+    out, top = Image.new("RGB", size, "white"), 0
+    for page in pages:
+        out.paste(page, (0, top))
+        top += page.height
+    png = io.BytesIO()
+    out.save(png, "PNG")
+    write_whole(folder.root / "sheet.png", png.getvalue())
+
+
+def _kinds(entry: Entry) -> tuple[Kind, ...]:
+    return entry.method(next(entry.extremes())).kinds[1:]

@@ -1,0 +1,387 @@
+"""Filling a bank with Ray actors: captions, neighbours, words, plans, edits; only what is missing.
+
+What has to be made is cut into pieces of fixed size and order, and an actor takes one piece at a
+time and writes its file itself. Who makes a piece, when, and how often it was tried before changes
+nothing in the file, so that a restart simply makes the files that are not there.
+"""
+
+import os
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from autoaug_ray import study  # before ray: it sets what ray reads when it is imported
+
+# isort: split
+import numpy as np
+import ray
+
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.generate import plan
+from autoaug_ray.generate.bank import Bank, Plan, shard_name
+from autoaug_ray.generate.maker import Done, Failure, Maker
+from autoaug_ray.generate.plan import Fingerprints, Pool
+from autoaug_ray.generate.settings import EDITS, Generation, Kind, Workers
+
+HOPELESS = 3
+"""So many failed shards, before any that worked, mean that none will."""
+REPORT_SECONDS = 10.0
+PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "RTX 3090": 71.2, "L4": 121.0, "T4": 65.0}
+"""Dense bf16 or fp16 TFLOP/s, by a part of the device's name."""
+
+Watch = Callable[[str], None]
+T = TypeVar("T")
+
+
+def fill(
+    bank: Bank,
+    pools: Sequence[Pool],
+    settings: Generation,
+    workers: Workers,
+    kinds: Sequence[Kind] = EDITS,
+    watch: Watch = print,
+) -> list[str]:
+    """Make all edits of these kinds that the bank lacks; returns each pool's plan key.
+
+    `watch` is told lines of progress. A shard that fails again and again is set aside (see
+    `Bank.quarantined`); what else fails raises UserError or RunError. Nothing is started if nothing
+    is missing.
+    """
+    pools = [replace(pool, images=pool.images.cpu(), labels=pool.labels.cpu()) for pool in pools]
+    with _Crew(bank, settings, workers, watch) as crew:
+        plans = _plans(pools, kinds, crew)
+        _edit(pools, plans, crew)
+        if crew.started:
+            for p in plans:
+                seconds = bank.cost(p.key, p.kinds)
+                spent = ", ".join(f"{phase} {s:.3g}" for phase, s in seconds.items() if s)
+                watch(f"plan {p.key}: device-seconds: {spent}")
+    return [p.key for p in plans]
+
+
+def keys(pools: Sequence[Pool], settings: Generation, kinds: Sequence[Kind] = EDITS) -> list[str]:
+    """The plan keys that `fill` returns."""
+    return [
+        plan.plan_key(pool, settings, plan.fingerprints(pool, settings, kinds), kinds)
+        for pool in pools
+    ]
+
+
+@dataclass
+class _Piece:
+    """What an actor does at a time: `Maker.work` of the first four."""
+
+    what: str
+    name: str  # in the ledger, and of the file, if it makes one
+    phase: str
+    arguments: Sequence[Any]
+    keys: Sequence[str] = ()  # of what it makes
+    attempts: int = 0
+
+
+class _Crew:
+    """The actors; started with the first piece of work, and ended with the `with`."""
+
+    def __init__(self, bank: Bank, settings: Generation, workers: Workers, watch: Watch) -> None:
+        self.bank, self.settings, self.workers, self.watch = bank, settings, workers, watch
+        self._actors: list[Any | None] = []
+        """None: to be started when there is work for it."""
+
+    def __enter__(self) -> "_Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors:
+            if actor is not None:
+                ray.kill(actor)
+
+    @property
+    def started(self) -> bool:
+        return bool(self._actors)
+
+    def run(self, pieces: Sequence[_Piece], *, set_aside: bool = False) -> list[Done | None]:
+        """All pieces, each on whoever is free first; what was told of each, in their order.
+
+        A piece that fails has `workers.retries` more attempts. Then it is set aside and None stands
+        in its place, or, without `set_aside`, RunError is raised. So are errors that every piece
+        would meet.
+        """
+        if not pieces:
+            return []
+        most = min(len(pieces), self._most())
+        self._actors += [None] * (most - len(self._actors))
+        told: list[Done | None] = [None] * len(pieces)
+        waiting = deque(range(len(pieces)))
+        free = deque(range(len(self._actors)))
+        busy: dict[Any, tuple[int, int]] = {}  # result -> (actor, piece)
+        failures: list[tuple[_Piece, str]] = []
+        progress = _Progress(self.watch, pieces)
+        while waiting or busy:
+            while waiting and free:
+                who, which = free.popleft(), waiting.popleft()
+                piece = pieces[which]
+                piece.attempts += 1
+                actor = self._actors[who] = self._actors[who] or self._hire()
+                result = actor.work.remote(piece.what, piece.name, piece.phase, piece.arguments)
+                busy[result] = who, which
+            (result,), _ = ray.wait(list(busy))
+            who, which = busy.pop(result)
+            outcome = _outcome(result)
+            piece = pieces[which]
+            if isinstance(outcome, Done):
+                told[which] = outcome
+                progress.add(piece, outcome)
+            elif outcome.fatal is not None:
+                raise outcome.fatal(outcome.message)
+            else:
+                # After an error of its device, or out of memory, a process may be of no more use.
+                failed, self._actors[who] = self._actors[who], None
+                assert failed is not None
+                ray.kill(failed)
+                if piece.attempts <= self.workers.retries:
+                    self.watch(f"  shard {piece.name}: {outcome.message}; trying again")
+                    waiting.append(which)
+                elif not set_aside:
+                    raise RunError(f"generate: {piece.what} failed: {outcome.message}")
+                else:
+                    failures.append((piece, outcome.message))
+                    self.watch(f"  shard {piece.name} is set aside: {outcome.message}")
+            free.append(who)
+            if progress.done:  # then it is these shards, and not all of them
+                self._quarantine(failures)
+            elif len(failures) >= HOPELESS:
+                break
+        if len(failures) >= HOPELESS or failures and not self.bank.shards():
+            raise RunError(f"generate: no shard could be made ({failures[0][1]}).")
+        self._quarantine(failures)
+        progress.say()
+        return told
+
+    def _quarantine(self, failures: list[tuple[_Piece, str]]) -> None:
+        while failures:
+            piece, message = failures.pop()
+            self.bank.quarantine(piece.name, piece.keys, message)
+
+    def _hire(self) -> Any:
+        resources = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus}
+        actor = ray.remote(Maker).options(**resources)
+        return actor.remote(str(self.bank.root.resolve()), self.settings, self.workers)
+
+    def _most(self) -> int:
+        """How many actors the cluster has room for, or as many as were asked for if fewer."""
+        study.start_ray()
+        room = 0
+        for node in (n["Resources"] for n in ray.nodes() if n["Alive"]):
+            room += min(
+                int(node.get(kind, 0.0) / share + 1e-6)
+                for kind, share in (("CPU", self.workers.cpus), ("GPU", self.workers.gpus))
+                if share > 0
+            )
+        if room == 0 and "RAY_ADDRESS" not in os.environ:
+            raise UserError(
+                f"generate: an actor asks for {self.workers.cpus:g} CPU and "
+                f"{self.workers.gpus:g} GPU, which no machine here has."
+            )
+        return min(self.workers.actors or 10_000, max(room, 1))
+
+
+class _Progress:
+    """Lines about a round of pieces, now and then and at the end."""
+
+    def __init__(self, watch: Watch, pieces: Sequence[_Piece]) -> None:
+        self._watch, self._pieces = watch, pieces
+        self._begin = self._told = time.monotonic()
+        self.done = self._said = self._made = self._rejected = 0
+        self._seconds = self._tflop = 0.0
+        self._device = ""
+
+    def add(self, piece: _Piece, done: Done) -> None:
+        self.done += 1
+        self._made += done.made
+        self._rejected += done.rejected
+        self._seconds += done.seconds
+        self._tflop += done.tflop
+        self._device = done.device
+        if time.monotonic() - self._told > REPORT_SECONDS:
+            self.say()
+
+    def say(self) -> None:
+        if not self._made or self._said == self.done:
+            return
+        self._told, self._said = time.monotonic(), self.done
+        thing = "captions" if self._pieces[0].phase == "caption" else "edits"
+        line = f"  {self.done}/{len(self._pieces)} shards, {self._made} {thing}"
+        line += f", {self._made / (self._told - self._begin):.3g} a second"
+        if self._rejected:
+            line += f", {self._rejected} rejected"
+        if self._tflop and self._seconds:
+            speed = self._tflop / self._seconds
+            line += f"; {speed:.3g} TFLOP/s per {self._device}"
+            if peak := next((v for name, v in PEAKS.items() if name in self._device), None):
+                line += f", {100 * speed / peak:.0f} % of its peak"
+        self._watch(line)
+
+
+def _outcome(result: Any) -> Done | Failure:
+    try:
+        outcome: Done | Failure = ray.get(result)
+    except ray.exceptions.RayActorError as error:
+        if "creation task" in str(error):  # it never began; nor would another
+            reason = str(error).strip().splitlines()[-1]
+            return Failure(f"generate: an actor could not start ({reason}).", fatal=RunError)
+        return Failure("its process died", fatal=None)
+    except ray.exceptions.RayError as error:
+        return Failure(str(error).strip().splitlines()[-1], fatal=None)
+    return outcome
+
+
+def _plans(pools: Sequence[Pool], kinds: Sequence[Kind], crew: _Crew) -> list[Plan]:
+    """Every pool's plan, from the bank, or made now and written there."""
+    bank, settings = crew.bank, crew.settings
+    marks = [plan.fingerprints(pool, settings, kinds) for pool in pools]
+    named = keys(pools, settings, kinds)
+    new = {
+        key: (pool, mark)
+        for key, pool, mark in zip(named, pools, marks, strict=True)
+        if not bank.plan_path(key).exists()
+    }
+    if new:
+        near = _neighbours(new.values(), crew) if "transfer" in kinds else {}
+        draws = {
+            key: plan.draw(pool, near.get(pool.classes, ()), settings, kinds)
+            for key, (pool, _) in new.items()
+        }
+        captions = _captions([(*new[key], draws[key]) for key in new], crew)
+        said = dict(zip(new, captions, strict=True))
+        _invert(new.values(), crew)
+        for key, (pool, mark) in new.items():
+            _write_plan(key, pool, mark, draws[key], said[key], kinds, crew)
+    return [bank.read_plan(key) for key in named]
+
+
+def _neighbours(
+    new: Iterable[tuple[Pool, Fingerprints]], crew: _Crew
+) -> dict[tuple[str, ...], list[tuple[int, ...]]]:
+    """By the classes of a pool: of each class the nearest others."""
+    asked = {pool.classes: (pool.names, mark) for pool, mark in new}
+    pieces = [
+        _Piece("embed", plan.neighbours_name(classes, mark), "caption", (names,))
+        for classes, (names, mark) in asked.items()
+    ]
+    return dict(zip(asked, (done.value for done in crew.run(pieces) if done), strict=True))
+
+
+def _captions(
+    new: Sequence[tuple[Pool, Fingerprints, list[plan.Draw]]], crew: _Crew
+) -> list[dict[int, str]]:
+    """What the drawn images of every pool show, by position; makes what is not in the bank."""
+    held = set(crew.bank.captions())
+    pieces, wanted = [], []
+    for pool, mark, draws in new:
+        name_of = [pool.names[label] for label in pool.labels.tolist()]
+        keys = {
+            i: plan.caption_key(
+                pool.hashes[i], name_of[i], crew.settings.prefix, str(mark.captioner)
+            )
+            for i in plan.captioned(draws)
+        }
+        wanted.append(keys)
+        lacking = {key: i for i, key in keys.items() if key not in held}
+        held |= lacking.keys()
+        for part in _cut(list(lacking), crew.workers.shard_size):
+            places = [lacking[key] for key in part]
+            arguments = (
+                [pool.images[i].numpy() for i in places],
+                [pool.hashes[i] for i in places],
+                [name_of[i] for i in places],
+                mark.captioner,
+            )
+            pieces.append(_Piece("caption", shard_name(part), "caption", arguments, part))
+    if pieces:
+        crew.watch(f"{sum(len(piece.keys) for piece in pieces)} captions to make")
+        crew.run(pieces)
+    said = crew.bank.captions()
+    return [{i: said[key] for i, key in keys.items()} for keys in wanted]
+
+
+def _invert(new: Iterable[tuple[Pool, Fingerprints]], crew: _Crew) -> None:
+    """The words of every pool, learned on its own images only."""
+    pieces = {}
+    for pool, mark in new:
+        if mark.tokens is not None and not crew.bank.tokens_path(mark.tokens).exists():
+            # In an order of their own: the same images in another order are the same pool.
+            order = sorted(range(len(pool.hashes)), key=pool.hashes.__getitem__)
+            arguments = (pool.images[order].numpy(), pool.labels[order].numpy(), pool.names)
+            pieces[mark.tokens] = _Piece("invert", mark.tokens, "invert", (*arguments, mark.tokens))
+    if pieces:
+        crew.watch(f"{len(pieces)} sets of words to learn, a word per class")
+        crew.run(list(pieces.values()))
+
+
+def _write_plan(
+    key: str,
+    pool: Pool,
+    mark: Fingerprints,
+    draws: Sequence[plan.Draw],
+    said: dict[int, str],
+    kinds: Sequence[Kind],
+    crew: _Crew,
+) -> None:
+    tokens: dict[str, int] = {}  # of the texts that the linter asks about: counted by the model
+    plan.build(pool, draws, said, crew.settings, mark, lambda text: tokens.setdefault(text, 0))
+    if tokens:
+        (counted,) = crew.run([_Piece("count", key, "caption", (list(tokens), mark.tokens))])
+        assert counted is not None
+        tokens = dict(zip(tokens, counted.value, strict=True))
+    edits = plan.build(pool, draws, said, crew.settings, mark, tokens.__getitem__)
+    crew.bank.write_plan(key, edits, pool, kinds, crew.settings, mark)
+    crew.watch(f"plan {key}: {len(edits)} edits of {len(pool.labels)} images")
+    for name, reasons in plan.lint_counts(edits).items():
+        why = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
+        crew.watch(f"  {name}: the fixed prompt for {reasons.total()} captions ({why})")
+
+
+def _edit(pools: Sequence[Pool], plans: Sequence[Plan], crew: _Crew) -> None:
+    """All edits that are neither in the bank nor set aside."""
+    edits = {
+        edit.key: (edit, pool, p.fingerprints)
+        for p, pool in zip(plans, pools, strict=True)
+        for edit in p.edits
+    }
+    aside = {key for line in crew.bank.quarantined().values() for key in line["keys"]}
+    lacking = crew.bank.missing(edits)
+    missing = [key for key in lacking if key not in aside]
+    crew.watch(f"{len(edits)} edits, {len(missing)} to make")
+    if len(lacking) > len(missing):
+        crew.watch(
+            f"  {len(lacking) - len(missing)} are set aside since their shards failed; delete "
+            f"{crew.bank.quarantine_file} to try them again"
+        )
+    by_words: defaultdict[str | None, list[str]] = defaultdict(list)
+    for key in missing:
+        by_words[edits[key][2].tokens].append(key)
+    pieces = [
+        _shard([edits[key] for key in part])
+        for mine in by_words.values()
+        for part in _cut(mine, crew.workers.shard_size)
+    ]
+    crew.run(pieces, set_aside=True)
+
+
+def _shard(rows: Sequence[tuple[plan.Edit, Pool, Fingerprints]]) -> _Piece:
+    images: dict[str, np.ndarray] = {}
+    for edit, pool, _ in rows:
+        images.setdefault(edit.source_hash, pool.images[edit.source].numpy())
+    place = {source_hash: i for i, source_hash in enumerate(images)}
+    edits = [edit for edit, _, _ in rows]
+    keys = [edit.key for edit in edits]
+    index = [place[edit.source_hash] for edit in edits]
+    arguments = (edits, list(images.values()), index, rows[0][2])
+    return _Piece("edit", shard_name(keys), "generate", arguments, keys)
+
+
+def _cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]

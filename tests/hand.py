@@ -1,0 +1,198 @@
+"""Folders as a study would leave them, written by hand: what the tests of reports are given."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoaug_ray import config, meter, report
+from autoaug_ray.record import Folder
+from autoaug_ray.summary import Row
+
+TREE: dict[str, Any] = {
+    "dataset": {"name": "fashion-mnist-mini", "train_size": 160, "test_size": 60},
+    "train": {"epochs": 2, "batch_size": 16},
+    "seeds": 3,
+    "methods": {
+        "none": None,
+        "randaugment": {"magnitude": {"grid": [5, 9]}},
+        "bilevel": {"every": 2, "fraction": 0.5, "group": "translation"},
+    },
+}
+
+
+class Hand:
+    """Writes rows, ledger and outcomes as a study would."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        case = changes.pop("case", None)
+        self.study = config.study(TREE | changes, name="hand", case=case)
+        self.folder = Folder(root)
+        self.clock = 0.0
+
+    def key(self, label: str, phase: str, seed: int, choices: Mapping[str, Any], index: int) -> str:
+        return self._run(label, phase, seed, choices, index).key
+
+    def _run(
+        self, label: str, phase: str, seed: int, choices: Any, index: int, learning: bool = False
+    ) -> config.Run:
+        entry = self.study.entry(label)
+        return self.study.run(
+            entry,
+            phase,
+            seed=seed,
+            choices=choices,
+            index=index,
+            whole_pool=learning,  # type: ignore[arg-type]
+        )
+
+    def run(
+        self,
+        label: str,
+        phase: str = "final",
+        seed: int = 0,
+        *,
+        accuracy: float = 0.5,
+        seconds: tuple[float, ...] = (10.0,),
+        share: float = 1.0,
+        choices: Mapping[str, Any] | None = None,
+        index: int = 0,
+        finished: bool = True,
+        error: str | None = None,
+        rows: bool = True,
+        device: str = "CPU",
+        more: Mapping[str, Any] | None = None,
+        by_epoch: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """`seconds` of training per attempt; evaluation takes 100 and the rest 1000 in each.
+
+        `more`: other columns of the rows. `by_epoch`: columns with a value for each of the two
+        epochs of a run that learns how to mix.
+        """
+        choices = choices or {}
+        run = self._run(label, phase, seed, choices, index, learning=by_epoch is not None)
+        self.folder.ledger.mkdir(parents=True, exist_ok=True)
+        for attempt, spent in enumerate(seconds, start=1):
+            self.clock += 1
+            line = {
+                "run": run.key, "attempt": attempt, "share": share, "device": device,
+                "label": label, "phase": phase, "seed": seed, "at": self.clock,
+                "seconds": dict.fromkeys(meter.PHASES, 0)
+                | {"eval": 100, "other": 1000, phase: spent},
+            }  # fmt: skip
+            path = self.folder.ledger / f"{run.key}-{attempt:03d}.jsonl"
+            path.write_text(json.dumps(line) + "\n")
+        whole = finished and error is None
+        last = {
+            "run_key": run.key, "used_key": run.key, "label": label, "method": run.method.name,
+            "phase": phase, "seed": seed, "index": index, "settings": run.model_dump_json(),
+            "epoch": 2 if whole else 1, "epochs": 2, "train_loss": 1.0, "log": {},
+            "val_accuracy": accuracy if phase == "search" else None,
+            "test_accuracy": accuracy if phase == "final" and whole else None,
+            "class_accuracy": [accuracy, 1.0] if phase == "final" and whole else None,
+            "displacement": accuracy, "color_change": 0.0, "device": device, "share": share,
+            "attempt": len(seconds), "device_hours": 0.0, "device_hours_training": 0.0,
+            "finished": whole, **(more or {}),
+        }  # fmt: skip
+        if by_epoch is not None:
+            last["val_accuracy"] = None
+            epochs = [{k: v[i] for k, v in by_epoch.items()} for i in (0, 1)]
+            first = {**last, "epoch": 1, "finished": False}
+            self.folder.write_rows(run.key, [first | epochs[0], last | epochs[1]])
+        elif rows:
+            self.folder.write_rows(run.key, [{**last, "epoch": 1, "finished": False,
+                                              "test_accuracy": None, "class_accuracy": None},
+                                             *([last] if whole else [])])  # fmt: skip
+        outcome = "failed" if error else "finished" if finished else "stopped"
+        about = {"run": run.key, "label": label, "phase": phase, "seed": seed, "index": index}
+        with open(self.folder.root / "outcomes.jsonl", "a") as file:
+            file.write(json.dumps({**about, "outcome": outcome, "error": error}) + "\n")
+
+    def finals(self, label: str, *accuracies: float, **more: Any) -> None:
+        for seed, accuracy in enumerate(accuracies):
+            self.run(label, seed=seed, accuracy=accuracy, **more)
+
+    def rows(self) -> dict[str, Row]:
+        return {r["label"]: r for r in report.summarise(self.study, self.folder)}
+
+    def words(self) -> str:
+        rows = list(self.rows().values())
+        return "\n".join([report.headline(rows), *report.verdicts(rows, self.study, self.folder)])
+
+
+KINDS = ["identity", "local", "transfer"]
+
+
+class MixHand(Hand):
+    """A study of mixes: `none`, the equal mix, and a learned one, on uneven classes."""
+
+    def __init__(self, root: Path, **changes: Any) -> None:
+        third = {"identity": 1 / 3, "local": 1 / 3, "transfer": 1 / 3}
+        methods = {
+            "none": None,
+            "search-free": {"method": "mix", "probabilities": third},
+            "autogenda": None,
+        }
+        dataset = {"name": "fashion-mnist-mini", "imbalance": {"factor": 0.1}}
+        super().__init__(root, **{"methods": methods, "dataset": dataset} | changes)
+
+    def fill(
+        self,
+        gain: Mapping[str, float],
+        *,
+        classes: int = 10,
+        redraw: bool = True,
+        even: bool = False,
+        noise: float = 0.01,
+        share: float = 0.1,
+        seed: int = 0,
+        skip: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """Finals of every entry; `gain` [0, 1] over 0.5 by label, all of it in rare classes.
+
+        Class c of the seed has 1000 / (1 + rank) images; the learned mix draws edits the more
+        often the rarer the class is, by up to `share`.
+        """
+        rng = np.random.default_rng(seed)
+        rank = np.arange(classes)
+        for s in self.study.seeds:
+            order = np.random.default_rng(s).permutation(classes) if redraw else rank
+            counts = np.empty(classes, dtype=int)
+            counts[order] = 40 if even else 400 // (1 + rank)
+            rare = np.empty(classes)
+            rare[order] = rank / (classes - 1)  # 0 for the most frequent class
+            shared = rng.normal(0, noise)
+            edits = (1 / 3 + share * (rare - 0.5) + rng.normal(0, 0.01, classes)).clip(0.01, 0.49)
+            learned = np.stack([1 - 2 * edits, edits, edits], axis=1)
+            for label in (e.label for e in self.study.entries):
+                if (label, s) in skip:
+                    continue
+                per_class = 0.6 - 0.2 * rare + 2 * gain.get(label, 0.0) * rare + shared
+                per_class = (per_class + rng.normal(0, noise, classes)).clip(0, 1)
+                more: dict[str, Any] = {
+                    "class_counts": counts.tolist(), "class_accuracy": per_class.tolist(),
+                    "imbalance_nominal": None if even else 0.1,
+                    "imbalance_effective": float(counts.min() / counts.max()),
+                    "kinds": [], "bank_hours": {},
+                }  # fmt: skip
+                choices = {}
+                if label != "none":
+                    table = learned if label == "autogenda" else np.full((classes, 3), 1 / 3)
+                    hours = {"caption": 1 / 3600, "generate": 30 / 3600}
+                    more |= {
+                        "kinds": KINDS, "alpha": table.tolist(), "bank_plan": f"plan-{s}",
+                        "bank_hours": hours,
+                    }  # fmt: skip
+                if label == "autogenda":
+                    begin = (table + np.full((classes, 3), 1 / 3)) / 2
+                    self.run(
+                        label, "search", seed=s, seconds=(5.0,),
+                        more=more | {"class_accuracy": None},
+                        by_epoch={"alpha": [begin.tolist(), table.tolist()]},
+                    )  # fmt: skip
+                    choices = {"alpha_table": table.tolist()}
+                # Test images in proportion to nothing: micro is a little above macro.
+                micro = float(per_class.mean()) + (0.0 if even else 0.02)
+                self.run(label, seed=s, accuracy=micro, choices=choices, more=more)

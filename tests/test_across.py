@@ -1,0 +1,311 @@
+"""across.py: tables, tests and sentences over cases, from rows written by hand."""
+
+import io
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hand import MixHand
+from rich.console import Console
+from scipy import stats
+
+from autoaug_ray import across, report
+from autoaug_ray.across import gather
+
+GAINS = {"autogenda": 0.05, "search-free": 0.03}
+
+
+def make(
+    root: Path,
+    values: Sequence[Any],
+    *,
+    gain: Mapping[str, float] | Sequence[Mapping[str, float]] = GAINS,
+    seeds: int = 3,
+    field: str = "imbalance",
+    **more: Any,
+) -> list[tuple[Any, Any]]:
+    """One case for each value of imbalance.factor or of shots."""
+    out = []
+    for i, value in enumerate(values):
+        dataset = {"name": "fashion-mnist-mini"}
+        dataset |= {field: {"factor": value} if field == "imbalance" else value}
+        name = f"{field}={value}"
+        hand = MixHand(root / name, seeds=seeds, case=name, dataset=dataset)
+        mine = gain if isinstance(gain, Mapping) else gain[i]
+        hand.fill(mine, classes=5, seed=i, **more)
+        out.append((hand.study, hand.folder))
+    return out
+
+
+def text_of(table: Any, width: int = 140) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text(styles=True).replace("\u00a0", " ")
+
+
+# Blocks and ranks
+
+
+def test_few_cases_are_ranked_by_case_and_seed(tmp_path: Path) -> None:
+    cases = make(tmp_path, [0.01, 0.1])
+    found = gather(cases)
+    assert found.control == "autogenda"
+    assert not found.by_case and found.blocks == 6 and found.ranking is not None
+    columns = [
+        [a for case in found.cases for a in case.rows[label]["test_accuracies"]]
+        for label in found.labels
+    ]
+    assert found.ranking.p_value == pytest.approx(stats.friedmanchisquare(*columns).pvalue)
+    words = "\n".join(across.verdicts(cases))
+    assert "6 blocks, which are (case, seed) pairs" in words
+    assert "Seeds of one case are not independent datasets" in words
+    assert "rough approximation" in words
+
+
+def test_five_cases_are_the_blocks(tmp_path: Path) -> None:
+    cases = make(tmp_path, [0.01, 0.05, 0.1, 0.2, 0.5], seeds=2)
+    found = gather(cases, control="none")
+    assert found.by_case and found.blocks == 5 and found.ranking is not None
+    columns = [
+        [np.mean(case.rows[label]["test_accuracies"]) for case in found.cases]
+        for label in found.labels
+    ]
+    assert found.ranking.p_value == pytest.approx(stats.friedmanchisquare(*columns).pvalue)
+    words = "\n".join(across.verdicts(cases, control="none"))
+    assert "5 blocks, which are cases" in words and "not independent datasets" not in words
+    assert "none (mean rank 3.00) by rank, with Holm's correction for 2 comparisons" in words
+    assert "worse than autogenda (rank 1.00" in words
+
+
+def test_only_whole_blocks_count(tmp_path: Path) -> None:
+    """A seed that one entry has not finished ranks nobody."""
+    cases = make(tmp_path, [0.01, 0.1], seeds=3, skip=[("search-free", 1)])
+    assert gather(cases).blocks == 4
+    words = "\n".join(across.verdicts(cases))
+    assert "No test of the ranks was made: there are 4 blocks" in words
+    assert "imbalance=0.01: 1 final trainings are missing" in words
+    assert "Friedman" not in words
+
+
+def test_an_entry_that_a_case_lacks_is_not_ranked(tmp_path: Path) -> None:
+    lacks = [("search-free", s) for s in range(3)]
+    cases = make(tmp_path / "a", [0.01]) + make(tmp_path / "b", [0.1, 0.2], skip=lacks)
+    found = gather(cases)
+    assert found.left_out == ["search-free"] and found.ranking is None
+    words = "\n".join(across.verdicts(cases))
+    assert "only 2 entries have finished in every case" in words
+    assert "Not ranked, because some case has no finished training of it: search-free." in words
+
+
+def test_an_unknown_control_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'nobody', which is no entry"):
+        gather(make(tmp_path, [0.1]), control="nobody")
+
+
+def test_nothing_finished_yet(tmp_path: Path) -> None:
+    skip = [(label, s) for label in ("none", "search-free", "autogenda") for s in range(3)]
+    cases = make(tmp_path, [0.1, 0.2], skip=skip)
+    page = across.write(cases, tmp_path).read_text()
+    assert "No test of the ranks was made" in page and "no finished training" in page
+    assert "-" in text_of(across.table(cases))
+
+
+# Words
+
+
+def test_a_negative_result_is_said_as_plainly(tmp_path: Path) -> None:
+    harm = {"autogenda": -0.05, "search-free": 0.04}
+    cases = make(tmp_path, [0.01, 0.1], gain=harm, noise=0.002, seeds=4)
+    words = "\n".join(across.verdicts(cases))
+    assert "of 2 cases: worse in 2 (imbalance=0.01, imbalance=0.1)" in words
+    assert "It has the highest mean in none." in words
+    assert "above zero in 0 of 2" in words
+    assert re.search(r"autogenda \(mean rank 3\.00\) by rank.*worse than .*search-free", words)
+
+
+def test_no_difference_is_said(tmp_path: Path) -> None:
+    """Friedman finds nothing, so nothing is held against the control."""
+    cases = make(tmp_path, [0.01, 0.1, 0.2], gain={}, noise=0.05, seeds=3)
+    found = gather(cases)
+    assert found.ranking is not None and not found.ranking.rejected()
+    words = "\n".join(across.verdicts(cases))
+    assert "No difference between the entries was found" in words
+    assert "better than" not in words
+    page = across.write(cases, tmp_path).read_text()
+    assert "Friedman's test found no difference, so one bar joins all" in page
+
+
+def test_wins_are_counted_by_case(tmp_path: Path) -> None:
+    gain = [{"autogenda": 0.06}, {"autogenda": -0.06}]
+    cases = make(tmp_path, [0.01, 0.5], gain=gain, noise=0.002)
+    words = "\n".join(across.verdicts(cases))
+    assert "better in 1 (imbalance=0.01); worse in 1 (imbalance=0.5)" in words
+    assert "It has the highest mean in 1 (imbalance=0.01)." in words
+
+
+def test_terminal_table(tmp_path: Path) -> None:
+    cases = make(tmp_path, [0.01, 0.1])
+    rows = gather(cases).cases[0].rows
+    text = text_of(across.table(cases))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    mean, sd = (100 * rows["autogenda"][f"test_accuracy_{k}"] for k in ("mean", "sd"))
+    assert f"{mean:.2f} ± {sd:.2f}*" in plain
+    bold = re.findall(r"\x1b\[1m([^\x1b]*)", text)
+    assert sum("±" in b for b in bold) == 2 and any(f"{mean:.2f}" in b for b in bold)
+    assert "rank" in plain and "imbalance=0.1" in plain
+    many = make(tmp_path / "many", [0.01, 0.05, 0.1, 0.2, 0.5], seeds=2)
+    assert "±" not in text_of(across.table(many), 200)
+
+
+# What the cases differ in
+
+
+def test_the_axis_is_the_one_number_that_differs(tmp_path: Path) -> None:
+    found = gather(make(tmp_path, [4, 2, 16], field="shots", even=True))
+    along = across.axis(found.cases)
+    assert along is not None and along.log and list(along.ticks) == [2, 4, 16]
+    assert "per class" in along.name
+    ((title, group),) = along.panels.items()
+    assert title == "fashion-mnist-mini" and [x for x, _ in group] == [2, 4, 16]
+
+
+def test_no_axis_where_more_differs(tmp_path: Path) -> None:
+    cases = make(tmp_path, [2, 4], field="shots", even=True)
+    other = cases[1][0].model_copy(update={"val_fraction": 0.3})
+    assert across.axis(gather([cases[0], (other, cases[1][1])]).cases) is None
+    assert across.axis(gather(cases[:1]).cases) is None
+    mixed = make(tmp_path / "f", [0.1]) + make(tmp_path / "s", [4], field="shots")
+    assert across.axis(gather(mixed).cases) is None
+    assert across.gains(gather(mixed)) is None
+
+
+def test_several_datasets_have_a_panel_each(tmp_path: Path) -> None:
+    cases = []
+    for name in ("cifar10", "cifar100"):
+        for factor in (0.01, 0.1):
+            dataset = {"name": name, "imbalance": {"factor": factor}}
+            hand = MixHand(tmp_path / f"{name}-{factor}", case=f"{name} {factor}", dataset=dataset)
+            hand.fill(GAINS, classes=5)
+            cases.append((hand.study, hand.folder))
+    found = gather(cases)
+    along = across.axis(found.cases)
+    assert along is not None and list(along.panels) == ["cifar10", "cifar100"]
+    known = across.mean_alphas(found)
+    assert known is not None
+    assert list(known[1]["local"]) == ["autogenda, cifar10", "autogenda, cifar100"]
+    assert across.write(cases, tmp_path).read_text().count("<img") == 3
+
+
+def test_gains_and_mean_alphas(tmp_path: Path) -> None:
+    cases = make(tmp_path, [0.01, 0.1])
+    found = gather(cases)
+    known = across.gains(found)
+    assert known is not None
+    (curves,) = known[1].values()
+    assert curves["none"] == []
+    row = found.cases[0].rows["autogenda"]
+    point = curves["autogenda"][0]
+    assert (point.x, point.y) == pytest.approx((0.01, 100 * row["difference"]))
+    assert point.high - point.y == pytest.approx(100 * row["difference_half_width"])
+    shares = across.mean_alphas(found)
+    assert shares is not None and set(shares[1]) == {"identity", "local", "transfer"}
+    finals = found.cases[1].results.finals["autogenda"]
+    means = [np.mean([p[1] for p in rows[-1]["alpha"]]) for rows in finals.values()]
+    assert shares[1]["local"]["autogenda"][1] == pytest.approx(
+        (0.1, np.mean(means), min(means), max(means))
+    )
+
+
+def test_cases_that_differ_in_no_number_stand_side_by_side(tmp_path: Path) -> None:
+    cases = make(tmp_path / "f", [0.1]) + make(tmp_path / "s", [4], field="shots")
+    known = across.mean_alphas(gather(cases))
+    assert known is not None and list(known[0].ticks.values()) == ["imbalance=0.1", "shots=4"]
+
+
+def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
+    known = across.gains(gather(make(tmp_path, [0.01, 0.1], seeds=2)))
+    assert known is not None
+    (curves,) = known[1].values()
+    assert all(p.low == p.y == p.high for p in curves["autogenda"])
+
+
+# The page
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[Any, Any]], Path]:
+    """Two cases with a page each, and the page over both."""
+    root = tmp_path_factory.mktemp("study")
+    cases = make(root, [0.01, 0.1])
+    for study, folder in cases[:1]:
+        report.write(study, folder)
+    return cases, across.write(cases, root)
+
+
+def test_page(made: tuple[list[tuple[Any, Any]], Path]) -> None:
+    cases, path = made
+    root = path.parent
+    text = path.read_text()
+    page = _Page(text)
+    images = [a for tag, a in page.tags if tag == "img"]
+    assert len(images) == len(list(root.glob("*.png"))) == 3
+    assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)
+    assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[^\"]+", "", text))
+    links = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert links == {"imbalance%3D0.01/report.html", "imbalance%3D0.1/report.html"}
+    for case in gather(cases).cases:
+        assert f"{case.rows['autogenda']['relative_cost']:.2f}" in page.text
+    assert text.count('<td class="best">') == 2
+    assert "80 to 400" in page.text
+    back = (root / "imbalance=0.01" / "report.html").read_text()
+    assert '<a href="../report.html">all cases</a>' in back and "imbalance=0.01" in back
+
+
+def test_figures_without_data_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "gain.png").write_bytes(b"of an earlier report")
+    across.write(make(tmp_path, [0.1]), tmp_path)
+    assert not (tmp_path / "gain.png").exists()
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
+def test_a_browser_shows_all_of_it(
+    made: tuple[list[tuple[Any, Any]], Path], tmp_path: Path
+) -> None:
+    """All images decode, and nothing is wider than the page."""
+    cases, path = made
+    check = """<script>addEventListener("load", () => {
+      const images = [...document.images];
+      const said = [images.length, images.every(i => i.complete && i.naturalWidth > 600),
+        document.documentElement.scrollWidth <= innerWidth];
+      document.body.innerHTML = `<p id="said">${said.join(" ")}</p>`; });</script></body>"""
+    for page, count in ((path, 3), (cases[0][1].root / "report.html", 7)):
+        probe = page.with_name("probe.html")
+        probe.write_text(page.read_text().replace("</body>", check))
+        out = subprocess.run(
+            [
+                "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,900",
+                f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom", probe.as_uri(),
+            ],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert f'<p id="said">{count} true true</p>' in out.stdout

@@ -1,0 +1,384 @@
+import io
+import json
+import tarfile
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from autoaug_ray import bank_command
+from autoaug_ray.errors import UserError
+from autoaug_ray.generate import bank as bank_module
+from autoaug_ray.generate import plan
+from autoaug_ray.generate.bank import Bank, Caption, decode, encode, shard_name
+from autoaug_ray.generate.plan import Fingerprints, Pool
+from autoaug_ray.generate.settings import EDITS, Generation
+from autoaug_ray.meter import Meter
+
+CLASSES = ("cat", "dog/wolf")
+NEAR = ((1,), (0,))
+SETTINGS = Generation(per_class=1, per_source=2)
+MARK = Fingerprints("sd", "blip", "pipeline")
+SHAPE = (3, 8, 6)
+
+
+def make_pool(seed=0):
+    stream = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (4, *SHAPE), generator=stream).to(torch.uint8)
+    return Pool(images, torch.tensor([0, 1, 0, 1]), CLASSES)
+
+
+def make_plan(bank, some, kinds=EDITS, settings=SETTINGS, mark=MARK):
+    draws = plan.draw(some, NEAR, settings, kinds)
+    said = {i: f"that is number {i}" for i in plan.captioned(draws)}
+    edits = plan.build(some, draws, said, settings, mark, len)
+    key = plan.plan_key(some, settings, mark, kinds)
+    bank.write_plan(key, edits, some, kinds, settings, mark)
+    return key, edits
+
+
+def edited(edit):
+    stream = torch.Generator().manual_seed(edit.seed)
+    return torch.randint(256, SHAPE, generator=stream).to(torch.uint8)
+
+
+def write(bank, edits, change=None, rejects=None):
+    images = [(change or {}).get(e.key, edited(e)) for e in edits]
+    rejects = [(rejects or {}).get(e.key) for e in edits]
+    return bank.write_shard(edits, images, rejects, SETTINGS, MARK)
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A bank with one plan of 4 images in two shards; its plan key and edits."""
+    bank = Bank(tmp_path / "bank")
+    key, edits = make_plan(bank, make_pool())
+    write(bank, edits[:10])
+    write(bank, edits[10:])
+    return bank, key, edits
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_images_come_back_bit_by_bit(channels):
+    stream = torch.Generator().manual_seed(0)
+    for height, width in [(28, 28), (64, 40), (1, 64)]:
+        image = torch.randint(256, (channels, height, width), generator=stream).to(torch.uint8)
+        assert torch.equal(decode(encode(image)), image)
+        assert encode(image).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_are_good_jpegs(channels):
+    down, across = torch.linspace(0, 1, 65)[:, None], torch.linspace(0, 1, 80)
+    image = torch.stack([200 * down * across, 99 * (down + across), 255 - 200 * down * across])
+    image = image[:channels].to(torch.uint8)
+    data = encode(image)
+    assert data.startswith(b"\xff\xd8")
+    back = decode(data)
+    assert back.shape == image.shape
+    assert (back.float() - image.float()).abs().max() <= 6
+    if channels == 3:  # colour at full resolution: 4:4:4
+        with Image.open(io.BytesIO(data)) as picture:
+            assert {sampling[1:3] for sampling in picture.layer} == {(1, 1)}
+
+
+def test_a_shard_is_the_same_file_whenever_it_is_written(filled, tmp_path):
+    bank, _, edits = filled
+    other = Bank(tmp_path / "other")
+    path = write(other, edits[:10])
+    assert path.name == f"{shard_name([e.key for e in edits[:10]])}.parquet"
+    assert path.read_bytes() == (bank.shards_folder / path.name).read_bytes()
+    row = pq.read_table(path).to_pylist()[3]
+    assert row["prompt"] == edits[3].prompt and row["solver"] == "dpm++" and row["size"] is None
+    assert torch.equal(decode(row["image"]), edited(edits[3]))
+
+
+def test_what_is_missing(filled):
+    bank, _, edits = filled
+    keys = [e.key for e in edits]
+    assert bank.has(keys[0]) and not bank.has("0" * 32)
+    assert bank.missing(["b", keys[0], "a", "b", keys[-1]]) == ["b", "a"]
+    assert not Bank(bank.root / "nowhere").missing([])
+
+
+def test_a_plan_comes_back_as_it_was(filled):
+    bank, key, edits = filled
+    back = bank.read_plan(key)
+    assert back.edits == edits
+    assert (back.images, back.classes, back.kinds) == (4, CLASSES, EDITS)
+    assert (back.settings, back.fingerprints) == (SETTINGS, MARK)
+    assert bank.plans() == [key]
+    pool = make_pool()
+    for row in bank.sources(key):
+        assert torch.equal(decode(row["image"]), pool.images[row["position"]])
+    with pytest.raises(UserError, match=f"no plan nope; known: {key}"):
+        bank.read_plan("nope")
+
+
+def test_a_plan_of_another_pool_is_not_written(tmp_path):
+    bank, other = Bank(tmp_path), make_pool(seed=1)
+    _, edits = make_plan(bank, make_pool())
+    with pytest.raises(UserError, match="another pool"):
+        bank.write_plan("key", edits, other, EDITS, SETTINGS, MARK)
+    assert "key" not in bank.plans()
+
+
+def test_variants_are_the_edits_of_each_image_and_kind(filled):
+    bank, key, edits = filled
+    kinds = ("transfer", "fixed")
+    found = bank.variants(key, kinds, SHAPE, make_pool().hashes)
+    assert found.images.dtype == torch.uint8 and len(found.images) == 4 * 2 * 2
+    for source in range(4):
+        for k, kind in enumerate(kinds):
+            start, count = int(found.start[source, k]), int(found.count[source, k])
+            expected = [edited(e) for e in edits if (e.source, e.kind) == (source, kind)]
+            assert count == 2
+            assert torch.equal(found.images[start : start + count], torch.stack(expected))
+    assert found.missing == found.rejected == found.duplicate == {"transfer": 0, "fixed": 0}
+
+
+def test_variants_leave_out_what_must_not_or_need_not_be_used(tmp_path):
+    bank, some = Bank(tmp_path), make_pool()
+    key, edits = make_plan(bank, some)
+    of = {(e.source, e.kind, e.number): e for e in edits}
+    source, twin = of[0, "fixed", 0], of[1, "local", 1]
+    other_kind = of[2, "transfer", 0]
+    change = {
+        source.key: some.images[0],
+        twin.key: edited(of[1, "local", 0]),
+        other_kind.key: edited(of[2, "local", 0]),  # of another kind: not a duplicate
+    }
+    bad = of[3, "local", 0]
+    write(bank, edits, change, {bad.key: "flat"})
+    found = bank.variants(key, EDITS, SHAPE)
+    assert found.duplicate == {"fixed": 1, "local": 1, "transfer": 0}
+    assert found.rejected == {"fixed": 0, "local": 1, "transfer": 0}
+    assert len(found.images) == 24 - 3
+    assert found.count.tolist() == [[1, 2, 2], [2, 1, 2], [2, 2, 2], [2, 1, 2]]
+    start = int(found.start[3, 1])
+    assert torch.equal(found.images[start], edited(of[3, "local", 1]))
+
+
+def test_variants_of_a_plan_that_is_not_filled(tmp_path):
+    bank = Bank(tmp_path)
+    key, edits = make_plan(bank, make_pool())
+    fixed = [e for e in edits if e.kind == "fixed"]
+    write(bank, fixed)
+    assert len(bank.variants(key, ("fixed",), SHAPE).images) == 8
+    with pytest.raises(UserError, match="8 of the 16 images .* not made yet"):
+        bank.variants(key, ("fixed", "local"), SHAPE)
+    local = [e.key for e in edits if e.kind == "local"]
+    bank.quarantine("a shard", local[:6], "out of memory")
+    with pytest.raises(UserError, match="2 of the 16"):
+        bank.variants(key, ("fixed", "local"), SHAPE)
+    bank.quarantine("another shard", local[6:], "out of memory")
+    found = bank.variants(key, ("fixed", "local"), SHAPE)
+    assert found.missing == {"fixed": 0, "local": 8} and len(found.images) == 8
+
+
+def test_variants_for_the_wrong_training(filled, tmp_path):
+    bank, key, _ = filled
+    with pytest.raises(UserError, match="3x8x6.*1x8x6"):
+        bank.variants(key, EDITS, (1, 8, 6))
+    with pytest.raises(UserError, match="another pool"):
+        bank.variants(key, EDITS, SHAPE, make_pool(seed=1).hashes)
+    with pytest.raises(UserError, match="is of 4 images, the pool has 5"):
+        bank.variants(key, EDITS, SHAPE, [*make_pool().hashes, "another"])
+    fixed, _ = make_plan(bank, make_pool(), kinds=("fixed",))
+    with pytest.raises(UserError, match="no local edits; it was made for fixed"):
+        bank.variants(fixed, ("local",), SHAPE)
+
+
+def spend(bank, name, phase, seconds, share=1.0):
+    now = [0.0]
+    with Meter(
+        bank.ledger, key=name, about={"phase": phase}, share=share, clock=lambda: now[0]
+    ) as meter:
+        with meter.phase(phase):
+            now[0] += seconds
+        now[0] += 1  # after the phase: it held the device all the same
+
+
+def test_who_needs_half_of_a_shard_pays_for_half_of_all_its_attempts(tmp_path):
+    bank = Bank(tmp_path)
+    key, edits = make_plan(bank, make_pool())
+    by_kind = {kind: [e for e in edits if e.kind == kind] for kind in EDITS}
+    mixed = by_kind["fixed"][:4] + by_kind["local"][:4]
+    spend(bank, write(bank, mixed).stem, "generate", 9, share=2)
+    spend(bank, write(bank, mixed).stem, "generate", 19, share=2)  # had been interrupted
+    spend(bank, write(bank, by_kind["fixed"][4:]).stem, "generate", 6)
+    bank.quarantine("bad", [e.key for e in by_kind["local"][4:]], "out of memory")
+    spend(bank, "bad", "generate", 99)
+    spend(bank, "of another plan", "generate", 1000)
+    assert bank.cost(key, ["fixed"]) == {"caption": 0, "invert": 0, "generate": 30 + 7}
+    assert bank.cost(key, ["local"])["generate"] == 30 + 100
+    assert bank.cost(key, ["fixed", "local"])["generate"] == 60 + 7 + 100
+    assert bank.cost(key, [])["generate"] == 0
+
+    some, said = make_pool(), []
+    for i in range(4):
+        name = some.names[some.labels[i]]
+        said.append(Caption(some.hashes[i], name, SETTINGS.prefix, "blip", f"that is {i}"))
+    spend(bank, bank.write_captions(said).stem, "caption", 3)
+    spend(bank, key, "caption", 1)
+    used = {e.caption for e in by_kind["local"]}
+    assert bank.cost(key, ["local"])["caption"] == 4 * len(used) / 4 + 2
+    spend(bank, plan.neighbours_name(CLASSES, MARK), "caption", 4)
+    used = {e.caption for e in by_kind["transfer"]}
+    assert bank.cost(key, ["transfer"])["caption"] == 4 * len(used) / 4 + 2 + 5
+    assert bank.cost(key, ["fixed"])["caption"] == 0
+
+
+def test_learned_words_cost_all_that_they_took(tmp_path):
+    bank, mark = Bank(tmp_path), MARK._replace(tokens="words")
+    key, _ = make_plan(bank, make_pool(), mark=mark)
+    spend(bank, "words", "invert", 9)
+    for kinds in (["fixed"], EDITS):
+        assert bank.cost(key, kinds)["invert"] == 10
+    assert bank.cost(make_plan(bank, make_pool())[0], EDITS)["invert"] == 0
+
+
+def test_captions_come_back(tmp_path):
+    bank = Bank(tmp_path)
+    said = [Caption("a", "cat", "a {name} which", "blip", "sleeps"), Caption("b", "", "", "", "")]
+    bank.write_captions(said)
+    assert bank.captions() == {said[0].key: "sleeps", said[1].key: ""}
+    others = [said[0]._replace(**{f: "x"}) for f in ("image_hash", "name", "prefix", "captioner")]
+    assert len({c.key for c in (said[0], *others)}) == 5
+
+
+def rewritten(path, change):
+    rows = pq.read_table(path).to_pylist()
+    change(rows)
+    table = bank_module.pa.Table.from_pylist(rows, schema=pq.read_schema(path))
+    pq.write_table(table, path)
+
+
+def test_verify_finds_what_is_broken(filled):
+    bank, key, edits = filled
+    bank.write_captions([Caption("a", "cat", "a {name} which", "blip", "sleeps")])
+    assert bank.verify() == []
+    first, second = bank.shards()
+    whole = first.read_bytes()
+
+    def broken(change):
+        rewritten(first, change)
+        problems = bank.verify()
+        first.write_bytes(whole)
+        return problems
+
+    (problem,) = broken(lambda rows: rows[2].update(image=rows[3]["image"]))
+    assert problem.startswith(f"shards/{first.name}: ") and "checksum" in problem
+    (problem,) = broken(lambda rows: rows[2].update(prompt="another"))
+    assert "does not follow from its row" in problem
+    (problem,) = broken(lambda rows: rows[2].update(height=9))
+    assert "its row says (3, 9, 6)" in problem
+    (problem,) = broken(lambda rows: rows.pop())
+    assert "not the hash of its keys" in problem
+
+    first.write_bytes(whole[: len(whole) // 2])
+    (problem,) = bank.verify()
+    assert problem.startswith(f"shards/{first.name}: cannot be read")
+    first.write_bytes(whole)
+
+    twice = write(bank, edits[:3])
+    assert sum("is in shards/" in problem for problem in bank.verify()) == 3
+    twice.unlink()
+
+    (captions,) = bank.captions_folder.glob("*.parquet")
+    rewritten(captions, lambda rows: rows[0].update(name="dog"))
+    (problem,) = bank.verify()
+    assert problem.startswith(f"captions/{captions.name}: ")
+    captions.unlink()
+
+    good = bank.plan_path(key).read_bytes()
+    rewritten(bank.plan_path(key), lambda rows: rows[0].update(seed=1))
+    (problem,) = bank.verify()
+    assert problem.startswith(f"plans/{key}.parquet: fixed edit 0 of image 0")
+    rewritten(bank.plan_path(key), lambda rows: rows[0].update(source_hash="not in the pool"))
+    (problem,) = bank.verify()
+    assert "another pool" in problem
+    bank.plan_path(key).write_bytes(good)
+
+    words = bank.tokens_path("words")
+    words.parent.mkdir()
+    header = json.dumps({"<cat>": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    words.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert bank.verify() == []
+    words.write_bytes(words.read_bytes()[:-1])
+    (problem,) = bank.verify()
+    assert problem == "tokens/words.safetensors: not a whole safetensors file"
+
+
+def test_export_imagefolder(filled, tmp_path):
+    bank, key, edits = filled
+    out = tmp_path / "out"
+    assert bank.export_imagefolder(key, out) == 4 + 24
+    assert {p.name for p in out.iterdir()} == {"cat", "dog_wolf"}
+    edit = edits[-1]
+    path = out / "dog_wolf" / f"{edit.source:06d}-{edit.kind}-{edit.number:03d}.png"
+    assert torch.equal(decode(path.read_bytes()), edited(edit))
+    assert bank.export_imagefolder(key, tmp_path / "some", ["local"], sources=False) == 8
+
+
+def test_what_was_rejected_is_not_exported(tmp_path):
+    bank = Bank(tmp_path)
+    key, edits = make_plan(bank, make_pool())
+    write(bank, edits, rejects={edits[0].key: "flat", edits[5].key: "not finite"})
+    assert bank.export_imagefolder(key, tmp_path / "a", sources=False) == 22
+    assert bank.export_webdataset(key, tmp_path / "b", sources=False) == 22
+
+
+def test_export_webdataset(filled, tmp_path):
+    bank, key, edits = filled
+    assert bank.export_webdataset(key, tmp_path / "a", per_tar=20) == 28
+    assert bank.export_webdataset(key, tmp_path / "b", per_tar=20) == 28
+    tars = sorted((tmp_path / "a").iterdir())
+    assert [p.name for p in tars] == ["000000.tar", "000001.tar"]
+    assert tars[0].read_bytes() == (tmp_path / "b" / tars[0].name).read_bytes()
+    found = {}
+    for path in tars:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                found[member.name] = tar.extractfile(member).read()
+    edit = edits[-1]
+    stem = f"{edit.source:06d}-{edit.kind}-{edit.number:03d}"
+    assert found[f"{stem}.cls"] == b"1"
+    assert json.loads(found[f"{stem}.json"])["prompt"] == edit.prompt
+    assert torch.equal(decode(found[f"{stem}.png"]), edited(edit))
+    assert len(found) == 3 * 28
+
+
+def test_the_command(filled, tmp_path, capsys):
+    bank, key, edits = filled
+    bank.quarantine("bad shard", ["x"], "out of memory")
+
+    def run(*arguments):
+        status = bank_command.main(["--bank", str(bank.root), *map(str, arguments)])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    status, out, _ = run("ls", "--classes")
+    assert status == 0 and f"plan {key}" in out and "2 shards, 24 images" in out
+    assert "dog/wolf: fixed 4/4, local 4/4, transfer 4/4" in out
+    assert "quarantined: shard bad shard, 1 images: out of memory" in out
+    assert run("verify")[0] == 0
+    path = tmp_path / "cat.png"
+    assert run("sheet", key[:6], "--class", "cat", "--out", path)[0] == 0
+    with Image.open(path) as page:
+        assert page.width > 1000 and page.height > 400
+    assert run("sheet", key, "--out", tmp_path / "all")[0] == 0
+    assert {p.name for p in (tmp_path / "all").iterdir()} == {"cat.png", "dog_wolf.png"}
+    status, out, _ = run("export", key, "--out", tmp_path / "x", "--kind", "local", "--no-sources")
+    assert status == 0 and out.startswith("8 images")
+    status, _, err = run("sheet", key, "--class", "owl", "--out", path)
+    assert (
+        status == 2
+        and err == f"error: plan {key} has no class 'owl'; its classes: cat, dog/wolf.\n"
+    )
+    assert run("export", "nope", "--out", tmp_path)[0] == 2
+    bank.shards()[0].write_bytes(b"PAR1")
+    status, out, _ = run("verify")
+    assert status == 1 and bank.shards()[0].name in out
+    assert bank_command.main(["--bank", str(tmp_path / "no"), "ls"]) == 2
