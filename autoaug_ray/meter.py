@@ -60,7 +60,7 @@ class Meter:
         self._stop = threading.Event()
         if ledger is not None:
             ledger.mkdir(parents=True, exist_ok=True)
-            mine = [line for line in read(ledger) if line["run"] == key]
+            mine = read(ledger, key)
             self.attempt = 1 + len(mine)
             for line in mine:
                 for phase, seconds in line["seconds"].items():
@@ -133,10 +133,11 @@ class Meter:
                 self._file.write(json.dumps(line) + "\n")
 
 
-def read(ledger: Path) -> list[dict[str, Any]]:
-    """The last whole line of every attempt; a line that a crash cut short does not count."""
+def read(ledger: Path, key: str = "*") -> list[dict[str, Any]]:
+    """The last whole line of every attempt (at one run, or at all); what a crash cut short does not
+    count."""
     out = []
-    for path in sorted(ledger.glob("*.jsonl")) if ledger.is_dir() else []:
+    for path in sorted(ledger.glob(f"{key}-*.jsonl")) if ledger.is_dir() else []:
         for text in reversed(path.read_text().splitlines()):
             with contextlib.suppress(json.JSONDecodeError):
                 out.append(json.loads(text))

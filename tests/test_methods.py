@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -238,26 +239,36 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
         assert spread(learn="decay_only", weight_decay=1.0, lr=0.1, size=size) < 0.9
 
 
-def test_meta_images_never_reach_batch_norm(final_run, monkeypatch):
-    """Statistics of a bilevel run are those of the augmented training batches alone."""
-    run = final_run("bilevel", {"group": "translation"})
+@pytest.mark.parametrize(
+    "case",
+    [
+        "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
+        "autogenda ratio",
+    ],
+    indirect=True,
+)  # fmt: skip
+def test_meta_images_never_reach_batch_norm(case, monkeypatch):
+    """Statistics are those of the augmented training batches alone."""
     states = []
     for value in (0, 255):
 
         def load(*args, value=value, real=data.load, **kwargs):
             splits = real(*args, **kwargs)
-            meta = data.Split(torch.full_like(splits.meta.images, value), splits.meta.labels)
-            return data.Splits(splits.train, meta, splits.val, splits.test, splits.classes)
+            blank = replace(splits.meta, images=torch.full_like(splits.meta.images, value))
+            return replace(splits, meta=blank)
 
         with monkeypatch.context() as m:
             m.setattr(train.data, "load", load)
             # One step: afterwards theta differs, and so do the images.
-            short = run.train.model_copy(update={"epochs": 1, "batch_size": 160})
-            epoch = next(train.run(run.model_copy(update={"train": short})))
+            one = {"epochs": 1, "iters_per_epoch": 1, "batch_size": 64}
+            run = case.model_copy(update={"train": case.train.model_copy(update=one)})
+            epoch = next(train.run(run, bank=Planted(case)))
             states.append(epoch.snapshot()["learner"]["model"])
     for k in states[0]:
         if "running" in k:
             torch.testing.assert_close(states[0][k], states[1][k]), k
+        if "num_batches" in k:
+            assert int(states[0][k]) == 1
 
 
 def test_replay_goes_through_the_states_of_the_run_that_it_replays(final_run, tmp_path):
