@@ -407,7 +407,7 @@ def critical_difference(ranking: Ranking, look: Mapping[str, Look]) -> Figure:
     with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True}):
         figure, (axes,) = panels(9.2, 1.7 + 0.24 * len(names))
         critical_difference_diagram(
-            ranking.mean_ranks, pairs, cd=ranking.critical_difference, ax=axes, text_h_margin=0.06,
+            ranking.mean_ranks, pairs, ax=axes, text_h_margin=0.06,
             label_fmt_left="{label} ({rank:.2f})", label_fmt_right="({rank:.2f}) {label}",
             label_props={"fontsize": 9.5}, marker_props={"s": 28},
             elbow_props={"linewidth": 1.2}, crossbar_props={"color": "black", "linewidth": 2.5},
@@ -417,6 +417,8 @@ def critical_difference(ranking: Ranking, look: Mapping[str, Look]) -> Figure:
         ticks = range(math.floor(min(ranks)), math.ceil(max(ranks)) + 1)
         axes.set_xticks(ticks)
         axes.spines["top"].set_bounds(ticks[0], ticks[-1])
+        # The library's own bar for it lies across the numbers of the axis.
+        axes.set_title(f"CD = {ranking.critical_difference:.1f}", loc="left", pad=18, fontsize=9.5)
         return figure
 
 

@@ -133,9 +133,7 @@ class Plan:
             return {}
         rows = []
         for done in self.done:
-            run = done.run
-            compared = run.phase == "search" and run.val_fraction is not None
-            if run.label == entry.label and compared:
+            if done.run.label == entry.label and done.run.phase == "search":
                 rows += self.folder.read_rows(done.run.key)[-1:]
         if not rows:
             return None

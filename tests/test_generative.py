@@ -186,6 +186,40 @@ def test_the_first_order_gradient_is_that_of_the_augmented_loss_at_fixed_weights
     assert torch.allclose(state.logits.detach(), before - 0.1 * numeric, atol=1e-8)
 
 
+def test_blends_differ_though_the_proportions_are_equal():
+    """The Gumbel noise is what lets a search try one kind and then another."""
+    method = AutoGenDA(then={"name": "none"})
+    state = method.init(Task(1, 4, 4, (4, 4, 4)), 0, CPU)
+    b = batch(12)
+    b.images[:] = 0
+    b.edits.images[:] = 255
+    blend = method._blended(state, b, torch.Generator().manual_seed(0)).detach()
+    share = blend[:, 0, 0, 0][:-1]  # of the edits, in each image
+    assert float(share.std()) > 0.1 and float(share.mean()) == pytest.approx(2 / 3, abs=0.15)
+
+
+@pytest.mark.parametrize("estimator", ["likelihood_ratio", "gumbel"])
+def test_the_classifier_takes_the_step_that_it_would_take_without_a_search(estimator):
+    method = AutoGenDA(gradient="hypergradient", estimator=estimator, then={"name": "none"})
+    learner = learner_of(torch.float32)
+    state = method.init(Task(1, 4, 4, (4, 4, 4)), 0, CPU)
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    b = batch(12)
+    b.edits.images[:] = b.images.repeat_interleave(4, dim=0)  # whatever is drawn, it is the same
+    method.step(learner, b, lambda n: b, state)
+    loss = F.cross_entropy(
+        torch.func.functional_call(
+            learner.model, dict(zip(learner.weights(), before, strict=True)), (b.images / 255,)
+        ),
+        b.labels,
+    )
+    assert float(loss) > float(F.cross_entropy(learner.model(b.images / 255), b.labels).detach())
+    plain = learner_of(torch.float32)
+    plain.descend(plain.loss(b.images / 255, b.labels))
+    for mine, other in zip(learner.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def test_a_fixed_half_of_each_class_explores():
     labels = torch.tensor([0] * 7 + [1] * 2 + [2])
     a, b = train.deal_by_class(labels, 0.5, seed=1, epoch=1)
@@ -239,6 +273,14 @@ def test_a_run_without_its_bank_stops(final_run):
 
     with pytest.raises(RunError, match="generated images are needed"):
         list(train.run(final(final_run, {})))
+
+
+def test_an_augmenter_and_proportions_are_learned_together(final_run):
+    run = final_run("bilevel", {"edits": ["local"], "group": "translation", "lr": 0.1})
+    epoch = list(train.run(run, bank=Planted(run)))[-1]
+    alpha = torch.tensor(epoch.row["alpha"])
+    assert not torch.allclose(alpha, torch.full((10, 2), 0.5), atol=1e-3)
+    assert not torch.equal(epoch.snapshot()["state"]["augmenter.log_gain"], torch.zeros(2))
 
 
 PLANTED = {"epochs": 4, "iters": 40, "images": 800, "width": 4}

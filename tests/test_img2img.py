@@ -155,7 +155,7 @@ def plain(model, job, side=tiny_sd.SIDE, scheduler=None, **arguments):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_dpm_is_the_pipelines_own_call(model, editor, guidance):
-    here = editor(guidance=guidance, calls=6)
+    here = editor(guidance=guidance, calls=6, strength=0.6)
     at = timesteps(torch.tensor(half_log_snr()).mul(2).sigmoid(), 0.6, 6)
     some = jobs(3)
     for job, edited in zip(some, here.edit(some), strict=True):
