@@ -1,13 +1,16 @@
 """All runs of a study, in all its cases, in one Ray Tune run."""
 
+import contextlib
 import logging
 import os
 import random
+import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +93,33 @@ def execute(
         ),
     )
     try:
-        tuner.fit()
+        with interruptible():
+            tuner.fit()
     finally:
         watch.end()
     return plans
+
+
+_interrupted = threading.Event()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends what is in here also if it comes at a moment at which Ray swallows exceptions."""
+
+    def note(number: int, frame: Any) -> None:
+        _interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def start_ray(cpus: int | None = None) -> None:
@@ -432,6 +458,10 @@ class _Explore:
 class _Callback(_Unsaved, tune.Callback):
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
+
+    def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any

@@ -1,5 +1,6 @@
 """A real Ray Tune run, killed and resumed; the command as its users type it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -184,7 +185,9 @@ def test_more_seeds_run_only_what_is_new(killed_and_resumed):
         (["--set", "train.epoch=3"], "error: train.epoch: unknown key (did you mean epochs?)"),
         (["no.yaml"], "error: no.yaml cannot be read"),
         (["--seeds", "0"], "error: seeds must be at least 1"),
-        (["--set", "dataset.train_size=100000"], "error: dataset.train_size is 100000, but"),
+        (["--set", "dataset.imbalance.largest=999"], "dataset.imbalance.largest: 999 images"),
+        (["--set", "dataset={name: fashion-mnist-mini, train_size: 100000}"], "is 100000, but"),
+        (["--set", "generate.model=./nowhere"], "error: generate: no model folder at ./nowhere"),
         (["--set", "dataset={name: folder, root: nowhere}"], "is not a folder"),
     ],
 )
@@ -219,6 +222,22 @@ def test_more_than_the_machine_has_is_refused_before_anything_runs(tmp_path):
     done = run_all(tmp_path / "greedy.yaml", "--out", tmp_path / "runs")
     assert done.returncode == 2
     assert "methods.none: resources ask for 512 GPU, but no machine here has" in done.stderr
+
+
+def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed():
+    from autoaug_ray import study
+
+    before = signal.getsignal(signal.SIGINT)
+    step = study._Callback(study.Watch()).on_step_end
+    with study.interruptible():
+        step(0, [])
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            step(1, [])
+    assert signal.getsignal(signal.SIGINT) is before
+    with study.interruptible():
+        step(2, [])
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
