@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,19 @@ class MixHand(Hand):
                 # Test images in proportion to nothing: micro is a little above macro.
                 micro = float(per_class.mean()) + (0.0 if even else 0.02)
                 self.run(label, seed=s, accuracy=micro, choices=choices, more=more)
+
+
+class Page(HTMLParser):
+    """A page's tags and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data

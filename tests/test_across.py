@@ -5,13 +5,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hand import MixHand
+from hand import MixHand, Page
 from rich.console import Console
 from scipy import stats
 
@@ -238,20 +237,6 @@ def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
 # The page
 
 
-class _Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[Any, Any]], Path]:
     """Two cases with a page each, and the page over both."""
@@ -266,7 +251,7 @@ def test_page(made: tuple[list[tuple[Any, Any]], Path]) -> None:
     cases, path = made
     root = path.parent
     text = path.read_text()
-    page = _Page(text)
+    page = Page(text)
     images = [a for tag, a in page.tags if tag == "img"]
     assert len(images) == len(list(root.glob("*.png"))) == 3
     assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)

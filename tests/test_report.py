@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hand import TREE, Hand, MixHand
+from hand import TREE, Hand, MixHand, Page
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -320,24 +319,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, Fold
     torch.set_num_threads(threads)
 
 
-class _Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_page_is_whole_and_needs_nothing_else(made: tuple[Study, Folder, Path]) -> None:
     study, folder, path = made
     text = path.read_text()
-    page = _Page(text)
+    page = Page(text)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == len(list(folder.root.glob("*.png"))) == 6
     assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)
@@ -418,7 +403,7 @@ def test_macro_accuracy_has_a_column_where_it_says_something(tmp_path: Path) -> 
     finals = summary.collect(hand.study, hand.folder).finals["none"].values()
     macro = np.mean([rows[-1]["class_accuracy"] for rows in finals])
     assert re.search(rf"none [\d.]+ ± [\d.]+ \(3\) {100 * macro:.2f} - 1.00", text)
-    page = _Page(report.write(hand.study, hand.folder).read_text()).text
+    page = Page(report.write(hand.study, hand.folder).read_text()).text
     assert f"{100 * macro:.2f}" in page and "Macro accuracy %classes count the same" in page
 
     equal = [dict(r, macro_accuracy_mean=r["test_accuracy_mean"]) for r in rows]
@@ -497,7 +482,7 @@ def test_generated_images_are_charged(tmp_path: Path) -> None:
     hand.fill({})
     rows = hand.rows()
     assert rows["autogenda"]["relative_cost"] == pytest.approx(4.6)
-    page = _Page(report.write(hand.study, hand.folder).read_text()).text
+    page = Page(report.write(hand.study, hand.folder).read_text()).text
     assert "of which imagesgenerated; none = 1" in page and "3.10" in page
     assert "captionsCPU-minutes" in page and "generated imagesCPU-minutes" in page
     assert "learned wordsCPU" not in page  # nobody learned any

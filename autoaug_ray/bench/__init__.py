@@ -16,9 +16,11 @@ plain one beside it, so that a machine that is busy now and then slows both side
 
 from typing import Any, NamedTuple
 
+import torch
 from rich.table import Table
 
 from autoaug_ray.data import Dataset
+from autoaug_ray.errors import UserError
 
 DATASET = Dataset(name="fashion-mnist-mini")
 
@@ -26,3 +28,12 @@ DATASET = Dataset(name="fashion-mnist-mini")
 class Outcome(NamedTuple):
     figures: dict[str, Any]
     tables: list[Table]
+
+
+def device_of(name: str) -> torch.device:
+    """Of a --device option. Raises UserError for one that is not here."""
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu or cuda, got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device on this machine; use cpu.")
+    return torch.device(name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoaug_ray import data
 from autoaug_ray import meter as metering
-from autoaug_ray.bench import DATASET, Outcome
+from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation
 
@@ -46,7 +46,7 @@ def generate(
     from autoaug_ray.generate.img2img import Editor, Job
     from autoaug_ray.generate.quality import Judge
 
-    where = _device(device)
+    where = device_of(device)
     if guidance < 1:
         raise UserError(f"--guidance must be at least 1, got {guidance}.")
     splits = data.load(DATASET, val_fraction=None, device="cpu")
@@ -295,11 +295,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu or cuda, got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no GPU here.")
-    return torch.device(name)

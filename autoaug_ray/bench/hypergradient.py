@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from autoaug_ray import data, models, train
 from autoaug_ray import meter as metering
-from autoaug_ray.bench import DATASET, Outcome
+from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.config import Run
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
@@ -355,7 +355,7 @@ def hypergradient(
     batches: Annotated[int, "over which cosines are averaged"] = 8,
 ) -> Outcome:
     """The cost of every way to the hypergradient, and its cosine to the exact one."""
-    where = _device(device)
+    where = device_of(device)
     try:
         classifier = Classifier(name=model, width=width)
     except ValueError:
@@ -429,11 +429,3 @@ def _cost(row: Mapping[str, Any]) -> tuple[str, str]:
     if "cost" not in row:
         return "", ""
     return f"{row['cost']:.2f}", f"{row['cost_low']:.2f}-{row['cost_high']:.2f}"
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu or cuda, got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device on this machine; use cpu.")
-    return torch.device(name)

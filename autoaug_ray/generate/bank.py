@@ -626,14 +626,20 @@ def _keys_or_none(path: Path) -> list[str]:
     return keys
 
 
-def _check_shard(path: Path) -> Iterator[str]:
+def _checked(path: Path, schema: pa.Schema) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a file that is named by the hash of its keys, and what is wrong with the file."""
     try:
-        rows = _read(path, SHARD.names).to_pylist()
+        rows: list[dict[str, Any]] = _read(path, schema.names).to_pylist()
     except (OSError, pa.ArrowException, KeyError) as error:
-        yield f"cannot be read ({error})"
-        return
+        return [], [f"cannot be read ({error})"]
     if shard_name([row["key"] for row in rows]) != path.stem:
-        yield "its name is not the hash of its keys"
+        return rows, ["its name is not the hash of its keys"]
+    return rows, []
+
+
+def _check_shard(path: Path) -> Iterator[str]:
+    rows, faults = _checked(path, SHARD)
+    yield from faults
     for row in rows:
         if hashlib.sha256(row["image"]).hexdigest() != row["checksum"]:
             yield f"{row['key']}: the image's checksum is another"
@@ -650,13 +656,8 @@ def _check_shard(path: Path) -> Iterator[str]:
 
 
 def _check_captions(path: Path) -> Iterator[str]:
-    try:
-        rows = _read(path, CAPTIONS.names).to_pylist()
-    except (OSError, pa.ArrowException, KeyError) as error:
-        yield f"cannot be read ({error})"
-        return
-    if shard_name([row["key"] for row in rows]) != path.stem:
-        yield "its name is not the hash of its keys"
+    rows, faults = _checked(path, CAPTIONS)
+    yield from faults
     for row in rows:
         if Caption(*(row[name] for name in CAPTIONS.names[1:])).key != row["key"]:
             yield f"{row['key']}: its key does not follow from its row"
