@@ -84,7 +84,8 @@ class _Sources:
         self, plan_key: str, kinds: Sequence[Kind], shape: Any, hashes: Sequence[str]
     ) -> Edits:
         run = self.run
-        images = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed).train.images
+        splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed)
+        images = splits.train.load().images
         start = torch.arange(len(images))[:, None].expand(-1, len(kinds))
         return Edits(images, start, torch.ones_like(start))
 

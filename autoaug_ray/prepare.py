@@ -40,7 +40,8 @@ def pools_of(study: Study) -> dict[str, Pool]:
     pools = {}
     for name, (seed, part) in wanted.items():
         splits = data.load(study.dataset, val_fraction=part, device="cpu", seed=seed)
-        pools[name] = Pool(splits.train.images, splits.train.labels, splits.classes)
+        train = splits.train.load()
+        pools[name] = Pool(train.images, train.labels, splits.classes)
     return pools
 
 

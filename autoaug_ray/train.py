@@ -20,7 +20,7 @@ from torchvision.utils import make_grid
 
 from autoaug_ray import data, models
 from autoaug_ray.config import Run
-from autoaug_ray.data import Edits, Split, Splits
+from autoaug_ray.data import AnySplit, Edits, Split, Splits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import Kind
@@ -99,7 +99,7 @@ def run(
     ).to(device)  # fmt: skip
     noise = stream(config.seed, "augment", device)
     learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
-    channels, height, width = splits.train.images.shape[1:]
+    channels, height, width = splits.train.shape
     task = Task(channels, height, width, tuple(class_counts))
     state: Any = method.init(task, seed_of(config.seed, "augmenter"), device)
 
@@ -196,13 +196,12 @@ def with_edits(
     """The pool with the edits of the method's kinds beside its images, and their device-hours."""
     if bank is None or config.bank_plan is None:
         raise RunError(f"{config.label}: generated images are needed, but no bank was given.")
-    kinds, images = config.method.kinds[1:], splits.train.images
-    channels, height, width = images.shape[1:]
-    hashes = [content_hash(image) for image in images.cpu()]
-    found = bank.variants(config.bank_plan, kinds, (channels, height, width), hashes)
+    kinds, device = config.method.kinds[1:], splits.train.labels.device
+    hashes = [content_hash(i) for b in data.batches(splits.train) for i in b.images.cpu()]
+    found = bank.variants(config.bank_plan, kinds, splits.train.shape, hashes)
     if not len(found.images):
         raise RunError(f"{config.label}: none of the generated images can be used.")
-    edits = Edits(*(x.to(images.device) for x in (found.images, found.start, found.count)))
+    edits = Edits(*(x.to(device) for x in (found.images, found.start, found.count)))
     train, meta = (replace(s, edits=edits) for s in (splits.train, splits.meta))
     seconds = bank.cost(config.bank_plan, kinds)
     return replace(splits, train=train, meta=meta), {p: s / 3600 for p, s in seconds.items()}
@@ -214,14 +213,16 @@ class Accuracy(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(method: Method, learner: Learner, split: Split | None, state: nn.Module) -> Accuracy:
+def evaluate(
+    method: Method, learner: Learner, split: AnySplit | None, state: nn.Module
+) -> Accuracy:
     """Share of images that are classified correctly, over all images and per class."""
     assert split is not None
     learner.model.eval()
     right = torch.cat(
         [
             method.predict(learner, as_float(b.images), state).argmax(1) == b.labels
-            for b in split.batches(500)
+            for b in data.batches(split)
         ]
     ).float()
     learner.model.train()
@@ -231,12 +232,13 @@ def evaluate(method: Method, learner: Learner, split: Split | None, state: nn.Mo
 
 
 @torch.no_grad()
-def probe(method: Method, state: nn.Module, pool: Split) -> tuple[Strength, Tensor]:
+def probe(method: Method, state: nn.Module, pool: AnySplit) -> tuple[Strength, Tensor]:
     """Delivered strength, and the images (PROBE, C, H, W) that it was measured on.
 
     On the same images with the same noise for every method and epoch, from a stream of its own.
     """
-    images = as_float(pool.images[:PROBE])
+    first = torch.arange(min(PROBE, len(pool)), device=pool.labels.device)
+    images = as_float(pool.take(first).load().images)
     strength = Strength(images)
     out = method.augment(state, images, stream(0, "probe", images.device), strength)
     return strength, out
@@ -295,30 +297,29 @@ def deal_by_class(
     return torch.cat(train), torch.cat(meta)
 
 
-def balanced(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
+def balanced(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
     """A callable that hands out so many of these images, all classes with the same probability."""
     labels = split.labels.cpu()[index]
     weights = 1 / torch.bincount(labels)[labels].double()
 
-    def take(n: int) -> Split:
-        drawn = torch.multinomial(weights, n, replacement=True, generator=order)
-        return split.take(index[drawn].to(split.labels.device))
+    def draw(n: int) -> Tensor:
+        return index[torch.multinomial(weights, n, replacement=True, generator=order)]
 
-    return take
+    return data.draws(split, draw)
 
 
-def shuffled(split: Split, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
+def shuffled(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
     """A callable that hands out so many of these images, in a new random order each time round."""
     queue = index[:0]
 
-    def take(n: int) -> Split:
+    def draw(n: int) -> Tensor:
         nonlocal queue
         while len(queue) < n:
             queue = torch.cat([queue, index[torch.randperm(len(index), generator=order)]])
         head, queue = queue[:n], queue[n:]
-        return split.take(head.to(split.labels.device))
+        return head
 
-    return take
+    return data.draws(split, draw)
 
 
 def used(config: Run, learner: Learner, epochs: int) -> Run:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from autoaug_ray import data
-from autoaug_ray.data import Dataset, Shift, excerpt
+from autoaug_ray import data, train
+from autoaug_ray.data import Dataset, Shift, excerpt, files
 from autoaug_ray.errors import UserError
 
 MINI = Dataset(name="fashion-mnist-mini")
@@ -185,13 +185,13 @@ def test_fashion_mnist_errors_name_the_file(fashion):
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     with pytest.raises(UserError, match="train-labels-idx1-ubyte.gz is not a whole IDX file"):
-        data.DATASETS["fashion-mnist"](dataset)
+        data.SOURCES["fashion-mnist"](dataset)
     idx(path, np.zeros(7, np.uint8))
     with pytest.raises(UserError, match="40 images but 7 labels"):
-        data.DATASETS["fashion-mnist"](dataset)
+        data.SOURCES["fashion-mnist"](dataset)
     path.unlink()
     with pytest.raises(UserError, match=r"no train-labels-idx1-ubyte\[.gz\].*dataset.download"):
-        data.DATASETS["fashion-mnist"](dataset)
+        data.SOURCES["fashion-mnist"](dataset)
 
 
 def test_a_missing_cifar_says_what_to_do(tmp_path):
@@ -259,3 +259,46 @@ def test_impossible_subsets_are_refused():
             data.load(wrong, val_fraction=None, device="cpu")
     with pytest.raises(ValueError, match="only one of train_size and shots"):
         data.Dataset(name="fashion-mnist-mini", shots=2, train_size=40)
+
+
+def test_stored_images_are_the_same_images(folder):
+    """Decoded when drawn, ahead and on threads: what training sees does not depend on it."""
+    inside, outside = (load_folder(folder, memory_gb=gb) for gb in (4.0, 0.0))
+    assert isinstance(inside.train, data.Split) and isinstance(outside.train, data.Stored)
+    for name in ("train", "val", "test"):
+        a, b = getattr(inside, name), getattr(outside, name)
+        assert torch.equal(a.images, b.load().images) and torch.equal(a.labels, b.labels)
+    index = torch.arange(len(inside.train))
+    for cycle in (train.shuffled, train.balanced):
+        a, b = (cycle(s.train, index, train.stream(0, "order")) for s in (inside, outside))
+        for _ in range(5):
+            x, y = a(4), b(4)
+            assert torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels)
+    for x, y in zip(
+        data.channel_statistics(inside.train), data.channel_statistics(outside.train), strict=True
+    ):
+        torch.testing.assert_close(x, y)
+
+
+def test_a_stored_image_that_cannot_be_read_is_named(folder):
+    (folder / "train/dog/3.png").write_bytes(b"no image")
+    stored = load_folder(folder, memory_gb=0.0)
+    with pytest.raises(UserError, match="train/dog/3.png cannot be read as an image"):
+        list(data.batches(stored.train)), list(data.batches(stored.val))
+
+
+def test_a_shift_needs_images_in_memory(folder):
+    with pytest.raises(UserError, match="dataset.shift needs images in memory.*memory_gb, 0"):
+        load_folder(folder, memory_gb=0.0, shift=Shift(translate=2))
+
+
+def test_files_are_stretched_or_cropped(tmp_path):
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255  # the middle square
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    for fit, white in (("stretch", 0.5), ("crop", 1.0)):
+        image = files.ImageFiles([tmp_path / "wide.png"], 20, fit=fit)(0)
+        assert image.shape == (3, 20, 20)
+        assert abs(image.mean() / 255 - white) < 0.01
+    part = files.ImageFiles([tmp_path / "wide.png"], None, boxes=[(0, 0, 30, 10)])(0)
+    assert np.array_equal(part, pixels[:10, :30].transpose(2, 0, 1))

@@ -29,7 +29,8 @@ def actors(
     start_ray(most)
     splits = data.load(DATASET, val_fraction=None, device="cpu")
     n = shards * size // PER_SOURCE
-    pool = Pool(splits.train.images[:n], splits.train.labels[:n], splits.classes)
+    train = splits.train.load()
+    pool = Pool(train.images[:n], train.labels[:n], splits.classes)
     settings = Generation(per_source=PER_SOURCE, per_class=1)
     rates = []
     for count in (1, most):

@@ -40,7 +40,7 @@ class Planted:
         """By kind; the edits of other kinds are the images as they are."""
         held_out = None if run.phase == "final" else run.val_fraction
         splits = data.load(run.dataset, val_fraction=held_out, device="cpu", seed=run.seed)
-        self.pool, self.made_by = splits.train, edits
+        self.pool, self.made_by = splits.train.load(), edits
         self.hashes = [content_hash(image) for image in self.pool.images]
 
     def variants(

@@ -54,7 +54,7 @@ def generate(
         raise UserError(
             f"--rounds times --sources must be at most {len(splits.test)}, the test images."
         )
-    pool = splits.train
+    pool, test = splits.train.load(), splits.test.load()
     judge = Judge(pool.images[:, 0].numpy(), pool.labels.numpy(), EPOCHS)
     ours = Generation(strength=STRENGTH, guidance=guidance)
     theirs = Generation.model_validate({**DAFUSION, "guidance": guidance})
@@ -64,7 +64,7 @@ def generate(
 
     def jobs(first: int, count: int) -> list[Job]:
         return [
-            Job(splits.test.images[i], f"a photo of a {_name(splits, i)}", seed=edits * i + k)
+            Job(test.images[i], f"a photo of a {_name(splits, i)}", seed=edits * i + k)
             for i in range(first, first + count)
             for k in range(edits)
         ]
@@ -105,7 +105,7 @@ def generate(
                 "recognised": _share(int(right.sum()), len(right)),
             }
         )
-    real = judge.classes(splits.test.images[: rounds * sources, 0].numpy())
+    real = judge.classes(test.images[: rounds * sources, 0].numpy())
     figures = {
         "device": metering.device_name(where),
         "images": rounds * n,

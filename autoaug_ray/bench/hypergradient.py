@@ -138,7 +138,7 @@ class Place:
         self.training = Training()
         self.total_steps = 10 * max(warmup, 10)
         self.splits = data.load(DATASET, val_fraction=None, device=device)
-        self.shape = Task(*self.splits.train.images.shape[1:])
+        self.shape = Task(*self.splits.train.shape)
         pool = len(self.splits.train)
         train_index, meta_index = train.deal(pool, self.training.meta_fraction, 0, 1)
         self._train = train.shuffled(self.splits.train, train_index, train.stream(0, "order"))

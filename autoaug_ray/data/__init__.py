@@ -1,4 +1,4 @@
-"""Datasets by name -> `Splits`: uint8 tensors on the device, in the roles of the protocol.
+"""Datasets by name -> `Splits`: uint8 images on the device, in the roles of the protocol.
 
 The pool holds every image that may train something. Each epoch its images are dealt two roles:
 *train* (the classifier's weights learn from it) and *meta* (augmentation parameters learn from
@@ -11,140 +11,49 @@ not. Then the right augmentation is known, and a method can be held against it.
 `imbalance` and `shots` cut the pool to a long tail, or to a few images per class. Both take
 prefixes of one order of each class's images: a smaller subset is a part of a larger one, and
 images generated for the larger one serve both.
+
+A new dataset is a function from `Dataset` to `Source` in a file beside this one, a line in SOURCES
+and one in `settings.OPTIONS`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from autoaug_ray.data.files import FASHION_MNIST_CLASSES, read_fashion_mnist, read_image_folder
+from autoaug_ray.data import arrays, folders
+from autoaug_ray.data.settings import Dataset, Imbalance, Shift
+from autoaug_ray.data.splits import (
+    AnySplit,
+    Edits,
+    Source,
+    Split,
+    Splits,
+    Stored,
+    batches,
+    concatenate,
+    draws,
+)
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops
-from autoaug_ray.settings import Settings
 
+__all__ = [
+    "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
+    "batches", "concatenate", "draws", "load", "source_of",
+]  # fmt: skip
 
-class Shift(Settings):
-    """How the target domain differs; every image draws its own values, uniformly and once."""
-
-    translate: float = Field(0.0, ge=0, le=1000)
-    """Pixels, +-, in x and in y."""
-    rotate: float = Field(0.0, ge=0, le=180)
-    """Degrees, +-."""
-    zoom: float = Field(1.0, ge=1, le=10)
-    """Factor: log-uniform between 1/zoom and zoom."""
-    brightness: float = Field(0.0, ge=0, le=1)
-    """Factor 1 +- this."""
-    hue: float = Field(0.0, ge=0, le=0.5)
-    """Turns of the colour circle, +-; nothing happens to grey images."""
-
-
-class Imbalance(Settings):
-    """A long tail: the class of rank r (0..C-1) keeps max(2, int(largest * factor ** (r / (C-1)))).
-
-    Cao et al. 2019 (LDAM) with AutoGenDA's least count of 2 (section 4.1), which for small classes
-    decides the ratio: every row says the nominal and the effective one.
-    """
-
-    factor: float = Field(gt=0, le=1)
-    """f: nominal ratio of the smallest to the largest class."""
-    largest: int | None = Field(None, ge=2)
-    """Images of the largest class; None: as many as the smallest class of the whole pool has."""
-    order: Literal["seeded", "index"] = "seeded"
-    """Which class gets most: a permutation, or class 0 first as in CIFAR-10-LT."""
-
-
-class Dataset(Settings):
-    """What a study's `dataset:` may say."""
-
-    name: Literal["fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100", "folder"]
-    root: str = "data"
-    download: bool = False
-    train_size: int | None = Field(None, ge=4)
-    """Keep this many images of the pool, class-balanced as the pool is."""
-    test_size: int | None = Field(None, ge=2)
-    image_size: int | None = Field(None, ge=8, le=1024)
-    """Side in pixels to which a `folder` is read (default 32); other sets have their own."""
-    channels: Literal[1, 3] | None = None
-    """Of a `folder`: 3 (default), or 1 to read it as grey."""
-    shift: Shift = Shift()
-    imbalance: Imbalance | None = None
-    shots: int | None = Field(None, ge=1)
-    """So many images of every class."""
-    redraw: bool = True
-    """Every seed has its own class order and images in an imbalanced or low-shot pool; False: all
-    seeds share those of seed 0, and one bank of generated images."""
-
-    @model_validator(mode="after")
-    def _one_subset(self) -> "Dataset":
-        given = [k for k in ("train_size", "imbalance", "shots") if getattr(self, k) is not None]
-        if len(given) > 1:
-            raise ValueError(f"only one of {' and '.join(given)} can be set")
-        return self
-
-    @model_validator(mode="after")
-    def _folder_only(self) -> "Dataset":
-        for field in ("image_size", "channels"):
-            if self.name != "folder" and getattr(self, field) is not None:
-                raise ValueError(f"{field} can be set for name: folder only")
-        return self
-
-
-@dataclass(frozen=True)
-class Edits:
-    """Generated versions of the images of a split, of one or several kinds."""
-
-    images: Tensor  # (N, channels, height, width) uint8, of all sources and kinds
-    start: Tensor  # (n, kinds) int64: images[start : start + count] are those of source and kind
-    count: Tensor  # (n, kinds) int64; 0 where none could be made
-
-    def take(self, index: Tensor) -> "Edits":
-        return Edits(self.images, self.start[index], self.count[index])
-
-
-@dataclass(frozen=True)
-class Split:
-    images: Tensor  # (n, channels, height, width) uint8
-    labels: Tensor  # (n,) int64
-    edits: Edits | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor) -> "Split":
-        edits = None if self.edits is None else self.edits.take(index)
-        return Split(self.images[index], self.labels[index], edits)
-
-    def batches(self, size: int) -> list["Split"]:
-        pairs = zip(self.images.split(size), self.labels.split(size), strict=True)
-        return [Split(*pair) for pair in pairs]
-
-
-@dataclass(frozen=True)
-class Splits:
-    train: Split
-    meta: Split
-    """The same images as `train`, in the same order, as the target domain shows them."""
-    val: Split | None
-    """None in a final run: what chose the setting now trains it."""
-    test: Split
-    classes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A dataset as it is on disk; `held_out` is the publisher's own validation set, if any."""
-
-    pool: Split
-    held_out: Split | None
-    test: Split
-    classes: tuple[str, ...]
+SOURCES: dict[str, Callable[[Dataset], Source]] = {
+    "fashion-mnist-mini": arrays.fashion_mnist_mini,
+    "fashion-mnist": arrays.fashion_mnist,
+    "cifar10": arrays.cifar,
+    "cifar100": arrays.cifar,
+    "folder": folders.folder,
+}
+DESCRIBED = 8192
+"""Images at most, evenly spaced, whose mean and standard deviation normalise a stored dataset."""
 
 
 def load(
@@ -155,38 +64,47 @@ def load(
     A publisher's own validation set takes the place of that part, and joins the pool in a final
     run. `seed` draws an imbalanced or low-shot pool. Raises UserError for data that cannot be used.
     """
-    source = _load(dataset)
+    source = source_of(dataset)
     if dataset.imbalance or dataset.shots:
         pool = source.pool
         if source.held_out is not None:
-            pool = _concatenate(pool, source.held_out)
+            pool = concatenate(pool, source.held_out)
         kept = _kept(dataset, pool.labels, len(source.classes), seed if dataset.redraw else 0)
-        source = _Source(pool.take(kept), None, source.test, source.classes)
+        source = replace(source, pool=pool.take(kept), held_out=None)
     pool, val = source.pool, source.held_out
     if val_fraction is None:
         if val is not None:
-            pool, val = _concatenate(pool, val), None
+            pool, val = concatenate(pool, val), None
     elif val is None:
         chosen = _stratified(pool.labels, round(len(pool) * val_fraction), seed=1)
         rest = torch.ones(len(pool), dtype=torch.bool)
         rest[chosen] = False
         pool, val = pool.take(rest.nonzero().flatten()), pool.take(chosen)
 
-    def to(split: Split, *, shifted: int | None) -> Split:
-        images = (
-            split.images
-            if shifted is None
-            else apply_shift(split.images, dataset.shift, seed=shifted)
-        )
-        return Split(images.to(device), split.labels.to(device))
+    def shown(split: AnySplit, shifted: int | None) -> AnySplit:
+        split = _fitting(split, dataset)
+        if shifted is not None and dataset.shift != Shift():
+            if isinstance(split, Stored):
+                raise UserError(
+                    f"dataset.shift needs images in memory, and {len(split)} of them take more "
+                    f"than dataset.memory_gb, {dataset.memory_gb:g}."
+                )
+            split = Split(apply_shift(split.images, dataset.shift, seed=shifted), split.labels)
+        return split.to(device)
 
+    train = shown(pool, None)
     return Splits(
-        train=to(pool, shifted=None),
-        meta=to(pool, shifted=0),
-        val=None if val is None else to(val, shifted=1),
-        test=to(source.test, shifted=2),
+        train=train,
+        meta=train if dataset.shift == Shift() else shown(pool, 0),
+        val=None if val is None else shown(val, 1),
+        test=shown(source.test, 2),
         classes=source.classes,
     )
+
+
+def _fitting(split: AnySplit, dataset: Dataset) -> AnySplit:
+    """In memory if it is not too large for it."""
+    return split.load() if _bytes(split) <= dataset.memory_gb * 1e9 else split
 
 
 def apply_shift(images: Tensor, shift: Shift, *, seed: int) -> Tensor:
@@ -221,16 +139,35 @@ def apply_shift(images: Tensor, shift: Shift, *, seed: int) -> Tensor:
     return out
 
 
-def channel_statistics(split: Split) -> tuple[Tensor, Tensor]:
+def channel_statistics(split: AnySplit) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, (channels,) each, in [0, 1] units."""
+    if isinstance(split, Stored):
+        some = torch.linspace(0, len(split) - 1, min(DESCRIBED, len(split))).long()
+        # From batches' sums: all of these images at once may not fit either.
+        n = len(some) * split.shape[1] * split.shape[2]
+        total = squares = torch.zeros(split.shape[0], dtype=torch.float64)
+        for batch in batches(split.take(some)):
+            x = batch.images.cpu().double() / 255
+            total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
+        variance = (squares - total**2 / n) / (n - 1)
+        return (total / n).float(), variance.sqrt().clamp_min(1e-3).float()
     x = split.images.float() / 255
     return x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-3)
 
 
+def source_of(dataset: Dataset) -> Source:
+    """The whole dataset, in memory if it fits; its `notes` say how it was read.
+
+    Raises UserError for data that is not there, or not whole.
+    """
+    drawn = {"shift": Shift(), "imbalance": None, "shots": None, "redraw": True}
+    return _read(dataset.model_copy(update=drawn))
+
+
 @lru_cache(maxsize=2)
-def _load(dataset: Dataset) -> _Source:
-    """Cached: a process that runs many trials of one study reads its data once."""
-    source = DATASETS[dataset.name](dataset)
+def _read(dataset: Dataset) -> Source:
+    """Cached: a process that runs many trials of one study, in all its cases, reads it once."""
+    source = SOURCES[dataset.name](dataset)
     pool = _subset(source.pool, dataset.train_size, "train_size")
     test = _subset(source.test, dataset.test_size, "test_size")
     counts = torch.bincount(pool.labels, minlength=len(source.classes))
@@ -238,7 +175,16 @@ def _load(dataset: Dataset) -> _Source:
         raise UserError(
             f"dataset {dataset.name}: no training image of class {source.classes[missing[0]]!r}."
         )
-    return _Source(pool, source.held_out, test, source.classes)
+    source = replace(source, pool=pool, test=test)
+    parts = [p for p in (pool, source.held_out, test) if p is not None]
+    if sum(_bytes(p) for p in parts) > dataset.memory_gb * 1e9:
+        return source
+    held_out = source.held_out and source.held_out.load()
+    return replace(source, pool=pool.load(), held_out=held_out, test=test.load())
+
+
+def _bytes(split: AnySplit) -> int:
+    return len(split) * int(np.prod(split.shape))
 
 
 def counts_of(imbalance: Imbalance, classes: int, largest: int) -> list[int]:
@@ -272,7 +218,7 @@ def _kept(dataset: Dataset, labels: Tensor, classes: int, seed: int) -> Tensor:
     return torch.cat(parts).sort().values
 
 
-def _subset(split: Split, size: int | None, field: str) -> Split:
+def _subset(split: AnySplit, size: int | None, field: str) -> AnySplit:
     if size is None:
         return split
     if size > len(split):
@@ -289,76 +235,3 @@ def _stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
         members = order[labels[order] == c]
         rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
     return rank.argsort(stable=True)[:size]
-
-
-def _concatenate(a: Split, b: Split) -> Split:
-    return Split(torch.cat([a.images, b.images]), torch.cat([a.labels, b.labels]))
-
-
-def _split(images: np.ndarray, labels: np.ndarray) -> Split:
-    """(n, h, w), (n, h, w, c) or (n, c, h, w) uint8 arrays -> a Split."""
-    x = torch.from_numpy(np.array(images))
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.shape[1] not in (1, 3):
-        x = x.permute(0, 3, 1, 2).contiguous()
-    return Split(x, torch.from_numpy(labels.astype(np.int64)))
-
-
-def _mini(dataset: Dataset) -> _Source:
-    with np.load(Path(__file__).with_name("fashion-mnist-mini.npz"), allow_pickle=False) as a:
-        pool = _split(a["pool_images"], a["pool_labels"])
-        test = _split(a["test_images"], a["test_labels"])
-    return _Source(pool, None, test, FASHION_MNIST_CLASSES)
-
-
-def _fashion_mnist(dataset: Dataset) -> _Source:
-    root = Path(dataset.root).expanduser()
-    if dataset.download:
-        from torchvision.datasets import FashionMNIST
-
-        FashionMNIST(str(root), download=True)
-    pool, test = (_split(*read_fashion_mnist(root, train=train)) for train in (True, False))
-    return _Source(pool, None, test, FASHION_MNIST_CLASSES)
-
-
-def _cifar(dataset: Dataset) -> _Source:
-    from torchvision import datasets
-
-    make = datasets.CIFAR10 if dataset.name == "cifar10" else datasets.CIFAR100
-    root = Path(dataset.root).expanduser()
-    try:
-        parts = [make(str(root), train=t, download=dataset.download) for t in (True, False)]
-    except RuntimeError:
-        raise UserError(
-            f"dataset.root: no whole {make.base_folder} in {root}; unpack the {dataset.name} "
-            "python archive there, or set dataset.download to true."
-        ) from None
-    pool, test = (_split(p.data, np.array(p.targets)) for p in parts)
-    return _Source(pool, None, test, tuple(parts[0].classes))
-
-
-def _folder(dataset: Dataset) -> _Source:
-    root = Path(dataset.root).expanduser()
-
-    def read(part: str, classes: tuple[str, ...] | None) -> tuple[Split, tuple[str, ...]]:
-        images, labels, names = read_image_folder(
-            root / part,
-            size=dataset.image_size or 32,
-            channels=dataset.channels or 3,
-            classes=classes,
-        )
-        return _split(images, labels), names
-
-    pool, classes = read("train", None)
-    held_out = read("val", classes)[0] if (root / "val").is_dir() else None
-    return _Source(pool, held_out, read("test", classes)[0], classes)
-
-
-DATASETS: dict[str, Callable[[Dataset], _Source]] = {
-    "fashion-mnist-mini": _mini,
-    "fashion-mnist": _fashion_mnist,
-    "cifar10": _cifar,
-    "cifar100": _cifar,
-    "folder": _folder,
-}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoaug_ray.data.files import read_fashion_mnist
+from autoaug_ray.data.arrays import read_fashion_mnist
 
 POOL_PER_CLASS, TEST_PER_CLASS, SEED = 400, 200, 0
 

@@ -1,59 +1,77 @@
-"""Datasets on disk -> uint8 arrays. Every error names the file and what was expected there."""
+"""Image files -> uint8 arrays of one size. Errors name the file and what was expected there."""
 
-import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
+from autoaug_ray.data.splits import Reader, Stored
 from autoaug_ray.errors import UserError
 
-FASHION_MNIST_CLASSES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat",
-    "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+Fit = Literal["stretch", "crop"]
+Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels of the file
 
 
-def read_fashion_mnist(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 28, 28) uint8 and labels (n,) uint8 from the IDX files below `root`.
+@dataclass(frozen=True, eq=False)
+class ImageFiles(Reader):
+    """Reads the image at a position of `paths`, or the part of it in the box there."""
 
-    Takes the publisher's .gz files and torchvision's unpacked `FashionMNIST/raw` alike.
-    """
-    stem = "train" if train else "t10k"
-    images = _read_idx(root, f"{stem}-images-idx3-ubyte", 3)
-    labels = _read_idx(root, f"{stem}-labels-idx1-ubyte", 1)
-    if len(images) != len(labels):
-        raise UserError(
-            f"{root}: {stem} has {len(images)} images but {len(labels)} labels; "
-            "the two files belong to different downloads."
-        )
-    return images, labels
+    paths: Sequence[Path]
+    size: int | None
+    """Side of the result in pixels; None: as it is."""
+    channels: Literal[1, 3] = 3
+    fit: Fit = "stretch"
+    boxes: Sequence[Box] | None = None
+
+    def __call__(self, position: int) -> np.ndarray:
+        path = self.paths[position]
+        try:
+            with Image.open(path) as image:
+                if self.size and self.boxes is None:
+                    # A JPEG is decoded at a half, a quarter or an eighth where that is enough.
+                    image.draft("L" if self.channels == 1 else "RGB", (self.size, self.size))
+                part = image.crop(self.boxes[position]) if self.boxes else image
+                return as_array(part, self.size, self.channels, self.fit)
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} cannot be read as an image ({error}).") from None
+
+    def stored(
+        self, first: int, labels: Sequence[int], shape: tuple[int, int] | None = None
+    ) -> Stored:
+        """The images at `first` and after it, as many as there are labels.
+
+        `shape` is their height and width, where `size` does not say it.
+        """
+        height, width = shape or (self.size or 0, self.size or 0)
+        index = torch.arange(first, first + len(labels))
+        made = torch.tensor(labels, dtype=torch.int64)
+        return Stored(self, index, made, (self.channels, height, width))
 
 
-def _read_idx(root: Path, name: str, dims: int) -> np.ndarray:
-    places = [root / f"{sub}{name}{gz}" for sub in ("", "FashionMNIST/raw/") for gz in ("", ".gz")]
-    path = next((p for p in places if p.is_file()), None)
-    if path is None:
-        raise UserError(
-            f"dataset.root: no {name}[.gz] in {root} or {root}/FashionMNIST/raw; "
-            "put the Fashion-MNIST files there, or set dataset.download to true."
-        )
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        shape = np.frombuffer(raw, ">u4", count=dims, offset=4).astype(int)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a whole IDX file ({error}); download it again.") from None
+def as_array(image: Image.Image, size: int | None, channels: int, fit: Fit) -> np.ndarray:
+    """(channels, height, width) uint8; bilinear, with antialiasing where it shrinks."""
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None:
+        if fit == "crop":
+            side = min(image.size)
+            left, upper = ((length - side) // 2 for length in image.size)
+            image = image.crop((left, upper, left + side, upper + side))
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
 
 
-def read_image_folder(
-    root: Path, *, size: int, channels: int, classes: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """A `CLASS/IMAGE` tree -> images (n, channels, size, size) uint8, labels (n,) and class names.
+def class_folders(
+    root: Path, classes: tuple[str, ...] | None = None
+) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """The images of a `CLASS/IMAGE` tree in sorted order, their labels, and the class names.
 
-    Images are stretched to `size` (bilinear). `classes` are those of the training folder: another
-    name in a validation or test folder is an error, a missing one is not.
+    `classes` are those of the training folder: another name in a validation or test folder is an
+    error, a missing one is not.
     """
     if not root.is_dir():
         raise UserError(f"dataset.root: {root} is not a folder; a train/ and a test/ are expected.")
@@ -70,25 +88,19 @@ def read_image_folder(
             f"{root / unknown[0]}: the class {unknown[0]!r} is not among the training classes "
             f"({', '.join(classes)})."
         )
-    images, labels = [], []
+    paths: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        paths = sorted(p for p in root.glob(f"{name}/**/*") if p.suffix.lower() in IMAGE_ENDINGS)
-        if not paths and name in found:
+        of_class = images_in(root / name)
+        if not of_class and name in found:
             raise UserError(f"{root / name} holds no image ({', '.join(sorted(IMAGE_ENDINGS))}).")
-        for path in paths:
-            images.append(_read_image(path, size, channels))
-            labels.append(label)
-    if not images:
+        paths += of_class
+        labels += [label] * len(of_class)
+    if not paths:
         raise UserError(f"{root} holds no image in any class folder ({', '.join(classes)}).")
-    return np.stack(images), np.array(labels, np.uint8 if len(classes) < 256 else np.int64), classes
+    return paths, labels, classes
 
 
-def _read_image(path: Path, size: int, channels: int) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            resized = image.convert("L" if channels == 1 else "RGB").resize(
-                (size, size), Image.Resampling.BILINEAR
-            )
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}).") from None
-    return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)
+def images_in(folder: Path) -> list[Path]:
+    """Image files in a folder and those below it, sorted: the same on every machine."""
+    return sorted(p for p in folder.glob("**/*") if p.suffix.lower() in IMAGE_ENDINGS)

@@ -46,8 +46,8 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from autoaug_ray.data.arrays import FASHION_MNIST_CLASSES, read_fashion_mnist
 from autoaug_ray.data.excerpt import halves
-from autoaug_ray.data.files import FASHION_MNIST_CLASSES, read_fashion_mnist
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.generate import attributes
 from autoaug_ray.generate.weights import EMBEDDED

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoaug_ray import models
+from autoaug_ray.data.arrays import FASHION_MNIST_CLASSES, read_fashion_mnist
 from autoaug_ray.data.excerpt import halves
-from autoaug_ray.data.files import FASHION_MNIST_CLASSES, read_fashion_mnist
 from autoaug_ray.errors import exit_status
 from autoaug_ray.generate import attributes
 from autoaug_ray.generate.captions import Captioner

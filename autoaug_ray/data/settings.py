@@ -1,0 +1,117 @@
+"""What a study's `dataset:` may say."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from autoaug_ray.settings import Settings
+
+
+class Shift(Settings):
+    """How the target domain differs; every image draws its own values, uniformly and once."""
+
+    translate: float = Field(0.0, ge=0, le=1000)
+    """Pixels, +-, in x and in y."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Degrees, +-."""
+    zoom: float = Field(1.0, ge=1, le=10)
+    """Factor: log-uniform between 1/zoom and zoom."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """Factor 1 +- this."""
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Turns of the colour circle, +-; nothing happens to grey images."""
+
+
+class Imbalance(Settings):
+    """A long tail: the class of rank r (0..C-1) keeps max(2, int(largest * factor ** (r / (C-1)))).
+
+    Cao et al. 2019 (LDAM) with AutoGenDA's least count of 2 (section 4.1), which for small classes
+    decides the ratio: every row says the nominal and the effective one.
+    """
+
+    factor: float = Field(gt=0, le=1)
+    """f: nominal ratio of the smallest to the largest class."""
+    largest: int | None = Field(None, ge=2)
+    """Images of the largest class; None: as many as the smallest class of the whole pool has."""
+    order: Literal["seeded", "index"] = "seeded"
+    """Which class gets most: a permutation, or class 0 first as in CIFAR-10-LT."""
+
+
+OPTIONS: dict[str, frozenset[str]] = {
+    "fashion-mnist-mini": frozenset(),
+    "fashion-mnist": frozenset({"download"}),
+    "cifar10": frozenset({"download"}),
+    "cifar100": frozenset({"download"}),
+    "tiny-imagenet": frozenset(),
+    "imagenet": frozenset({"image_size", "fit"}),
+    "bach": frozenset({"image_size"}),
+    "caltech101": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
+    "voc2012": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
+    "coco2017": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
+    "lvis": frozenset({"image_size", "fit", "protocol", "min_class_count", "frequencies"}),
+    "npz": frozenset(),
+    "hub": frozenset({"image_size", "channels", "fit"}),
+    "folder": frozenset({"image_size", "channels", "fit"}),
+}
+"""The datasets, and which of the fields that not all of them have each understands."""
+SOME_ONLY = frozenset().union(*OPTIONS.values())
+
+
+class Dataset(Settings):
+    """What a study's `dataset:` may say."""
+
+    name: str
+    """A key of OPTIONS."""
+    root: str = "data"
+    """The folder, or for npz the file, in which the dataset is as its publisher gives it."""
+    download: bool = False
+    train_size: int | None = Field(None, ge=4)
+    """Keep this many images of the pool, class-balanced as the pool is."""
+    test_size: int | None = Field(None, ge=2)
+    image_size: int | None = Field(None, ge=8, le=2048)
+    """Side in pixels to which image files are read: 32 for folder and hub, 256 for the others;
+    of bach, the side of the patches that train (512)."""
+    channels: Literal[1, 3] | None = None
+    """3 (default), or 1 to read images as grey."""
+    fit: Literal["stretch", "crop"] | None = None
+    """How files get that size: stretched (default), or, of imagenet by default, with the shorter
+    side scaled to it and the middle of the longer one kept."""
+    protocol: Literal["clean", "dafusion"] | None = None
+    """Of classes made from objects: clean (default) as each dataset's reader says, or with the
+    choices of DAFusion's public code, which AutoGenDA follows."""
+    min_class_count: int | None = Field(None, ge=1)
+    """Of classes made from objects: classes with fewer training images are dropped, and named."""
+    frequencies: tuple[Literal["r", "c", "f"], ...] | None = None
+    """Of lvis: rare, common and frequent classes (default: common, AutoGenDA's tail)."""
+    memory_gb: float = Field(4.0, ge=0, le=1024)
+    """Image files are decoded once and kept if they take no more gigabytes; else they are decoded
+    whenever they are drawn, on as many threads as a trial holds CPUs."""
+    shift: Shift = Shift()
+    imbalance: Imbalance | None = None
+    shots: int | None = Field(None, ge=1)
+    """So many images of every class."""
+    redraw: bool = True
+    """Every seed has its own class order and images in an imbalanced or low-shot pool; False: all
+    seeds share those of seed 0, and one bank of generated images."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in OPTIONS:
+            raise ValueError(f"unknown dataset; known: {', '.join(OPTIONS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _one_subset(self) -> "Dataset":
+        given = [k for k in ("train_size", "imbalance", "shots") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"only one of {' and '.join(given)} can be set")
+        return self
+
+    @model_validator(mode="after")
+    def _options(self) -> "Dataset":
+        for field in sorted(self.model_fields_set & SOME_ONLY - OPTIONS[self.name]):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                able = [name for name, options in OPTIONS.items() if field in options]
+                raise ValueError(f"{field} can be set for name: {', '.join(able)} only")
+        return self

@@ -1,0 +1,190 @@
+"""Labelled images, in memory or on disk, and the roles in which a protocol deals them.
+
+A `Split` holds its images as one tensor; a `Stored` one names them, and decodes what is drawn from
+it. Whoever trains draws batches from either alike: `draws` decodes ahead on threads, and what comes
+out is the same, image for image.
+"""
+
+import abc
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+EVALUATED = 500
+"""Images at most in a batch that is only evaluated."""
+EVALUATED_PIXELS = 2**24
+"""Values (channels x height x width) at most in such a batch, where images are large."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Generated versions of the images of a split, of one or several kinds."""
+
+    images: Tensor  # (N, channels, height, width) uint8, of all sources and kinds
+    start: Tensor  # (n, kinds) int64: images[start : start + count] are those of source and kind
+    count: Tensor  # (n, kinds) int64; 0 where none could be made
+
+    def take(self, index: Tensor) -> "Edits":
+        return Edits(self.images, self.start[index], self.count[index])
+
+
+@dataclass(frozen=True)
+class Split:
+    images: Tensor  # (n, channels, height, width) uint8
+    labels: Tensor  # (n,) int64
+    edits: Edits | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Tensor) -> "Split":
+        edits = None if self.edits is None else self.edits.take(index)
+        return Split(self.images[index], self.labels[index], edits)
+
+    def load(self) -> "Split":
+        return self
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), self.labels.to(device), self.edits)
+
+
+class Reader(abc.ABC):
+    """Where stored images come from; threads share one."""
+
+    @abc.abstractmethod
+    def __call__(self, position: int) -> np.ndarray:
+        """One image (channels, height, width) uint8. Raises UserError if it cannot be read."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Images that stay on disk until they are drawn."""
+
+    read: Reader
+    index: Tensor  # (n,) int64, positions for `read`
+    labels: Tensor  # (n,) int64, on the device that batches are wanted on
+    shape: tuple[int, int, int]
+    """Channels, height and width of an image."""
+    edits: Edits | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Stored":
+        edits = None if self.edits is None else self.edits.take(index)
+        labels = self.labels[index.to(self.labels.device)]
+        return replace(self, index=self.index[index.cpu()], labels=labels, edits=edits)
+
+    def load(self) -> Split:
+        """All of them, decoded; a process that loads the same images again has kept them."""
+        images = _decoded(self.read, tuple(self.index.tolist()), self.shape)
+        return Split(images.to(self.labels.device), self.labels, self.edits)
+
+    def to(self, device: torch.device | str) -> "Stored":
+        return replace(self, labels=self.labels.to(device))
+
+
+AnySplit = Split | Stored
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: AnySplit
+    meta: AnySplit
+    """The same images as `train`, in the same order, as the target domain shows them."""
+    val: AnySplit | None
+    """None in a final run: what chose the setting now trains it."""
+    test: AnySplit
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as it is on disk; `held_out` is the publisher's own validation set, if any."""
+
+    pool: AnySplit
+    held_out: AnySplit | None
+    test: AnySplit
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was read: classes that were dropped, say."""
+
+
+def concatenate(a: AnySplit, b: AnySplit) -> AnySplit:
+    """Of one source; two stored parts of it share their reader."""
+    labels = torch.cat([a.labels, b.labels])
+    if isinstance(a, Stored) and isinstance(b, Stored):
+        assert a.read is b.read and a.shape == b.shape
+        return replace(a, index=torch.cat([a.index, b.index]), labels=labels)
+    return Split(torch.cat([a.load().images, b.load().images]), labels)
+
+
+def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Split]:
+    """A callable that hands out so many of the images that `draw` names, by their positions.
+
+    While a batch of stored images is in use, the next one is decoded.
+    """
+    if isinstance(split, Split):
+        return lambda n: split.take(draw(n).to(split.labels.device))
+    chosen: deque[Tensor] = deque()
+    coming: deque[Future[np.ndarray]] = deque()
+
+    def take(n: int) -> Split:
+        while len(coming) < 2 * n and len(positions := draw(n)):
+            chosen.extend(positions)
+            coming.extend(_submit(split, positions))
+        positions = torch.stack([chosen.popleft() for _ in range(n)])
+        images = _stack([coming.popleft().result() for _ in range(n)])
+        part = split.take(positions)
+        return Split(images.to(part.labels.device), part.labels, part.edits)
+
+    return take
+
+
+def batches(split: AnySplit) -> Iterator[Split]:
+    """All images in their order, in batches of a size that evaluation can hold."""
+    size = max(1, min(EVALUATED, EVALUATED_PIXELS // int(np.prod(split.shape))))
+    parts = iter(torch.arange(len(split)).split(size))
+    take = draws(split, lambda n: next(parts, torch.empty(0, dtype=torch.int64)))
+    left = len(split)
+    while left:
+        n = min(size, left)
+        yield take(n)
+        left -= n
+
+
+def _submit(split: Stored, positions: Tensor) -> list[Future[np.ndarray]]:
+    workers = _workers(torch.get_num_threads())
+    return [workers.submit(split.read, i) for i in split.index[positions.cpu()].tolist()]
+
+
+@lru_cache(maxsize=1)
+def _workers(threads: int) -> ThreadPoolExecutor:
+    """Decoding and resizing release the interpreter's lock: as many threads as a run has cores."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="decode")
+
+
+@lru_cache(maxsize=3)
+def _decoded(read: Reader, index: tuple[int, ...], shape: tuple[int, int, int]) -> Tensor:
+    out = torch.empty(len(index), *shape, dtype=torch.uint8)
+    for places in torch.arange(len(index)).split(1024):  # decoded images do not pile up
+        images = _workers(torch.get_num_threads()).map(read, [index[i] for i in places])
+        for i, image in zip(places.tolist(), images, strict=True):
+            out[i] = torch.from_numpy(image)
+    return out
+
+
+def _stack(images: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images))
