@@ -249,6 +249,12 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
             f"reference is {made.reference!r}, which is no label of methods; "
             f"known: {', '.join(labels)}."
         )
+    for entry in entries:
+        if entry.hyperparameters.get("as_released") and made.train.optimiser != "sgd":
+            raise UserError(
+                f"methods.{entry.label}.as_released needs train.optimiser: sgd, "
+                f"got {made.train.optimiser!r}."
+            )
     if len(set(made.seeds)) < len(made.seeds) or not made.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(made.seeds)}.")
     return made

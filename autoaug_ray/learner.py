@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from autoaug_ray.maths.hypergradient import SGD
+from autoaug_ray.maths.hypergradient import SGD, SQUARE, Adam
 from autoaug_ray.settings import Settings
 
 
@@ -23,8 +23,10 @@ class Training(Settings):
     iters_per_epoch: int | None = Field(None, ge=1, le=1_000_000)
     """Steps of an epoch whatever the pool's size, as for small imbalanced sets; None: one pass."""
     batch_size: int = Field(64, ge=2, le=65_536)
+    optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(0.1, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd, as is `nesterov`."""
     weight_decay: float = Field(5e-4, ge=0, le=1)
     nesterov: bool = False
     schedule: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
@@ -47,20 +49,37 @@ class Learner:
         """`noise` is the stream of the augmentations, on the model's device."""
         self.model, self.training, self.noise = model, training, noise
         self.total_steps, self.steps_done = total_steps, 0
-        self.optimiser = torch.optim.SGD(
-            model.parameters(),
-            lr=training.lr,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=training.nesterov,
-        )
+        learning = self.weights().values()
+        self.optimiser: torch.optim.Optimizer
+        if training.optimiser == "adam":
+            self.optimiser = torch.optim.Adam(
+                learning, lr=training.lr, weight_decay=training.weight_decay
+            )
+        else:
+            self.optimiser = torch.optim.SGD(
+                learning,
+                lr=training.lr,
+                momentum=training.momentum,
+                weight_decay=training.weight_decay,
+                nesterov=training.nesterov,
+            )
         self._forward = torch.compile(model) if training.compile else model
 
     @property
-    def rule(self) -> SGD:
+    def rule(self) -> SGD | Adam:
         """The update that `descend` and `apply` will do at this step, as a pure function."""
         group = self.optimiser.param_groups[0]
+        if isinstance(self.optimiser, torch.optim.Adam):
+            return Adam(group["lr"], group["weight_decay"], self.steps_done + 1)
         return SGD(group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+
+    @property
+    def used(self) -> Training:
+        """The settings as the optimiser that trained holds them."""
+        held = self.optimiser.param_groups[0]
+        found: dict[str, Any] = {"optimiser": type(self.optimiser).__name__.lower()}
+        found |= {k: held[k] for k in ("momentum", "weight_decay", "nesterov") if k in held}
+        return self.training.model_copy(update=found)
 
     @property
     def progress(self) -> float:
@@ -94,18 +113,23 @@ class Learner:
 
     def apply(self, gradients: Mapping[str, Tensor]) -> None:
         """One optimiser step with gradients that were computed elsewhere."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.weights().items():
             parameter.grad = gradients[name]
         self.optimiser.step()
 
     def weights(self) -> dict[str, Tensor]:
-        return dict(self.model.named_parameters())
+        """Those that learn, by name; of a frozen backbone, the head's."""
+        return {k: p for k, p in self.model.named_parameters() if p.requires_grad}
 
-    def momenta(self) -> dict[str, Tensor]:
-        """The optimiser's momentum buffers by parameter name; zeros before the first step."""
+    def buffers(self) -> dict[str, Tensor]:
+        """The optimiser's, as `rule` wants them; zeros before the first step."""
+        names = {"momentum_buffer": ""}
+        if isinstance(self.optimiser, torch.optim.Adam):
+            names = {"exp_avg": "", "exp_avg_sq": SQUARE}
         return {
-            name: self.optimiser.state[p].get("momentum_buffer", torch.zeros_like(p)).detach()
-            for name, p in self.model.named_parameters()
+            name + suffix: self.optimiser.state[p].get(kind, torch.zeros_like(p)).detach()
+            for name, p in self.weights().items()
+            for kind, suffix in names.items()
         }
 
     def loss_at(

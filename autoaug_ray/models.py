@@ -1,23 +1,40 @@
 """Classifiers by name. Each takes images (B, C, H, W) in [0, 1] and gives logits (B, classes)."""
 
+import pickle
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
+from autoaug_ray.errors import UserError
 from autoaug_ray.settings import Settings
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Classifier(Settings):
     """What a study's `model:` may say."""
 
     name: str = "cnn"
-    """cnn, badgan, resnet18, resnet50, wrn-28-10, or torchvision:NAME for any of torchvision's."""
+    """cnn, badgan, resnet8, resnet20, resnet32, resnet56, resnet18, resnet50, wrn-28-10, or
+    torchvision:NAME for any of torchvision's."""
     width: int = Field(16, ge=1, le=4096)
-    """Channels of the first block of `cnn`; the others have the widths of their papers."""
+    """Channels of the first block of `cnn` and of resnet8 to resnet56, whose paper has 16; the
+    others have the widths of their papers."""
+    weights: str | None = None
+    """To start from, all but the last layer's: `imagenet` for torchvision's best of resnet50 or
+    torchvision:NAME, which torch downloads once, or the path of a state dict of that network."""
+    freeze_backbone: bool = False
+    """Only the last layer learns. Batch norm still follows the batches, as in DAFusion's code."""
+    crop: int | None = Field(None, ge=8, le=2048)
+    """Side of the middle of the images that the classifier sees, in pixels, after augmentation: a
+    translation of larger images by up to the margin is then the usual random crop, without a
+    border. Smaller images come through as they are; None: the whole image."""
 
     @field_validator("name")
     @classmethod
@@ -30,38 +47,110 @@ class Classifier(Settings):
             return name
         raise ValueError(f"unknown classifier; known: {', '.join(CLASSIFIERS)}, torchvision:NAME")
 
+    @model_validator(mode="after")
+    def _weights(self) -> "Classifier":
+        if self.weights is not None and self.torchvision_name is None:
+            raise ValueError(
+                f"weights can be set for name: resnet50 and torchvision:NAME, not for {self.name}"
+            )
+        if self.freeze_backbone and self.weights is None:
+            raise ValueError("freeze_backbone needs weights: random features would be frozen")
+        return self
+
+    @property
+    def torchvision_name(self) -> str | None:
+        """Of the network whose weights fit."""
+        if self.name == "resnet50":
+            return self.name
+        return self.name.removeprefix("torchvision:") if ":" in self.name else None
+
 
 def build(
     classifier: Classifier, classes: int, mean: Tensor, std: Tensor, *, seed: int
 ) -> nn.Module:
     """The classifier behind its normalisation; mean and std are (channels,) in [0, 1] units.
 
-    Its initial weights depend on `seed` alone, whatever was drawn before in this process.
+    Its initial weights depend on `seed` alone, whatever was drawn before in this process; with
+    `weights`, only the last layer's do, and images are normalised as those of ImageNet. Raises
+    UserError for weights that cannot be had or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if classifier.name in CLASSIFIERS:
+        if classifier.name in CLASSIFIERS and classifier.weights is None:
             channels = len(mean)
             network = CLASSIFIERS[classifier.name](channels, classes, classifier.width)
         else:
-            name = classifier.name.removeprefix("torchvision:")
-            network, channels = torchvision_models.get_model(name, num_classes=classes), 3
-    return nn.Sequential(Normalise(mean, std, channels), network)
+            name, channels = classifier.torchvision_name or classifier.name, 3
+            network = torchvision_models.get_model(name, num_classes=classes)
+    if classifier.weights is not None:
+        start_from(network, classifier)
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    if classifier.freeze_backbone:
+        network.requires_grad_(False)
+        last_layer(network)[1].requires_grad_(True)
+    return nn.Sequential(Normalise(mean, std, channels, classifier.crop), network)
+
+
+def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
+    """The layer that makes the logits, and its name."""
+    layers = (nn.Linear, nn.Conv2d)
+    return [(k, m) for k, m in network.named_modules() if isinstance(m, layers)][-1]
+
+
+def start_from(network: nn.Module, classifier: Classifier) -> None:
+    """Weights as the classifier says, in all layers but the last."""
+    assert classifier.weights is not None and classifier.torchvision_name is not None
+    try:
+        if classifier.weights == "imagenet":
+            best = torchvision_models.get_model_weights(classifier.torchvision_name)
+            state = next(iter(best)).DEFAULT.get_state_dict(progress=False, check_hash=True)
+        else:
+            path = Path(classifier.weights).expanduser()
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(
+            f"model.weights: {classifier.weights} does not exist; it must be `imagenet` or the "
+            "path of a state dict."
+        ) from None
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"model.weights: {classifier.weights} for {classifier.name} cannot be had "
+            f"({' '.join(str(error).split())[:200]})."
+        ) from None
+    last = last_layer(network)[0]
+    state = {k: v for k, v in state.items() if not k.startswith(f"{last}.")}
+    mine = {k: v for k, v in network.state_dict().items() if not k.startswith(f"{last}.")}
+    wrong = sorted(
+        k for k in mine.keys() | state.keys()
+        if k not in mine or k not in state or mine[k].shape != state[k].shape
+    )  # fmt: skip
+    if wrong:
+        raise UserError(
+            f"model.weights: {classifier.weights} is no state dict of {classifier.name}: "
+            f"{len(wrong)} of its entries are missing, unknown or of another shape, the first "
+            f"{wrong[0]!r}."
+        )
+    network.load_state_dict(state, strict=False)
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std; grey images are repeated where a network takes three channels."""
+    """The middle of the images, (x - mean) / std; grey ones are repeated where a network takes
+    three channels."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, channels: int) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, channels: int, crop: int | None = None) -> None:
         super().__init__()
+        self.crop = crop
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
         self.channels = channels
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.crop is not None:
+            top, left = (max(0, n - self.crop) // 2 for n in images.shape[-2:])
+            images = images[..., top : top + self.crop, left : left + self.crop]
         x = (images - self.mean) / self.std
         return x if x.shape[1] == self.channels else x.expand(-1, self.channels, -1, -1)
 
@@ -119,6 +208,36 @@ def resnet50(channels: int, classes: int, width: int) -> nn.Module:
     return network
 
 
+class _PlainShortcutBlock(nn.Module):
+    """Two 3x3 convolutions; where the shape changes the shortcut subsamples and pads zeros."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+        self.stride, self.padding = stride, (outputs - inputs) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = x[:, :, :: self.stride, :: self.stride]
+        short = F.pad(short, (0, 0, 0, 0, self.padding, self.padding))
+        h = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(short + self.bn2(self.conv2(h)))
+
+
+def _cifar_resnet(depth: int, channels: int, classes: int, width: int) -> nn.Module:
+    """He et al. 2016, section 4.2: 6n + 2 layers, parameter-free shortcuts (option A)."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+    ]  # fmt: skip
+    inputs = width
+    for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+        for i in range((depth - 2) // 6):
+            layers.append(_PlainShortcutBlock(inputs, outputs, stride if i == 0 else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
 class _WideBlock(nn.Module):
     """Pre-activation block; the shortcut is a 1x1 convolution where the shape changes."""
 
@@ -153,6 +272,7 @@ def wrn_28_10(channels: int, classes: int, width: int) -> nn.Module:
 CLASSIFIERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "cnn": cnn,
     "badgan": badgan,
+    **{f"resnet{depth}": partial(_cifar_resnet, depth) for depth in (8, 20, 32, 56)},
     "resnet18": resnet18,
     "resnet50": resnet50,
     "wrn-28-10": wrn_28_10,

@@ -327,16 +327,4 @@ def used(config: Run, learner: Learner, epochs: int) -> Run:
 
     A scheduler's settings that never reach the trainer are a known way to compare nothing.
     """
-    group = learner.optimiser.param_groups[0]
-    return config.model_copy(
-        update={
-            "train": learner.training.model_copy(
-                update={
-                    "epochs": epochs,
-                    "momentum": group["momentum"],
-                    "weight_decay": group["weight_decay"],
-                    "nesterov": group["nesterov"],
-                }
-            ),
-        }
-    )
+    return config.model_copy(update={"train": learner.used.model_copy(update={"epochs": epochs})})

@@ -65,7 +65,7 @@ def test_hypergradient(small, tmp_path, capsys, monkeypatch):
 def test_places_share_nothing(place):
     def everything(learner, state):
         tensors = [*learner.model.state_dict().values(), *state.state_dict().values()]
-        return [t.clone() for t in [*tensors, *learner.momenta().values()] if torch.is_tensor(t)]
+        return [t.clone() for t in [*tensors, *learner.buffers().values()] if torch.is_tensor(t)]
 
     method = Bilevel()
     before = everything(*place.start(method))

@@ -15,7 +15,9 @@ RULE = hg.SGD(lr=0.3, momentum=0.9, weight_decay=5e-4, nesterov=True)
 class Problem:
     """A small net, an augmenter, K training batches and a meta batch; all float64."""
 
-    def __init__(self, group="affine+color", steps=1, activation=nn.SiLU, symmetric=True):
+    def __init__(
+        self, group="affine+color", steps=1, activation=nn.SiLU, symmetric=True, adam=False
+    ):
         torch.manual_seed(0)
         self.net = nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), activation(), nn.Flatten(), nn.Linear(144, 3)
@@ -29,6 +31,10 @@ class Problem:
         self.meta = torch.rand(8, 3, 8, 8).double(), torch.randint(3, (8,))
         self.w = dict(self.net.named_parameters())
         self.m = {k: 0.01 * torch.randn_like(v) for k, v in self.w.items()}
+        self.rules = [RULE] * steps
+        if adam:
+            self.m |= {k + hg.SQUARE: 1e-4 * torch.rand_like(v) for k, v in self.w.items()}
+            self.rules = [hg.Adam(lr=0.01, weight_decay=1e-3, step=3 + i) for i in range(steps)]
         self.theta = list(self.augmenter.parameters())
 
     def loss(self, w, x, y):
@@ -52,7 +58,7 @@ class Problem:
             if length is not None:
                 norm = torch.cat([v.flatten() for v in g.values()]).norm()
                 g = {k: v * length[step] / norm for k, v in g.items()}
-            w, m = RULE(w, m, g)
+            w, m = self.rules[step](w, m, g)
             w = {k: v.detach().requires_grad_() for k, v in w.items()}
         return self.meta_loss(w).item()
 
@@ -72,10 +78,8 @@ class Problem:
         return out
 
     def exact(self, **kwargs):
-        rules = [RULE] * len(self.x)
-        return hg.unrolled(
-            self.train_losses(), self.meta_loss, self.w, self.m, self.theta, rules, **kwargs
-        )
+        losses = self.train_losses()
+        return hg.unrolled(losses, self.meta_loss, self.w, self.m, self.theta, self.rules, **kwargs)
 
 
 def check(h, differences):
@@ -96,6 +100,21 @@ def test_equals_finite_differences_for_every_augmenter(group, symmetric):
 def test_equals_finite_differences_through_unrolled_steps(steps):
     problem = Problem(steps=steps)
     check(problem.exact(), problem.differences())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_equals_finite_differences_through_adam(steps):
+    problem = Problem(steps=steps, adam=True)
+    check(problem.exact(), problem.differences())
+
+
+def test_weights_without_a_gradient_do_not_spoil_adam():
+    w = {"a": torch.ones(2, requires_grad=True)}
+    m = {"a": torch.zeros(2), "a" + hg.SQUARE: torch.zeros(2)}
+    g = {"a": torch.tensor([0.0, 1.0], requires_grad=True)}
+    moved, _ = hg.Adam(lr=0.1)(w, m, g)
+    (d,) = torch.autograd.grad(moved["a"].sum(), g["a"])
+    assert torch.isfinite(d).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -158,5 +177,21 @@ def test_rule_is_torchs_sgd(nesterov):
             p.grad = g[k]
         optimiser.step()
         w, m = rule(w, m, g)
+        for k, p in net.named_parameters():
+            torch.testing.assert_close(w[k], p.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_rule_is_torchs_adam():
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2).double()
+    optimiser = torch.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.01)
+    w = {k: v.detach().clone() for k, v in net.named_parameters()}
+    m = {k + s: torch.zeros_like(v) for k, v in w.items() for s in ("", hg.SQUARE)}
+    for step in range(1, 5):
+        g = {k: torch.randn_like(v) for k, v in w.items()}
+        for k, p in net.named_parameters():
+            p.grad = g[k]
+        optimiser.step()
+        w, m = hg.Adam(0.1, 0.01, step)(w, m, g)
         for k, p in net.named_parameters():
             torch.testing.assert_close(w[k], p.detach(), rtol=1e-12, atol=1e-12)

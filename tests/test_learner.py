@@ -21,9 +21,9 @@ class Double(Learner):
         return self.model(images)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_the_look_ahead_takes_the_step_that_the_trainer_takes(nesterov):
-    one = learner(nesterov=nesterov)
+@pytest.mark.parametrize("training", [{}, {"nesterov": True}, {"optimiser": "adam"}], ids=str)
+def test_the_look_ahead_takes_the_step_that_the_trainer_takes(training):
+    one = learner(**training)
     one.__class__ = Double
     x, y = torch.rand(8, 1, 8, 8).double(), torch.randint(3, (8,))
     for _ in range(4):  # beyond the first step, momentum and schedule matter
@@ -31,7 +31,7 @@ def test_the_look_ahead_takes_the_step_that_the_trainer_takes(nesterov):
         w = one.weights()
         loss = one.loss_at(x, y)(w)
         g = dict(zip(w, torch.autograd.grad(loss, list(w.values())), strict=True))
-        ahead, _ = one.rule(w, one.momenta(), g)
+        ahead, _ = one.rule(w, one.buffers(), g)
         ahead = {k: v.detach().clone() for k, v in ahead.items()}
         one.descend(one.loss(x, y))
         one.end_step()
@@ -71,3 +71,12 @@ def test_schedules_stay_within_the_peak_and_end_low(kind):
         assert values[-1] < 0.02
     if kind == "step":
         assert sorted({round(v, 4) for v in values}) == [0.008, 0.04, 0.2, 1.0]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_what_was_used_is_what_the_optimiser_holds(name):
+    asked = Training(epochs=1, optimiser=name, weight_decay=0.02)
+    one = learner(optimiser=name, weight_decay=0.02)
+    assert one.used == asked
+    one.optimiser.param_groups[0]["weight_decay"] = 0.0
+    assert one.used != asked

@@ -108,6 +108,16 @@ def test_what_the_trainer_really_held_is_what_is_hashed(final_run, monkeypatch):
     assert all(row["used_key"] != row["run_key"] for row in rows(run)[-1:])
 
 
+@pytest.mark.parametrize("name", ["none", "bilevel", "autogenda"])
+def test_any_method_trains_with_adam(name, final_run):
+    adam = {"epochs": 2, "batch_size": 32, "optimiser": "adam", "lr": 1e-3}
+    run = final_run(name, train=adam)
+    whole = rows(run)
+    assert all(row["used_key"] == row["run_key"] for row in whole)
+    state = next(train.run(run, bank=Planted(run))).snapshot()
+    assert rows(run, state) == whole[1:]
+
+
 def test_settings_are_frozen_and_classes_final(case):
     with pytest.raises(ValidationError, match="frozen"):
         case.method.flip = "none"

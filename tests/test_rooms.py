@@ -21,7 +21,7 @@ BELOW = {
     "settings.py": set(),
     "maths/": {"maths"},
     "data/": {"data", "maths", "errors", "settings"},
-    "models.py": {"settings"},
+    "models.py": {"settings", "errors"},
     "meter.py": set(),
     "learner.py": {"maths", "settings"},
     "generate/settings.py": {"settings"},

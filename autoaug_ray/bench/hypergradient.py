@@ -104,7 +104,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
             learner.loss_at(augmented, batch.labels),
             learner.loss_at(as_float(meta.images), meta.labels),
             {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
-            learner.momenta(),
+            learner.buffers(),
             theta,
             look_ahead,
             central=central,

@@ -2,7 +2,7 @@
 
 Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
 
-    w, m        weights and momentum buffers before the unrolled steps
+    w, m        weights, and the optimiser's buffers, before the unrolled steps
     theta       parameters of the augmenter
     L_t(w, theta), L_v(w)
                 loss of an augmented training batch, loss of a meta batch
@@ -19,6 +19,7 @@ its forward derivative of batch norm takes the batch's statistics for constants.
 backward pass would be right, but is not implemented for several activations.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
 Update = Callable[[Weights, Weights, Weights], tuple[Weights, Weights]]
-"""(weights, momentum buffers, gradients) -> (weights, momentum buffers) after one step."""
+"""(weights, the optimiser's buffers, gradients) -> (weights, buffers) after one step."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,39 @@ class SGD:
             {k: decayed[k] + self.momentum * buffers[k] for k in w} if self.nesterov else buffers
         )
         return {k: w[k] - self.lr * direction[k] for k in w}, buffers
+
+
+SQUARE = "/square"
+"""What a weight's name gets in the buffers of its mean squared gradient."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with L2 weight decay, as torch.optim.Adam applies it at its `step`-th step (from 1).
+
+    Buffers: the mean gradient under a weight's name, the mean square under that and SQUARE.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    step: int = 1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+    def __call__(self, w: Weights, m: Weights, g: Weights) -> tuple[Weights, Weights]:
+        first, second = self.betas
+        decayed = {k: g[k] + self.weight_decay * w[k] for k in w}
+        mean = {k: first * m[k] + (1 - first) * d for k, d in decayed.items()}
+        square = {
+            k + SQUARE: second * m[k + SQUARE] + (1 - second) * d.square()
+            for k, d in decayed.items()
+        }
+        # Where a weight has never had a gradient, the root has no derivative: far below eps.
+        root = {k: square[k + SQUARE].clamp_min(1e-30).sqrt() for k in w}
+        unbiased = math.sqrt(1 - second**self.step)
+        size = self.lr / (1 - first**self.step)
+        moved = {k: w[k] - size * mean[k] / (root[k] / unbiased + self.eps) for k in w}
+        return moved, mean | square
 
 
 @dataclass(frozen=True)

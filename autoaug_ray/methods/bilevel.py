@@ -49,12 +49,12 @@ class _Past(NamedTuple):
     """A step that was taken, as the unrolling needs it again."""
 
     weights: dict[str, Tensor]
-    momenta: dict[str, Tensor]
+    buffers: dict[str, Tensor]
     images: Tensor
     labels: Tensor
     kind: Tensor | None
     noise: Tensor
-    rule: hypergradient.SGD
+    rule: hypergradient.SGD | hypergradient.Adam
 
 
 class BilevelState(nn.Module):
@@ -255,12 +255,13 @@ class Bilevel(Method):
         x = flipped(x, self.flip, learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         part = max(2, round(self.fraction * len(x)))
-        rule, momenta = learner.rule, learner.momenta()
+        rule, buffers = learner.rule, learner.buffers()
         if self.as_released:
+            assert isinstance(rule, hypergradient.SGD)
             rule = replace(rule, weight_decay=0.0)
-            momenta = state.momenta or {k: torch.zeros_like(m) for k, m in momenta.items()}
+            buffers = state.momenta or {k: torch.zeros_like(m) for k, m in buffers.items()}
         now = _Past(
-            learner.weights(), momenta, x[:part], batch.labels[:part],
+            learner.weights(), buffers, x[:part], batch.labels[:part],
             None if kind is None else kind[:part], z[:part], rule,
         )  # fmt: skip
         due = (learner.steps_done + 1) % self.every == 0 and learner.progress < self.until
@@ -272,12 +273,12 @@ class Bilevel(Method):
             logs["meta_loss"] = h.meta_loss
             state.record(h.theta)
             self._move(learner, state, h.theta)
-            if self.as_released:
-                state.momenta = {k: rule.momentum * momenta[k] + g for k, g in h.weights.items()}
+            if isinstance(rule, hypergradient.SGD) and self.as_released:
+                state.momenta = {k: rule.momentum * buffers[k] + g for k, g in h.weights.items()}
         if self.unroll > 1:
             kept = {k: v.detach().clone() for k, v in now.weights.items()}
-            momenta = {k: v.clone() for k, v in now.momenta.items()}
-            state.past.append(now._replace(weights=kept, momenta=momenta))
+            buffers = {k: v.clone() for k, v in now.buffers.items()}
+            state.past.append(now._replace(weights=kept, buffers=buffers))
             if len(state.past) == self.unroll:
                 state.past.popleft()
         if due and shared:
@@ -307,7 +308,7 @@ class Bilevel(Method):
             [loss_of(past) for past in steps],
             learner.loss_at(as_float(meta.images), meta.labels),
             {k: v.detach().requires_grad_() for k, v in steps[0].weights.items()},
-            steps[0].momenta,
+            steps[0].buffers,
             list(state.parameters()),
             [past.rule for past in steps],
             normalise=self.normalise and not self.as_released,

@@ -240,7 +240,7 @@ class AutoGenDA(_Mixture):
             [train_loss],
             learner.loss_at(as_float(meta.images), meta.labels),
             {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
-            learner.momenta(),
+            learner.buffers(),
             [state.logits],
             [learner.rule],
             normalise=self.normalise,
