@@ -42,6 +42,7 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     "bilevel on edits off": ("bilevel", {"edits": ["fixed"], "learn": "off"}),
     "bilevel K=3 J=2 half": ("bilevel", {"unroll": 3, "every": 2, "fraction": 0.5}),
     "bilevel color large": ("bilevel", {"group": "color", "size": "large"}),
+    "bilevel jitter": ("bilevel", {"jitter": 0.4}),
     "bilevel sgd": ("bilevel", {"optimiser": "sgd", "weight_decay": 0.01}),
     "bilevel off": ("bilevel", {"learn": "off"}),
     "bilevel decay_only": ("bilevel", {"learn": "decay_only", "weight_decay": 0.1}),

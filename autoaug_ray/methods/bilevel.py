@@ -36,9 +36,9 @@ from autoaug_ray.methods.base import (
     NextMeta,
     Task,
     as_float,
-    flipped,
 )
 from autoaug_ray.methods.generative import EditKind, MixtureState, edited
+from autoaug_ray.methods.predefined import Predefined
 
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
@@ -106,6 +106,9 @@ class Bilevel(Method):
     """Initial standard deviation of every parameter, as a share of its bound."""
     flip: Flip = "horizontal"
     """Predefined, as in the paper: a flip is not differentiable."""
+    jitter: float = Field(0.0, ge=0, le=1)
+    """Predefined too, before what is learned: brightness, contrast and saturation by factors of
+    1 +- this, as in the rows "+ Color Jitter" of the paper's tables 4 and 5 (0.4)."""
     edits: tuple[EditKind, ...] = ()
     """Kinds of generated images that stand beside the real ones. Their proportions, one set for
     each class, are then learned together with the augmenter, through the same hypergradient."""
@@ -209,9 +212,16 @@ class Bilevel(Method):
         noise: torch.Generator,
         strength: Strength | None = None,
     ) -> Tensor:
-        x = flipped(images, self.flip, noise)
+        x = self._predefined(images, noise, strength)
         z = state.augmenter.draw(len(x), noise)
         return state.augmenter.apply_to(x, state.augmenter(z), strength)
+
+    def _predefined(
+        self, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        c = self.jitter
+        fixed = Predefined(flip=self.flip, translate=0, brightness=c, contrast=c, saturation=c)
+        return fixed.augment(None, images, noise, strength)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -252,7 +262,7 @@ class Bilevel(Method):
             return logs
 
         x, kind = self._drawn(state, batch, learner.noise)
-        x = flipped(x, self.flip, learner.noise)
+        x = self._predefined(x, learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         part = max(2, round(self.fraction * len(x)))
         rule, buffers = learner.rule, learner.buffers()
