@@ -411,10 +411,11 @@ def _guess(word: str, known: Iterable[str]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`off` is a word, 1e-3 is a number), and no key twice."""
+    """YAML 1.2 scalars (`off` is a word, 1e-3 is a number), no key twice; `<<: *anchor` merges."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
+        own = [k for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(k, deep=True) for k in own]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(

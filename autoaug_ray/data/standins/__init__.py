@@ -1,0 +1,19 @@
+"""Small trees in the formats of their publishers: what tests and smoke runs read instead of data."""
+
+from pathlib import Path
+
+from autoaug_ray.data.standins import natural, objects
+
+WRITERS = objects.WRITERS | natural.WRITERS
+
+
+def write(name: str, root: Path, *, per_class: int = 6, seed: int = 0) -> Path:
+    """A stand-in for the dataset of that name; what its `dataset.root` has to be.
+
+    It has `per_class` training images of every class, as far as its format lets that be chosen,
+    and pictures that a classifier could learn. What is there already is kept.
+    """
+    if not root.exists():
+        root.mkdir(parents=True)
+        WRITERS[name](root, per_class, seed)
+    return root / f"{name}.npz" if name == "npz" else root

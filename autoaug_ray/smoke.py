@@ -1,0 +1,166 @@
+"""Any study end to end in a minute, on stand-ins for its data: does everything in it run?
+
+What a smoke run keeps: the format of the data, all entries with their searches, controls and
+schedules, captions and edits of the generated images, the report. What it shrinks: the images,
+their number, the trainings (a step or two), the classifier, and the generator, which becomes the
+one that ships with the package. Accuracies of a smoke run mean nothing.
+"""
+
+import io
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from autoaug_ray.config import Entry, Range, Search, Study
+from autoaug_ray.data import standins
+from autoaug_ray.data.settings import OPTIONS, Dataset
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.models import Classifier
+
+SIDE = 32
+"""Of the images, in pixels, where a dataset does not fix it."""
+PER_CLASS = 6
+"""Images of each class that a stand-in trains on."""
+
+
+def smaller(study: Study, place: Path) -> Study:
+    """The study on a stand-in for its data, which is written to `place` if it is not there."""
+    return study.model_copy(
+        update={
+            "dataset": _dataset(study.dataset, place),
+            "model": Classifier(width=2, crop=study.model.crop and SIDE - 4),
+            "train": study.train.model_copy(
+                update={
+                    "epochs": 1, "iters_per_epoch": 2, "batch_size": 8, "precision": "fp32",
+                    "compile": False,
+                }
+            ),
+            "val_fraction": 0.25,
+            "seeds": study.seeds[:1],
+            "resources": type(study.resources)(),
+            "generate": Generation(calls=1, per_source=1, per_class=2),
+            "workers": Workers(),
+            "entries": tuple(_entry(entry) for entry in study.entries),
+        }
+    )  # fmt: skip
+
+
+def _dataset(dataset: Dataset, place: Path) -> Dataset:
+    changes: dict[str, Any] = {"test_size": None, "memory_gb": 4.0, "download": False}
+    if dataset.name == "fashion-mnist-mini":
+        changes |= {"test_size": 40, "train_size": None if dataset.imbalance else 80}
+    else:
+        root = place / dataset.name
+        changes |= {"root": str(standins.write(dataset.name, root, per_class=PER_CLASS))}
+        changes["train_size"] = None
+    if "image_size" in OPTIONS[dataset.name]:
+        changes["image_size"] = SIDE
+    if "min_class_count" in OPTIONS[dataset.name]:
+        changes["min_class_count"] = 2
+    if dataset.imbalance:
+        changes["imbalance"] = dataset.imbalance.model_copy(update={"largest": None})
+        if dataset.name == "fashion-mnist-mini":
+            changes["imbalance"] = dataset.imbalance.model_copy(update={"largest": PER_CLASS})
+    if dataset.shots:
+        changes["shots"] = min(dataset.shots, 2)
+    return dataset.model_copy(update=changes)
+
+
+def _entry(entry: Entry) -> Entry:
+    """The ends of every grid, one draw of the random ranges, the smallest population."""
+    ranges = {
+        k: Range(kind=r.kind, values=(r.values[0], r.values[-1])) if r.kind == "grid" else r
+        for k, r in entry.ranges.items()
+    }
+    if len(entry.grid()) > 4:  # all combinations of all ends may be many
+        first = {k: r.values[0] for k, r in ranges.items() if r.kind == "grid"}
+        last = next(k for k, r in ranges.items() if r.kind == "grid")
+        ranges = {
+            k: Range(kind=r.kind, values=(first[k],)) if k in first and k != last else r
+            for k, r in ranges.items()
+        }
+    fixed = {**entry.hyperparameters, **SMALL.get(entry.hyperparameters["name"], {})}
+    return entry.model_copy(
+        update={
+            "ranges": ranges, "hyperparameters": fixed, "resources": None,
+            "search": Search(samples=1, scheduler=entry.search.scheduler),
+        }
+    )  # fmt: skip
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    "pba": {"population": 2, "perturb_every": 1},
+    "fast_autoaugment": {"samples": 2, "num_policies": 2, "keep": 1},
+}
+"""Hyperparameters that make a method's own search as short as it can be."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    study: str
+    cases: list[str]
+    entries: int
+    seconds: float
+    fault: str | None
+
+
+def run(
+    several: Sequence[Sequence[Study]],
+    place: Path,
+    execute: Callable[[Sequence[Study], Path, Console], bool],
+    console: Console,
+) -> list[Outcome]:
+    """Every study, in one case of each of its datasets.
+
+    `execute(studies, out, console)` runs the cases of a study and says whether any run failed.
+    """
+    outcomes = []
+    for studies in several:
+        began, fault, said = time.monotonic(), None, io.StringIO()
+        by_dataset = {study.dataset.name: study for study in reversed(studies)}
+        try:
+            chosen = [smaller(s, place / "data") for s in studies if s in by_dataset.values()]
+            with redirect_stdout(said), redirect_stderr(said):
+                failed = execute(chosen, place / "runs", Console(file=said, width=120))
+            if failed:
+                lines = [x for x in said.getvalue().splitlines() if x.startswith("failed")]
+                fault = next(iter(lines), "some of its runs failed")
+        except (UserError, RunError) as error:
+            fault = str(error)
+        cases = [s.case or s.dataset.name for s in by_dataset.values()]
+        outcome = Outcome(
+            studies[0].name, cases[::-1], len(studies[0].entries), time.monotonic() - began, fault
+        )
+        outcomes.append(outcome)
+        console.print(_line(outcome), highlight=False, soft_wrap=True)
+    console.print(table(outcomes))
+    return outcomes
+
+
+def _line(outcome: Outcome) -> str:
+    word = f"FAILED: {outcome.fault}" if outcome.fault else "passed"
+    return f"{outcome.study}: {word} ({outcome.seconds:.0f} s)"
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    failed = sum(o.fault is not None for o in outcomes)
+    out = Table(
+        title=f"{len(outcomes) - failed} passed, {failed} failed. Stand-in images, a small "
+        "classifier, a step or two: does everything run? Accuracies mean nothing.",
+        title_justify="left",
+    )
+    for name in ("study", "on (one case of each dataset)", "entries", "seconds", ""):
+        out.add_column(name, justify="right" if name in ("entries", "seconds") else "left")
+    for o in outcomes:
+        out.add_row(
+            o.study, ", ".join(o.cases), str(o.entries), f"{o.seconds:.0f}",
+            "[red]FAILED[/]" if o.fault else "[green]passed[/]",
+        )  # fmt: skip
+    return out
