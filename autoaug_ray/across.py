@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from autoaug_ray import figures, mix_figures, report
+from autoaug_ray import figures, mix_figures, published, report
 from autoaug_ray.config import Study
-from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, rank
+from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
 from autoaug_ray.mix_figures import Point
 from autoaug_ray.record import Folder, write_whole
 from autoaug_ray.summary import Results, Row, collect, summarise_results
 
-__all__ = ["table", "verdicts", "write"]
+__all__ = ["published_of", "table", "verdicts", "write"]
 
 Cases = Sequence[tuple[Study, Folder]]
 INDEPENDENT = 5
@@ -179,6 +179,16 @@ def table(cases: Cases, control: str | None = None) -> Table:
 def verdicts(cases: Cases, control: str | None = None) -> list[str]:
     """Short sentences: what holds across the cases, and what does not."""
     return _verdicts(gather(cases, control))
+
+
+def published_of(cases: Cases) -> published.Cases:
+    """What `published` makes its table and sentences of; nothing if no case has figures."""
+    return _published(gather(cases))
+
+
+def _published(found: Across) -> published.Cases:
+    beside = {case.name: (case.study.published, case.rows) for case in found.cases}
+    return beside if any(block is not None for block, _ in beside.values()) else {}
 
 
 def _verdicts(found: Across) -> list[str]:
@@ -363,13 +373,12 @@ def _lines(found: Across) -> list[dict[str, Any]]:
 def _cell(row: Row | None, star: str) -> dict[str, Any]:
     if row is None or row["test_accuracy_mean"] is None:
         return {"value": None, "text": "-", "short": "-", "cost_value": None, "cost": "-"}
-    mean, sd = 100 * row["test_accuracy_mean"], row["test_accuracy_sd"]
-    spread = "" if sd is None else f"\u00a0±\u00a0{100 * sd:.2f}"
+    mean = row["test_accuracy_mean"]
     cost = row["relative_cost"]
     return {
-        "value": mean,
-        "text": f"{mean:.2f}{spread}{star}",
-        "short": f"{mean:.2f}{star}",
+        "value": 100 * mean,
+        "text": in_per_cent(mean, row["test_accuracy_sd"]) + star,
+        "short": in_per_cent(mean) + star,
         "cost_value": cost,
         "cost": "-" if cost is None else f"{cost:.2f}",
     }
@@ -512,6 +521,7 @@ def _page(found: Across, pictures: Mapping[str, bytes | None], root: Path) -> st
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(Path(__file__).with_name("across.html.j2").read_text())
+    beside = _published(found)
     return template.render(
         name=found.cases[0].study.name,
         reference=found.reference,
@@ -519,6 +529,11 @@ def _page(found: Across, pictures: Mapping[str, bytes | None], root: Path) -> st
         cases=[_about(case, root) for case in found.cases],
         lines=_lines(found),
         verdicts=_verdicts(found),
+        published=beside
+        and {
+            "grid": published.grid(beside),
+            "verdicts": published.verdicts_over_cases(beside),
+        },
         ranking=found.ranking,
         blocks=_of_blocks(found),
         by_case=found.by_case,

@@ -95,9 +95,13 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
             console.print(_dry_run_bank(studies))
         return False
 
-    from autoaug_ray import across, report
+    from autoaug_ray import across, published, report
     from autoaug_ray.progress import Progress
     from autoaug_ray.study import execute, start_ray
+
+    def tell(lines: Sequence[str]) -> None:
+        for line in lines:
+            console.print(line, highlight=False, markup=False)
 
     start_ray()
     bank = options.bank or options.out / "bank"
@@ -116,14 +120,20 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
             console.rule(f"{study.name}, {study.case}")
         console.print(report.table(summary, study, folder))
         console.print(report.headline(summary), style="bold", highlight=False)
-        for line in report.verdicts(summary, study, folder):
-            console.print(line, highlight=False)
+        tell(report.verdicts(summary, study, folder))
+        if study.published is not None:
+            if study.published.figures:
+                console.print(published.table(report.lines(summary), study.published))
+            tell(published.verdicts(summary, study.published))
     if len(cases) > 1:
         page = across.write(cases, root)
         console.rule(f"{studies[0].name}, all cases")
         console.print(across.table(cases))
-        for line in across.verdicts(cases):
-            console.print(line, highlight=False)
+        tell(across.verdicts(cases))
+        if beside := across.published_of(cases):
+            if published.grid(beside):
+                console.print(published.table_over_cases(beside))
+            tell(published.verdicts_over_cases(beside))
     failed = [done for plan in plans for done in plan.done if done.outcome == "failed"]
     for done in failed:
         console.print(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
@@ -118,6 +118,56 @@ class Run(Settings):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
+class PublishedRow(Settings):
+    """What a paper reports of one system. Never part of a run: no training depends on it."""
+
+    accuracy: float = Field(ge=1, le=100)
+    """Per cent; what is below 1 is taken for a share of 1, and refused."""
+    sd: float | None = Field(None, ge=0)
+    """Over the seeds, in points."""
+    seeds: int | None = Field(None, ge=1)
+    """Of which `accuracy` is the mean."""
+    cost: float | None = Field(None, gt=0)
+    """In trainings of what the study calls its reference."""
+    cost_is: Literal["exactly", "about", "more than", "less than"] = "exactly"
+    note: str | None = None
+    source: str | None = None
+    """Where it stands, if not in the source of them all."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PublishedRow":
+        if self.seeds == 1 and self.sd is not None:
+            raise ValueError("sd is over seeds, of which there must be at least 2, got 1")
+        if self.cost is None and self.cost_is != "exactly":
+            raise ValueError(f"cost_is: {self.cost_is} needs a cost")
+        return self
+
+
+class Published(Settings):
+    """A paper's table, to be printed beside what was measured."""
+
+    source: str
+    measure: Literal["micro", "macro"] = "micro"
+    """Of its accuracies. micro: all test images count the same; macro: all classes do."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the comparison must know, as where the paper contradicts itself."""
+    entries: dict[str, PublishedRow] = {}
+    """By label of the study."""
+    quoted: dict[str, PublishedRow] = {}
+    """Of systems that are not run here, by any name."""
+
+    @model_validator(mode="after")
+    def _some(self) -> "Published":
+        if not (self.entries or self.quoted or self.notes):
+            raise ValueError("needs entries, quoted or notes; without any, leave it out or empty")
+        return self
+
+    @property
+    def figures(self) -> bool:
+        """Whether there are any: of a table that is not to be had, notes may say what is known."""
+        return bool(self.entries or self.quoted)
+
+
 class Study(Settings):
     name: str
     dataset: Dataset
@@ -137,6 +187,7 @@ class Study(Settings):
     """Of a study with several: what this one is called."""
     reference: str = "none"
     """The label whose training is the unit of relative cost."""
+    published: Published | None = None
     entries: tuple[Entry, ...]
 
     def run(
@@ -255,9 +306,26 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
                 f"methods.{entry.label}.as_released needs train.optimiser: sgd, "
                 f"got {made.train.optimiser!r}."
             )
+    if made.published is not None:
+        _check_published(made.published, labels)
     if len(set(made.seeds)) < len(made.seeds) or not made.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(made.seeds)}.")
     return made
+
+
+def _check_published(published: Published, labels: Sequence[str]) -> None:
+    for label in published.entries:
+        if label not in labels:
+            raise UserError(
+                f"published.entries.{label}: no label of methods{_guess(label, labels)}; "
+                f"known: {', '.join(labels)} (what is not run here stands in published.quoted)."
+            )
+    for label in published.quoted:
+        if label in labels:
+            raise UserError(
+                f"published.quoted.{label}: a label of methods, whose figures stand in "
+                "published.entries."
+            )
 
 
 def _entries(label: Any, body: Any) -> Iterator[Entry]:
@@ -368,9 +436,12 @@ def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T
 
 
 def _sentence(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    # A misspelt key is told before the one that is missing because of it.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     # The discriminator of a union stands in the path of an error, but not in the YAML.
-    loc = [str(p) for p in first["loc"] if p not in METHODS]
+    tags = () if error.title == Study.__name__ else METHODS
+    loc = [str(p) for p in first["loc"] if p not in tags]
     path = ".".join([p for p in (where, *loc) if p])
     kind, value = first["type"], first.get("input")
     if kind == "extra_forbidden":
@@ -386,12 +457,10 @@ def _sentence(error: ValidationError, where: str) -> str:
 
 def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
     """The keys of the settings object in which an unknown one was found."""
-    model: Any = next((METHODS[str(p)] for p in loc if p in METHODS), None)
+    model: Any = {"Study": Study, "Entry": Entry}.get(title)
     if model is None:
-        model = {"Study": Study, "Entry": Entry}[title]
+        model = next(METHODS[str(p)] for p in loc if p in METHODS)
     for part in loc[:-1]:
-        if part in METHODS:
-            continue
         field = model.model_fields.get(part)
         candidates = [field.annotation, *get_args(field.annotation)] if field else []
         model = next(

@@ -77,20 +77,30 @@ def time_unit(hours: float) -> tuple[float, str]:
 
 
 def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
-    """Test accuracy over relative cost, with seeds, intervals and the Pareto front."""
+    """Test accuracy over relative cost, with seeds, intervals and the Pareto front.
+
+    Where a paper gives both of an entry, its figures stand hollow and grey behind ours.
+    """
     rows = [r for r in summary if r["relative_cost"] is not None]
     if not rows:
         return None
     look = looks(summary)
     points = {r["label"]: (r["relative_cost"], 100 * r["test_accuracy_mean"]) for r in rows}
+    paper = {
+        r["label"]: (r["published_cost"], 100 * r["published_accuracy"])
+        for r in rows
+        if r["published_measure"] == "micro" and r["published_cost"] is not None
+    }
     # At two seeds the interval is wider than the figure.
     half = {
         r["label"]: 100 * r["test_accuracy_half_width"] if len(r["seeds"]) > 2 else 0 for r in rows
     }
     bars = [((x, y - half[k]), (x, y + half[k])) for k, (x, y) in points.items()]
+    drawn = [*points.values(), *paper.values()]
     seeds = [100 * a for r in rows for a in r["test_accuracies"]]
+    ys = [*seeds, *(y for _, y in paper.values())]
     room = max(1.0, 0.4 * (max(seeds) - min(seeds)))
-    left, right = min(x for x, _ in points.values()) / 1.2, max(x for x, _ in points.values()) * 1.6
+    left, right = min(x for x, _ in drawn) / 1.2, max(x for x, _ in drawn) * 1.6
     front = [points[r["label"]] for r in pareto(summary)]
     corners = [front[0]]
     for x, y in [*front[1:], (right, front[-1][1])]:
@@ -102,8 +112,11 @@ def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
             x, y = points[r["label"]]
             if half[r["label"]]:
                 axes.errorbar(x, y, half[r["label"]], color=color, capsize=4, lw=1.3)
-            ys = [100 * a for a in r["test_accuracies"]]
-            axes.plot([x] * len(ys), ys, ".", color=color, alpha=0.55, ms=9, mew=0)
+            if there := paper.get(r["label"]):
+                axes.plot(*zip((x, y), there, strict=True), ":", color="#b5b5b5", lw=1, zorder=1)
+                axes.plot(*there, marker, color="#8f8f8f", mfc="white", ms=8, mew=1.4, zorder=2)
+            own = [100 * a for a in r["test_accuracies"]]
+            axes.plot([x] * len(own), own, ".", color=color, alpha=0.55, ms=9, mew=0)
             face = "white" if hollow else color
             axes.plot(x, y, marker, color=color, mfc=face, ms=8, mew=1.8, zorder=4)
         axes.plot(*zip(*corners, strict=True), "-", color="#aaaaaa", zorder=1)
@@ -111,7 +124,7 @@ def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
         axes.set_xlim(left, right)
         low, high = axes.get_ylim()
         axes.set_ylim(
-            max(low, min(seeds) - room, -2), min(high, max(seeds) + room, 102)
+            max(low, min(ys) - room, -2), min(high, max(ys) + room, 102)
         )  # a wider bar runs out of the frame
         _nice_ticks(axes.xaxis, left, right, "x")
         axes.set_xlabel(
@@ -129,10 +142,13 @@ def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
         if any(half.values()):
             bar = Line2D([], [], ls="", marker="|", ms=11, color=GREY, label="95 % interval")
             handles.insert(3, bar)
-        figure.legend(handles=handles, loc="outside lower center", ncols=5)
-        labels.beside_points(
-            figure, axes, points, [*bars, *zip(corners, corners[1:], strict=False)]
-        )
+        if paper:
+            handles.append(
+                Line2D([], [], ls=":", marker="o", color="#8f8f8f", mfc="white", label="published")
+            )
+        figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
+        taken = [*bars, *zip(corners, corners[1:], strict=False), *((p, p) for p in paper.values())]
+        labels.beside_points(figure, axes, points, taken)
         return png(figure)
 
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from autoaug_ray import figures, mix_figures
+from autoaug_ray import figures, mix_figures, published
 from autoaug_ray.config import Study
-from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm
+from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
 from autoaug_ray.record import Folder, write_whole
 from autoaug_ray.summary import (
     Results,
@@ -30,7 +30,7 @@ from autoaug_ray.summary import (
     write_summary,
 )
 
-__all__ = ["headline", "summarise", "table", "verdicts", "write", "write_summary"]
+__all__ = ["headline", "lines", "summarise", "table", "verdicts", "write", "write_summary"]
 
 
 NOISY_CLOCK = 1.25
@@ -126,7 +126,7 @@ def table(
         f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
     ):  # fmt: skip
         out.add_column(name, justify="right", overflow="fold")
-    for r in _lines(summary):
+    for r in lines(summary):
         mark = "  " if r["control_of"] else ""
         out.add_row(
             mark + r["label"], r["accuracy"], *([r["macro"]] * macro), r["difference"], r["cost"],
@@ -474,7 +474,7 @@ def against_reference(summary: Sequence[Row]) -> dict[str, tuple[Comparison, flo
     return {c.name: (c, p) for c, p in zip(comparisons, p_values, strict=True)}
 
 
-def _lines(summary: Sequence[Row]) -> list[Row]:
+def lines(summary: Sequence[Row]) -> list[Row]:
     """The summary's rows with their figures as people read them."""
     family = against_reference(summary)
     factor, _ = _time(summary)
@@ -482,20 +482,16 @@ def _lines(summary: Sequence[Row]) -> list[Row]:
     phases = phases_of(summary)
     out = []
     for r in summary:
-        n, sd = len(r["seeds"]), r["test_accuracy_sd"]
-        spread = "" if sd is None else f"\u00a0±\u00a0{100 * sd:.2f}"
+        n, mean = len(r["seeds"]), r["test_accuracy_mean"]
         c, p = family.get(r["label"], (None, None))
         difference = ""
         if c is not None and c.difference is not None:
-            difference = f"{100 * c.difference:+.2f}"
-            if c.half_width is not None:
-                low, high = (100 * (c.difference + s * c.half_width) for s in (-1, 1))
-                star = "*" if c.distinguishable(p) else ""
-                difference += f" [{low:+.2f}, {high:+.2f}]{star}"
+            difference = in_points(c.difference, c.half_width)
+            difference += "*" if c.distinguishable(p) else ""
         out.append(
             {
                 **r,
-                "accuracy": f"{_number(r, 'test_accuracy_mean', 100)}{spread} ({n})" if n else "-",
+                "accuracy": in_per_cent(mean, r["test_accuracy_sd"], n) if n else "-",
                 "difference_mean": r["difference"],
                 "difference": difference or "-",
                 "cost": _number(r, "relative_cost"),
@@ -552,6 +548,8 @@ def _page(
         if (shown := [rows for rows in trials if not mix_figures.learns(rows[-1])])
     }
     uneven = _uneven(results)
+    paper = results.study.published
+    table_lines = lines(summary)
     return template.render(
         study=results.study,
         case=getattr(results.study, "case", None),
@@ -564,7 +562,14 @@ def _page(
         headline=headline(summary),
         verdicts=_verdicts(summary, results),
         missing=_missing(summary) + _warnings(results),
-        lines=_lines(summary),
+        lines=table_lines,
+        published=paper
+        and {
+            "lines": published.lines(table_lines, paper),
+            "ours": published.OURS[paper.measure],
+            "cost": published.gives_cost(paper),
+            "verdicts": published.verdicts(summary, paper),
+        },
         time_name=_time(summary)[1],
         phases=phases_of(summary),
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items() if png},

@@ -24,6 +24,7 @@ from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare, mean_of
 from autoaug_ray.plan import read_outcomes
+from autoaug_ray.published import gap_to
 from autoaug_ray.record import Folder, write_whole
 
 Row = dict[str, Any]
@@ -42,9 +43,15 @@ SUMMARY = pa.schema(
         ("test_accuracy_mean", pa.float64()),
         ("test_accuracy_sd", pa.float64()),  # n - 1 in the denominator; null if n < 2
         ("test_accuracy_half_width", pa.float64()),  # of the 95 % t-interval; null if n < 2
-        ("macro_accuracy_mean", pa.float64()),  # mean over classes, mean over seeds
+        ("macro_accuracies", pa.list_(pa.float64())),  # means over classes, in the order of `seeds`
+        ("macro_accuracy_mean", pa.float64()),
         ("difference", pa.float64()),  # to the reference, paired over common seeds
         ("difference_half_width", pa.float64()),  # of its 95 % interval, uncorrected
+        ("published_accuracy", pa.float64()),  # [0, 1]; null if the study knows of none
+        ("published_measure", pa.string()),  # of it: micro | macro
+        ("published_cost", pa.float64()),  # in trainings of the paper's own reference
+        ("published_difference", pa.float64()),  # our mean of that measure minus it
+        ("published_half_width", pa.float64()),  # of its 95 % interval; null if n < 3
         ("training_device_hours", pa.float64()),  # bank + search + final of one seed, no eval
         ("relative_cost", pa.float64()),  # of it, in trainings of the reference
         ("relative_search_cost", pa.float64()),  # the search's part of it
@@ -210,6 +217,10 @@ def summarise_results(results: Results) -> list[Row]:
         last = [rows[-1] for rows in results.finals[label].values()]
         hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
         devices = {line["device"] for line in lines} or {row["device"] for row in last}
+        macro = [fmean(row["class_accuracy"]) for row in last if row["class_accuracy"]]
+        paper = study.published.entries.get(label) if study.published else None
+        measure = study.published.measure if study.published and paper else None
+        gap = gap_to(paper, macro if measure == "macro" else list(mine.values()))
         common = sorted(training[label].keys() & reference.keys())
         unit = fmean(reference[s] for s in common or reference) if reference else None
         search = _search_seconds(results, label) + _found_elsewhere(results, training, entry)
@@ -229,11 +240,15 @@ def summarise_results(results: Results) -> list[Row]:
                 "test_accuracy_mean": mean.mean if mean else None,
                 "test_accuracy_sd": mean.sd if mean else None,
                 "test_accuracy_half_width": mean.half_width if mean else None,
-                "macro_accuracy_mean": _mean(
-                    fmean(row["class_accuracy"]) if row["class_accuracy"] else None for row in last
-                ),
+                "macro_accuracies": macro,
+                "macro_accuracy_mean": _mean(macro),
                 "difference": difference.difference,
                 "difference_half_width": difference.half_width,
+                "published_accuracy": paper.accuracy / 100 if paper else None,
+                "published_measure": measure,
+                "published_cost": paper.cost if paper else None,
+                "published_difference": gap.difference if gap else None,
+                "published_half_width": gap.half_width if gap else None,
                 "training_device_hours": None if cost is None else cost / 3600,
                 "relative_cost": cost / unit if cost is not None and unit else None,
                 "relative_search_cost": search / unit if unit else None,

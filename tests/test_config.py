@@ -82,6 +82,29 @@ FAULTS = {
     "methods: {none: {}}\ntrain: {epochs: 0}": "train.epochs: .*equal to 1, got 0",
     "methods: {none: {}}\nmodel: resnet": "model.name: unknown classifier; known: cnn, .*'resnet'",
     "methods: {none: {}}\nval_fraction: 1": "val_fraction: .*less than 1, got 1",
+    "methods: {none: {}}\npublished: {entries: {none: {accuracy: 90}}}":
+        "published.source is missing",
+    "methods: {none: {}}\npublished: {source: x}": "published: needs entries, quoted or notes",
+    "methods: {none: {}}\npublished: {source: x, sources: y, quoted: {a: {accuracy: 90}}}":
+        r"published.sources: unknown key \(did you mean source\?\); known: entries, measure, notes",
+    "methods: {none: {}}\npublished: {source: x, entries: {nonne: {accuracy: 90}}}":
+        r"published.entries.nonne: no label of methods \(did you mean none\?\); known: none \(",
+    "methods: {none: {}}\npublished: {source: x, quoted: {none: {accuracy: 90}}}":
+        "published.quoted.none: a label of methods",
+    "methods: {none: {}}\npublished: {source: x, entries: {none: {accurcy: 90}}}":
+        r"published.entries.none.accurcy: unknown key \(did you mean accuracy\?\); known: acc",
+    "methods: {none: {}}\npublished: {source: x, entries: {none: {accuracy: 0.95}}}":
+        "published.entries.none.accuracy: .*equal to 1, got 0.95",
+    "methods: {none: {}}\npublished: {source: x, entries: {none: {accuracy: 90, sd: 1, seeds: 1}}}":
+        "published.entries.none: sd is over seeds, of which there must be at least 2, got 1",
+    "methods: {none: {}}\npublished: {source: x, entries: {none: {accuracy: 9, cost_is: about}}}":
+        "published.entries.none: cost_is: about needs a cost",
+    "methods: {none: {}}\npublished: {source: x, entries: {none: {accuracy: 9, cost: > 60}}}":
+        "not valid YAML",
+    "methods: {none: {}}\npublished: {source: x, entries: {none: {accuracy: 9, cost: '> 60'}}}":
+        "published.entries.none.cost: .*valid number, got '> 60'",
+    "methods: {none: {}}\npublished: {source: x, measure: mean, quoted: {a: {accuracy: 90}}}":
+        "published.measure: .*'micro' or 'macro', got 'mean'",
     "methods: {none: {}}\nmethod: {}": r"method: unknown key \(did you mean methods\?\)",
     "methods: {none: {}}\ndataset: {name: fashion}": "dataset.name: .*'fashion'",
     "methods: {none: {}}\ndataset: {name: cifar10, channels: 1}": "channels can be set for",
@@ -144,8 +167,13 @@ def test_every_study_loads_and_its_header_states_command_and_result(path):
     config.load(path)
     header = path.read_text().split("\n\n")[0]
     assert f"run_all.py search_spaces/{path.name}" in header or path.stem == "quickstart"
-    for word in ("python run_all.py", "Cost:", "Result:"):
+    for word in ("python run_all.py", "Cost:"):
         assert word in header, f"{path.name}: the header comment has no {word}"
+    # A study that nobody has run has no result; then it says so, and what was published.
+    run = "Result:" in header
+    expected = all(word in " ".join(header.split("\n# ")) for word in ("Expected", "Not run by us"))
+    assert run or expected, f"{path.name}: neither a result nor what is expected"
+    assert "TODO" not in header
 
 
 def test_study_is_a_function_of_the_tree():
@@ -179,3 +207,44 @@ def test_cases_change_the_study_and_the_command_line_has_the_last_word(tmp_path)
         path.write_text(("" if text.startswith("dataset") else DATA) + "methods: {none: }\n" + text)
         with pytest.raises(UserError, match=message):
             config.load(path)
+
+
+PUBLISHED = """published:
+  source: A paper, Table 1
+  entries:
+    none: {accuracy: 88.55, cost: 1}
+    bilevel learn:off: {accuracy: 95, sd: 0.1, seeds: 8, cost: 60, cost_is: more than}
+  quoted:
+    AutoAugment (ResNet32): {accuracy: 95.5, source: another paper}
+"""
+
+
+def test_what_a_paper_published_is_part_of_the_study_but_of_no_run(tmp_path):
+    text = DATA + "methods: {none: , bilevel: }\n"
+    plain, made = load(text, tmp_path), load(text + PUBLISHED, tmp_path)
+    assert made.published.entries["bilevel learn:off"].cost_is == "more than"
+    assert made.published.quoted["AutoAugment (ResNet32)"].accuracy == 95.5
+    assert config.Study.model_validate_json(made.model_dump_json()) == made
+    for a, b in zip(plain.entries, made.entries, strict=True):
+        runs = [s.run(e, "final", seed=0, choices={}) for s, e in ((plain, a), (made, b))]
+        assert runs[0] == runs[1] and runs[0].key == runs[1].key
+    changed = load(
+        text + PUBLISHED, tmp_path, changes=["published.entries.none.accuracy=90", "model=resnet18"]
+    )
+    assert changed.published.entries["none"].accuracy == 90
+    assert load(text + PUBLISHED, tmp_path, changes=["published="]).published is None
+
+
+def test_a_case_has_its_own_published_figures(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        DATA + "methods: {none: }\npublished: {source: A paper, notes: [one]}\ncases:\n"
+        "  a: {published.entries: {none: {accuracy: 80}}}\n"
+        "  b: {published: {source: Another, entries: {none: {accuracy: 70}}}}\n"
+        "  c: {published: }\n"
+    )
+    a, b, c = config.load(path)
+    assert (a.published.source, a.published.notes) == ("A paper", ("one",))
+    assert a.published.entries["none"].accuracy == 80
+    assert (b.published.source, b.published.notes) == ("Another", ())
+    assert c.published is None

@@ -7,7 +7,17 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from autoaug_ray.maths.statistics import Comparison, Mean, compare, holm, mean_of, rank
+from autoaug_ray.maths.statistics import (
+    Comparison,
+    Mean,
+    compare,
+    gap,
+    holm,
+    in_per_cent,
+    in_points,
+    mean_of,
+    rank,
+)
 
 
 def by_seed(*values: float) -> dict[int, float]:
@@ -108,6 +118,72 @@ def test_two_seeds_never_suffice() -> None:
 def test_entries_that_are_the_same_are_not_distinguishable() -> None:
     out = compare("a", by_seed(0.8, 0.7, 0.9), "b", by_seed(0.8, 0.7, 0.9))
     assert out.p_value == 1.0 and not out.distinguishable()
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_a_gap_to_an_exact_figure_equals_scipys_one_sample_test(n: int) -> None:
+    x = np.random.default_rng(n).normal(0.8, 0.02, n)
+    out = gap(mean_of(list(x)), 0.79)
+    result = stats.ttest_1samp(x, 0.79)
+    interval = result.confidence_interval(0.95)
+    assert not out.welch and out.half_width is not None
+    assert out.difference - out.half_width == pytest.approx(interval.low - 0.79)
+    assert out.difference + out.half_width == pytest.approx(interval.high - 0.79)
+    assert out.outside() == (result.pvalue < 0.05)
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 8), (8, 3), (5, 2), (3, 100)])
+def test_a_gap_to_a_published_mean_equals_scipys_welch_test(n: int, m: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(0.8, 0.02, n), rng.normal(0.79, 0.005, m)
+    out = gap(mean_of(list(x)), y.mean(), y.std(ddof=1), m)
+    result = stats.ttest_ind(x, y, equal_var=False)
+    interval = result.confidence_interval(0.95)
+    assert out.welch and out.half_width is not None
+    assert out.difference - out.half_width == pytest.approx(interval.low)
+    assert out.difference + out.half_width == pytest.approx(interval.high)
+    again = stats.ttest_ind_from_stats(
+        x.mean(), x.std(ddof=1), n, y.mean(), y.std(ddof=1), m, equal_var=False
+    )
+    assert out.outside() == (again.pvalue < 0.05)
+
+
+def test_a_gap_needs_three_seeds_of_ours_and_a_published_spread_its_number_of_seeds() -> None:
+    for values in ([0.8], [0.8, 0.9]):
+        out = gap(mean_of(values), 0.1, 0.01, 8)
+        assert (out.half_width, out.alike, out.outside()) == (None, None, False)
+        assert out.difference == pytest.approx(sum(values) / len(values) - 0.1)
+    ours = mean_of([0.80, 0.81, 0.82])
+    for unknown in (gap(ours, 0.79, 0.01), gap(ours, 0.79, None, 8), gap(ours, 0.79, 0.01, 1)):
+        assert not unknown.welch and unknown.half_width == ours.half_width
+
+
+def test_a_gap_without_any_spread() -> None:
+    same = mean_of([0.5, 0.5, 0.5])
+    assert gap(same, 0.5, 0.0, 8).half_width == 0.0 and not gap(same, 0.5, 0.0, 8).outside()
+    assert gap(same, 0.6, 0.0, 8).outside()
+
+
+@pytest.mark.parametrize("m", [1, 4])
+def test_a_published_figure_that_varies_like_ours_is_covered_by_the_wider_interval(m: int) -> None:
+    """The mean of m further seeds lies outside in 5 % of all trials; outside the narrow one far
+    more often."""
+    rng = np.random.default_rng(m)
+    trials, narrow, wide = 4000, 0, 0
+    for x in rng.normal(0.8, 0.01, (trials, 5 + m)):
+        out = gap(mean_of(x[:5].tolist()), float(x[5:].mean()), None, m)
+        assert out.alike is not None
+        narrow += out.outside()
+        wide += abs(out.difference) > out.alike
+    assert wide / trials == pytest.approx(0.05, abs=4 * math.sqrt(0.95 * 0.05 / trials))
+    assert narrow / trials > 0.1
+
+
+def test_accuracies_and_differences_in_words() -> None:
+    assert in_per_cent(0.81) == "81.00"
+    assert in_per_cent(0.81, 0.0123, 3).replace("\u00a0", " ") == "81.00 ± 1.23 (3)"
+    assert in_points(0.012, None) == "+1.20"
+    assert in_points(-0.012, 0.004) == "-1.20 [-1.60, -0.80]"
 
 
 def test_holm_by_hand() -> None:

@@ -205,12 +205,14 @@ def test_a_run_that_must_not_go_on_is_named_and_the_next_study_still_runs(tmp_pa
         "methods: {none: , again: {method: replay, policy: nowhere.pt}}\n"
     )
     (tmp_path / "good.yaml").write_text(
-        (tmp_path / "bad.yaml").read_text().split(", again")[0] + "}"
+        (tmp_path / "bad.yaml").read_text().split(", again")[0]
+        + "}\npublished: {source: A paper, entries: {none: {accuracy: 60}}}\n"
     )
     done = run_all(tmp_path / "bad.yaml", tmp_path / "good.yaml", "--out", tmp_path / "runs")
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(Folder(tmp_path / "runs" / "good").finished()) == 1
     assert "failed: again (final, seed 0): replay.policy: nowhere.pt is no file" in done.stdout
+    assert "Published: A paper." in done.stdout and "ours - published" in done.stdout
     assert len(Folder(tmp_path / "runs" / "bad").finished()) == 1
     assert os.path.exists(tmp_path / "runs" / "bad" / "report.html")
 

@@ -7,6 +7,10 @@ Intervals are Student's t on n - 1 degrees of freedom: mean +- t(n - 1) sd / sqr
 What they cover is the choice of the seed. The training and the test images are the same for all
 seeds, so an interval says nothing about other images.
 
+A figure p that somebody else published is compared with the mean x of our n seeds without pairing.
+With its standard deviation s_p over m seeds the interval of x - p is Welch's, whose variance is
+sd^2 / n + s_p^2 / m. Without it p is taken as exact, and the interval is that of x, moved by p.
+
 Over several cases (datasets, degrees of imbalance), after Demsar (JMLR 2006): N blocks, k entries;
 r_j the mean over the blocks of entry j's rank, 1 for the most accurate, ties shared. Friedman's
 test says whether the entries differ at all; only then each is held against one control by
@@ -116,6 +120,58 @@ def compare(name: str, x: Mapping[int, float], other: str, y: Mapping[int, float
     else:
         p = 2 * float(stats.t.sf(abs(d.mean) / (d.sd / math.sqrt(d.n)), d.n - 1))
     return Comparison(name, other, d.n, d.mean, d.half_width, p)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Our mean minus a published figure; accuracies in [0, 1]."""
+
+    difference: float
+    half_width: float | None
+    """Of its 95 % interval; None with fewer than ENOUGH seeds of ours, as is `alike`."""
+    welch: bool
+    """Whether the interval covers the seeds of the published figure too."""
+    alike: float | None
+    """What `half_width` would be if the published seeds varied exactly as ours do."""
+
+    def outside(self) -> bool:
+        """Whether the interval leaves zero out; never where there is none."""
+        return self.half_width is not None and abs(self.difference) > self.half_width
+
+
+def gap(ours: Mean, published: float, sd: float | None = None, seeds: int | None = None) -> Gap:
+    """`sd` is the published figure's over its `seeds`; Welch's interval takes two of them.
+
+    `alike` is t(n - 1) sd sqrt(1 / n + 1 / m) with our n and sd and the published number of seeds
+    m, 1 if it is not known: the interval in which the mean of m more seeds of ours would fall.
+    """
+    difference = ours.mean - published
+    if ours.sd is None or ours.half_width is None or ours.n < ENOUGH:
+        return Gap(difference, None, False, None)
+    alike = ours.half_width * math.sqrt(1 + ours.n / (seeds or 1))
+    if sd is None or seeds is None or seeds < 2:
+        return Gap(difference, ours.half_width, False, alike)
+    a, b = ours.sd**2 / ours.n, sd**2 / seeds
+    if a + b == 0:
+        return Gap(difference, 0.0, True, alike)
+    freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (seeds - 1))
+    t = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    return Gap(difference, t * math.sqrt(a + b), True, alike)
+
+
+def in_per_cent(mean: float, sd: float | None = None, n: int | None = None) -> str:
+    """`81.00 ± 1.00 (3)`: an accuracy with what is known of its spread and number of seeds."""
+    spread = "" if sd is None else f"\u00a0±\u00a0{100 * sd:.2f}"
+    return f"{100 * mean:.2f}{spread}" + ("" if n is None else f" ({n})")
+
+
+def in_points(difference: float, half_width: float | None) -> str:
+    """`+1.20 [+0.80, +1.60]`: a difference of accuracies with its interval, in hundredths."""
+    text = f"{100 * difference:+.2f}"
+    if half_width is None:
+        return text
+    low, high = difference - half_width, difference + half_width
+    return f"{text} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

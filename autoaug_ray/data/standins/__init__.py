@@ -1,4 +1,4 @@
-"""Small trees in the formats of their publishers: what tests and smoke runs read instead of data."""
+"""Small trees in the publishers' formats: what tests and smoke runs read instead of data."""
 
 from pathlib import Path
 

@@ -1,0 +1,293 @@
+"""What a paper reported, beside what was measured.
+
+A study's `published:` block holds the paper's figures. They are no part of any run, and choose
+nothing: they are read when all has been measured. The arithmetic is `maths.statistics.gap`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from autoaug_ray.config import Published, PublishedRow
+from autoaug_ray.maths.statistics import ENOUGH, Gap, gap, in_per_cent, in_points, mean_of
+
+Row = dict[str, Any]
+"""Of the summary, with its figures as people read them where `report.lines` made it."""
+Cases = Mapping[str, tuple[Published | None, Mapping[str, Row]]]
+"""Name of a case -> what was published of it, and the summary's rows by label."""
+
+MANY = 20
+"""Intervals from which on it is said how many of them miss by chance."""
+OURS = {"micro": "test accuracy %", "macro": "macro accuracy %"}
+"""By measure: what our figures are called."""
+WITHIN = "within it"
+QUOTED = "quoted, not run"
+SIGNS = {"exactly": "", "about": "~ ", "more than": "> ", "less than": "< "}
+
+
+def gap_to(published: PublishedRow | None, accuracies: Sequence[float]) -> Gap | None:
+    """From our accuracies [0, 1] over seeds; None without them or without a published figure."""
+    if published is None or not accuracies:
+        return None
+    sd = None if published.sd is None else published.sd / 100
+    return gap(mean_of(accuracies), published.accuracy / 100, sd, published.seeds)
+
+
+def accuracies(r: Row, published: Published) -> list[float]:
+    """Ours [0, 1], over seeds, as the paper measures them."""
+    found: list[float] = r[
+        "macro_accuracies" if published.measure == "macro" else "test_accuracies"
+    ]
+    return found
+
+
+def gaps(summary: Iterable[Row], published: Published) -> dict[str, Gap]:
+    """By label, of the entries that have both figures."""
+    found = {
+        r["label"]: gap_to(published.entries.get(r["label"]), accuracies(r, published))
+        for r in summary
+    }
+    return {label: g for label, g in found.items() if g is not None}
+
+
+# One study
+
+
+def lines(shown: Sequence[Row], published: Published) -> list[Row]:
+    """Of the table: `report.lines` of entries that the paper has a figure of, then the quoted."""
+    known = gaps(shown, published)
+    ran = [r for r in shown if r["label"] in published.entries]
+    out = [
+        {
+            **r,
+            "quoted": False,
+            **_ours(accuracies(r, published)),
+            **_theirs(published.entries[r["label"]], known.get(r["label"])),
+        }
+        for r in ran
+    ]
+    for name, row in published.quoted.items():
+        about = {"label": name, "quoted": True, "relative_cost": None, "cost": "-"}
+        out.append({**about, "ours": QUOTED, "ours_value": None, **_theirs(row, None)})
+    return out
+
+
+def _ours(values: Sequence[float]) -> Row:
+    if not values:
+        return {"ours": "-", "ours_value": None}
+    m = mean_of(values)
+    return {"ours": in_per_cent(m.mean, m.sd, m.n), "ours_value": m.mean}
+
+
+def _theirs(row: PublishedRow, g: Gap | None) -> Row:
+    sd = None if row.sd is None else row.sd / 100
+    return {
+        "published": in_per_cent(row.accuracy / 100, sd, row.seeds),
+        "published_value": row.accuracy,
+        "apart": "-" if g is None else in_points(g.difference, g.half_width) + _star(g),
+        "apart_value": None if g is None else g.difference,
+        "published_cost": "-" if row.cost is None else f"{SIGNS[row.cost_is]}{row.cost:g}",
+        "published_cost_value": row.cost,
+    }
+
+
+def _star(g: Gap) -> str:
+    return "*" if g.outside() else ""
+
+
+def gives_cost(published: Published) -> bool:
+    return any(row.cost for row in (*published.entries.values(), *published.quoted.values()))
+
+
+def table(shown: Sequence[Row], published: Published) -> Table:
+    """For the terminal, from `report.lines`."""
+    cost = gives_cost(published)
+    caption = (
+        f"Published: {escape(published.source)}. Mean ± standard deviation (n seeds), as far as "
+        "given; in brackets the 95 % interval of the difference; * it leaves zero out."
+    )
+    if cost:
+        caption += f" Cost in trainings of {shown[0]['reference']}, ours and the paper's."
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    out.add_column("method", overflow="fold")
+    names = [OURS[published.measure], "published %", "ours - published"]
+    for name in names + ["cost", "published cost"] * cost:
+        out.add_column(name, justify="right", overflow="fold")
+    for r in lines(shown, published):
+        costs = [r["cost"], r["published_cost"]] * cost
+        out.add_row(
+            escape(r["label"]), r["ours"], r["published"], r["apart"], *costs,
+            style="dim" if r["quoted"] else None,
+        )  # fmt: skip
+    return out
+
+
+def verdicts(summary: Sequence[Row], published: Published) -> list[str]:
+    """Short sentences: where our figures are the published ones, as far as our seeds can tell."""
+    known = gaps(summary, published)
+    out = []
+    exact = {k: g for k, g in known.items() if g.half_width is not None and not g.welch}
+    if exact:
+        out.append(
+            f"Against the published figures, each by its own 95 % interval: {_listed(exact)}. The "
+            "paper gives no spread over a known number of seeds here, so the interval covers our "
+            "seeds only."
+        )
+    if outside := {k: g for k, g in exact.items() if g.outside()}:
+        still = [
+            k for k, g in outside.items() if g.alike is not None and abs(g.difference) > g.alike
+        ]
+        out.append(
+            "Had the paper's trainings varied as ours do (a figure without a number of seeds taken "
+            f"for one training), outside would still be: {_names(still) or 'none of them'}."
+        )
+    if welch := {k: g for k, g in known.items() if g.half_width is not None and g.welch}:
+        out.append(
+            "Against the published means, by Welch's 95 % interval, which covers the paper's seeds "
+            f"too: {_listed(welch)}."
+        )
+    if within := [g.half_width for g in known.values() if g.half_width and not g.outside()]:
+        out.append(
+            "Within is not the same as equal: the widest of these intervals reaches "
+            f"{100 * max(within):.1f} points to each side."
+        )
+    if few := [k for k, g in known.items() if g.half_width is None]:
+        out.append(
+            f"Too few seeds for an interval around the difference ({ENOUGH} are needed): "
+            f"{_names(few)}."
+        )
+    if missing := [k for k in published.entries if k not in known]:
+        out.append(f"Published, but without a finished training here: {_names(missing)}.")
+    for name, row in (published.entries | published.quoted).items():
+        if row.note:
+            out.append(f"{name}, as published: {row.note.rstrip('.')}.")
+        if row.source:
+            out.append(f"The published figure of {name} is from {row.source.rstrip('.')}.")
+    if published.quoted:
+        out.append(
+            f"Quoted from the paper and not run here: {_names(published.quoted)}. Nothing was "
+            "checked about them."
+        )
+    out += [f"Note on the paper: {note.rstrip('.')}." for note in published.notes]
+    return out
+
+
+def _sides(known: Mapping[str, Gap]) -> dict[str, list[str]]:
+    """On which side of the published figure ours are, as far as the intervals tell."""
+    parts = {
+        WITHIN: [k for k, g in known.items() if not g.outside()],
+        "ours above": [k for k, g in known.items() if g.outside() and g.difference > 0],
+        "ours below": [k for k, g in known.items() if g.outside() and g.difference < 0],
+    }
+    return {side: names for side, names in parts.items() if names}
+
+
+def _listed(known: Mapping[str, Gap]) -> str:
+    return "; ".join(f"{side}: {_names(names)}" for side, names in _sides(known).items())
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+# Several cases
+
+
+Grid = dict[str, dict[str, Row]]
+"""Name of a row -> name of a column -> cell."""
+
+
+def grid(cases: Cases) -> Grid:
+    """Entries that are published in some case, then the quoted, x cases.
+
+    The other way round where there are more cases than entries: pages are higher than wide.
+    """
+    blocks = [(block, rows) for block, rows in cases.values() if block is not None]
+    ran = dict.fromkeys(k for block, rows in blocks for k in rows if k in block.entries)
+    quoted = dict.fromkeys(k for block, _ in blocks for k in block.quoted if k not in ran)
+    names = {k: k for k in ran} | {k: f"{k} ({QUOTED})" for k in quoted}
+    out = {
+        name: {case: _cell(label, block, rows) for case, (block, rows) in cases.items()}
+        for label, name in names.items()
+    }
+    if not out or len(cases) <= len(out):
+        return out
+    return {case: {name: by_case[case] for name, by_case in out.items()} for case in cases}
+
+
+def _cell(label: str, block: Published | None, rows: Mapping[str, Row]) -> Row:
+    row = None if block is None else (block.entries | block.quoted).get(label)
+    published = "-" if row is None else f"{row.accuracy:.2f}"
+    if label not in rows:
+        return {"figures": published, "apart": "", "ran": False}
+    r = rows[label]
+    values = r["test_accuracies"] if block is None else accuracies(r, block)
+    g = gap_to(row, values)
+    return {
+        "figures": f"{in_per_cent(fmean(values)) if values else '-'} / {published}",
+        "apart": "-" if g is None else in_points(g.difference, None) + _star(g),
+        "ran": True,
+    }
+
+
+def table_over_cases(cases: Cases) -> Table:
+    """For the terminal."""
+    caption = (
+        "Accuracy in %, as the paper measures it, ours / published; below it ours - published in "
+        "points; * the 95 % interval of the difference leaves zero out."
+    )
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    rows = grid(cases)
+    out.add_column(overflow="fold")
+    for name in next(iter(rows.values())):
+        out.add_column(escape(name), justify="right", overflow="fold")
+    for name, cells in rows.items():
+        texts = [
+            f"{c['figures']}\n{c['apart']}" if c["ran"] else f"[dim]{c['figures']}[/]"
+            for c in cells.values()
+        ]
+        out.add_row(escape(name), *texts)
+    return out
+
+
+def verdicts_over_cases(cases: Cases) -> list[str]:
+    """One sentence for each published entry, then what the papers' readers must know."""
+    found: dict[str, dict[str, Gap]] = {}  # label -> case -> gap
+    for name, (block, rows) in cases.items():
+        for label, g in gaps(rows.values(), block).items() if block is not None else ():
+            found.setdefault(label, {})[name] = g
+    out = []
+    for label, by_case in found.items():
+        sides = _sides({k: g for k, g in by_case.items() if g.half_width is not None})
+        if few := [k for k, g in by_case.items() if g.half_width is None]:
+            sides["too few seeds to tell"] = few
+        parts = [
+            f"{side} in {len(names)}" + ("" if side == WITHIN else f" ({_names(names)})")
+            for side, names in sides.items()
+        ]
+        mean = fmean(g.difference for g in by_case.values())
+        out.append(
+            f"{label} against its published figures, each case by its own 95 % interval: "
+            f"{'; '.join(parts)}. Mean difference over {len(by_case)} "
+            f"case{'' if len(by_case) == 1 else 's'}: {100 * mean:+.2f} points."
+        )
+    count = sum(g.half_width is not None for by_case in found.values() for g in by_case.values())
+    if count >= MANY:
+        out.append(
+            f"Of {count} intervals at 95 %, some {count / 20:.0f} leave zero out by chance where "
+            "nothing differs."
+        )
+    if any(not g.welch for by_case in found.values() for g in by_case.values()):
+        out.append("Where the paper gives no spread, an interval covers our seeds only.")
+    blocks = [block for block, _ in cases.values() if block is not None]
+    sources = dict.fromkeys(block.source.rstrip(".") for block in blocks)
+    notes = dict.fromkeys(note.rstrip(".") for block in blocks for note in block.notes)
+    return [
+        *out,
+        *(f"Published figures: {source}." for source in sources),
+        *(f"Note on the paper: {note}." for note in notes),
+    ]
