@@ -70,3 +70,13 @@ def test_training_loads_no_heavy_library():
     )
     out = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "data/standins").glob("*.py")), ids=lambda p: p.name
+)
+def test_standins_know_formats_and_nothing_of_their_readers(path):
+    for name in imports(path):
+        assert name.split(".")[0] in sys.stdlib_module_names | {"numpy", "PIL"} or name.startswith(
+            "autoaug_ray.data.standins"
+        ), f"{path.name} imports {name}"

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoaug_ray.data import arrays, folders
+from autoaug_ray.data import arrays, folders, objects
 from autoaug_ray.data.settings import Dataset, Imbalance, Shift
 from autoaug_ray.data.splits import (
     AnySplit,
@@ -50,6 +50,10 @@ SOURCES: dict[str, Callable[[Dataset], Source]] = {
     "fashion-mnist": arrays.fashion_mnist,
     "cifar10": arrays.cifar,
     "cifar100": arrays.cifar,
+    "caltech101": objects.caltech101,
+    "voc2012": objects.voc2012,
+    "coco2017": objects.coco2017,
+    "lvis": objects.lvis,
     "folder": folders.folder,
 }
 DESCRIBED = 8192

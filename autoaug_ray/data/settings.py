@@ -80,7 +80,8 @@ class Dataset(Settings):
     """Of classes made from objects: clean (default) as each dataset's reader says, or with the
     choices of DAFusion's public code, which AutoGenDA follows."""
     min_class_count: int | None = Field(None, ge=1)
-    """Of classes made from objects: classes with fewer training images are dropped, and named."""
+    """Of classes made from objects: classes with fewer training images are dropped, and named (32
+    of coco2017, 20 of lvis, else 1)."""
     frequencies: tuple[Literal["r", "c", "f"], ...] | None = None
     """Of lvis: rare, common and frequent classes (default: common, AutoGenDA's tail)."""
     memory_gb: float = Field(4.0, ge=0, le=1024)
