@@ -195,7 +195,9 @@ def test_fashion_mnist_errors_name_the_file(fashion):
 
 
 def test_a_missing_cifar_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="no whole cifar-10-batches-py.*dataset.download"):
+    with pytest.raises(
+        UserError, match="no cifar-10-batches-py; unpack cifar-10.*dataset.download"
+    ):
         data.load(Dataset(name="cifar10", root=str(tmp_path)), val_fraction=None, device="cpu")
 
 
