@@ -21,6 +21,7 @@ BELOW = {
     "errors.py": set(),
     "settings.py": set(),
     "maths/": {"maths"},
+    "data/standins/": {"data"},
     "data/": {"data", "maths", "errors", "settings"},
     "models.py": {"settings"},
     "meter.py": set(),

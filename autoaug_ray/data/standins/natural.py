@@ -40,7 +40,8 @@ def picture(
     y, x = np.mgrid[0:height, 0:width] / [[[height]], [[width]]] - 0.5
     disk = np.hypot(x - 0.25 * np.cos(turn), y - 0.25 * np.sin(turn)) < 0.15
     image = colour * rng.uniform(0.9, 1.1) + 80 * disk[:, :, None]
-    return (image + rng.normal(0, 12, image.shape)).clip(0, 255).astype(np.uint8)
+    noisy: np.ndarray = image + rng.normal(0, 12, image.shape)
+    return noisy.clip(0, 255).astype(np.uint8)
 
 
 def fashion_mnist(root: Path, per_class: int, seed: int) -> None:
@@ -120,7 +121,7 @@ def npz(root: Path, per_class: int, seed: int) -> None:
     """`root` is the file, as it is for this reader."""
     rng = np.random.default_rng(seed)
     counts = {"train": per_class, "val": _tested(per_class), "test": _tested(per_class)}
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for part, count in counts.items():
         images, labels = _arrays(rng, len(OWN_CLASSES), count, 28)
         arrays |= {f"{part}_images": images, f"{part}_labels": labels[:, None]}
