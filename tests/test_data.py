@@ -252,6 +252,16 @@ def test_smaller_subsets_are_parts_of_larger_ones():
     assert two < four and len(two) == 20 and len(four) == 40
 
 
+def test_classes_are_apart_as_masks_would_take_them():
+    labels = torch.randint(0, 7, (200,), generator=torch.Generator().manual_seed(0))
+    labels[labels == 3] = 4  # a class without images
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))[:150]
+    apart = data.by_class(labels, order)
+    assert len(apart) == 7
+    for c, members in enumerate(apart):
+        assert torch.equal(members, order[labels[order] == c])
+
+
 def test_impossible_subsets_are_refused():
     for wrong, message in (
         (tail(factor=0.1, largest=500), "dataset.imbalance.largest: 500 images per class"),

@@ -164,17 +164,19 @@ def test_imagenet_as_kaggle_packs_it(made, tmp_path):
     inner = tmp_path / "kaggle/ILSVRC/Data/CLS-LOC"
     shutil.copytree(f"{dataset.root}/train", inner / "train")
     (inner / "val").mkdir()
-    lines, names = ["ImageId,PredictionString"], {}
+    lines, names = [], {}
     sources = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))
     for n, source in enumerate(reversed(sources)):
         name = f"ILSVRC2012_val_{n:08}"
         shutil.copy(source, inner / "val" / f"{name}.JPEG")
-        lines.append(f"{name},{source.parent.name} 1 2 30 40 {source.parent.name} 0 0 5 5 ")
+        # The file is in no order of names.
+        lines.insert(n // 2, f"{name},{source.parent.name} 1 2 30 40 {source.parent.name} 0 0 5 5 ")
         names[name] = source
     kaggle = dataset.model_copy(update={"root": str(tmp_path / "kaggle")})
     with pytest.raises(UserError, match="has to be sorted into class folders.*valprep.sh"):
         load(kaggle)
-    (tmp_path / "kaggle/LOC_val_solution.csv").write_text("\n".join(lines))
+    table = "\n".join(["ImageId,PredictionString", *lines])
+    (tmp_path / "kaggle/LOC_val_solution.csv").write_text(table)
     after = load(kaggle)
     assert torch.equal(after.train.images, before.train.images)
     order = [sources.index(names[name]) for name in sorted(names)]
@@ -200,7 +202,7 @@ def test_a_streamed_imagenet_trains_as_one_in_memory(made, final_run):
         assert streamed[name] == pytest.approx(inside[name], rel=1e-4)
 
 
-def test_bach_halves_are_whole_files(made):
+def test_bach_halves_are_whole_photographs(made):
     dataset = made("bach", memory_gb=0)
     splits = load(dataset)
     assert splits.classes == ("Benign", "InSitu", "Invasive", "Normal")
@@ -218,7 +220,7 @@ def test_bach_halves_are_whole_files(made):
         assert set(files(part.test)) == sets[2]
 
 
-def test_bach_trains_on_patches_and_tests_on_whole_files(made):
+def test_bach_trains_on_patches_and_tests_on_whole_photographs(made):
     dataset = made("bach", memory_gb=0)
     splits = load(dataset, None)
     whole = {}
