@@ -289,8 +289,7 @@ def deal_by_class(
     """The same within every class: of two images one each; a single image has both roles."""
     order = torch.randperm(len(labels), generator=stream(seed, f"roles/{epoch}"))
     train, meta = [], []
-    for c in labels.unique():
-        members = order[labels[order] == c]
+    for members in data.by_class(labels, order):
         count = int(len(members) * meta_fraction)
         train.append(members[count:])
         meta.append(members[:count] if count else members)

@@ -179,6 +179,17 @@ def test_tune(tmp_path):
         assert label in done.stdout
 
 
+def test_decode(tmp_path, capsys):
+    out = tmp_path / "d.json"
+    arguments = "decode --images 40 --size 16 --rounds 1 --json".split()
+    assert command.main([*arguments, str(out)]) == 0
+    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
+    threads, processes = figures["rates"].values()
+    assert figures["ratio"] == pytest.approx(threads[0] / processes[0])
+    assert all(name in printed for name in figures["rates"])
+    assert 0.02 < figures["file_megabytes"] < 0.3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -189,6 +200,7 @@ def test_tune(tmp_path):
         (["tune", "--slots", "100000"], "--slots must be at most"),
         (["tune", "--seconds", "-1"], "--seconds must be above 0"),
         (["tune", "--json", "."], "is a folder"),
+        (["decode", "--images", "0"], "--images must be above 0"),
     ],
 )
 def test_errors_are_one_sentence(arguments, words, capsys):

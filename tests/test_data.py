@@ -195,7 +195,9 @@ def test_fashion_mnist_errors_name_the_file(fashion):
 
 
 def test_a_missing_cifar_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="no whole cifar-10-batches-py.*dataset.download"):
+    with pytest.raises(
+        UserError, match="no cifar-10-batches-py; unpack cifar-10.*dataset.download"
+    ):
         data.load(Dataset(name="cifar10", root=str(tmp_path)), val_fraction=None, device="cpu")
 
 
@@ -248,6 +250,16 @@ def test_smaller_subsets_are_parts_of_larger_ones():
     assert small < large
     two, four = (images(data.Dataset(name="fashion-mnist-mini", shots=n)) for n in (2, 4))
     assert two < four and len(two) == 20 and len(four) == 40
+
+
+def test_classes_are_apart_as_masks_would_take_them():
+    labels = torch.randint(0, 7, (200,), generator=torch.Generator().manual_seed(0))
+    labels[labels == 3] = 4  # a class without images
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))[:150]
+    apart = data.by_class(labels, order)
+    assert len(apart) == 7
+    for c, members in enumerate(apart):
+        assert torch.equal(members, order[labels[order] == c])
 
 
 def test_impossible_subsets_are_refused():

@@ -34,4 +34,3 @@ def test_a_small_version_of_the_study_runs(path, place, tmp_path):
         schedule = [(0.0, policy.tensors(state))]
         task = Task(*epoch.snapshot()["shape"][:3], tuple(epoch.row["class_counts"]))
         policy.export(tmp_path / entry.label, run, task, state, schedule, {})
-

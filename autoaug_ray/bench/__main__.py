@@ -15,6 +15,7 @@ from autoaug_ray import bench as package
 from autoaug_ray.bench import Outcome
 from autoaug_ray.bench.actors import actors
 from autoaug_ray.bench.alpha import alpha
+from autoaug_ray.bench.decode import decode
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
 from autoaug_ray.bench.tune import tune
@@ -24,6 +25,7 @@ from autoaug_ray.record import write_whole
 BENCHES: dict[str, Callable[..., Outcome]] = {
     "actors": actors,
     "alpha": alpha,
+    "decode": decode,
     "hypergradient": hypergradient,
     "tune": tune,
     "generate": generate,

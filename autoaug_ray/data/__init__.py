@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoaug_ray.data import arrays, folders, objects
+from autoaug_ray.data import arrays, bach, folders, hub, imagenet, objects
 from autoaug_ray.data.settings import Dataset, Imbalance, Shift
 from autoaug_ray.data.splits import (
     AnySplit,
@@ -34,6 +34,7 @@ from autoaug_ray.data.splits import (
     Splits,
     Stored,
     batches,
+    by_class,
     concatenate,
     draws,
 )
@@ -42,7 +43,7 @@ from autoaug_ray.maths import image_ops
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
-    "batches", "concatenate", "draws", "load", "source_of",
+    "batches", "by_class", "concatenate", "draws", "load", "source_of",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[Dataset], Source]] = {
@@ -50,6 +51,11 @@ SOURCES: dict[str, Callable[[Dataset], Source]] = {
     "fashion-mnist": arrays.fashion_mnist,
     "cifar10": arrays.cifar,
     "cifar100": arrays.cifar,
+    "tiny-imagenet": imagenet.tiny_imagenet,
+    "imagenet": imagenet.imagenet,
+    "bach": bach.bach,
+    "npz": arrays.npz,
+    "hub": hub.hub,
     "caltech101": objects.caltech101,
     "voc2012": objects.voc2012,
     "coco2017": objects.coco2017,
@@ -74,13 +80,13 @@ def load(
         if source.held_out is not None:
             pool = concatenate(pool, source.held_out)
         kept = _kept(dataset, pool.labels, len(source.classes), seed if dataset.redraw else 0)
-        source = replace(source, pool=pool.take(kept), held_out=None)
+        source = replace(source, pool=pool, held_out=None).keep(kept)
     pool, val = source.pool, source.held_out
     if val_fraction is None:
         if val is not None:
             pool, val = concatenate(pool, val), None
     elif val is None:
-        chosen = _stratified(pool.labels, round(len(pool) * val_fraction), seed=1)
+        chosen = _val_of(source, val_fraction)
         rest = torch.ones(len(pool), dtype=torch.bool)
         rest[chosen] = False
         pool, val = pool.take(rest.nonzero().flatten()), pool.take(chosen)
@@ -104,6 +110,17 @@ def load(
         test=shown(source.test, 2),
         classes=source.classes,
     )
+
+
+def _val_of(source: Source, fraction: float) -> Tensor:
+    """Indices of the pool's images in val; of a group all or none."""
+    labels = source.pool.labels
+    if source.groups is None:
+        return _stratified(labels, round(len(labels) * fraction), seed=1)
+    numbers, group = source.groups.unique(return_inverse=True)
+    of_group = torch.empty_like(numbers).scatter(0, group, labels)
+    chosen = _stratified(of_group, round(len(numbers) * fraction), seed=1)
+    return torch.isin(group, chosen).nonzero().flatten()
 
 
 def _fitting(split: AnySplit, dataset: Dataset) -> AnySplit:
@@ -172,14 +189,17 @@ def source_of(dataset: Dataset) -> Source:
 def _read(dataset: Dataset) -> Source:
     """Cached: a process that runs many trials of one study, in all its cases, reads it once."""
     source = SOURCES[dataset.name](dataset)
-    pool = _subset(source.pool, dataset.train_size, "train_size")
-    test = _subset(source.test, dataset.test_size, "test_size")
+    if dataset.train_size is not None:
+        source = source.keep(_subset(source.pool, dataset.train_size, "train_size"))
+    pool, test = source.pool, source.test
+    if dataset.test_size is not None:
+        test = test.take(_subset(test, dataset.test_size, "test_size"))
     counts = torch.bincount(pool.labels, minlength=len(source.classes))
     if len(missing := (counts == 0).nonzero().flatten().tolist()):
         raise UserError(
             f"dataset {dataset.name}: no training image of class {source.classes[missing[0]]!r}."
         )
-    source = replace(source, pool=pool, test=test)
+    source = replace(source, test=test)
     parts = [p for p in (pool, source.held_out, test) if p is not None]
     if sum(_bytes(p) for p in parts) > dataset.memory_gb * 1e9:
         return source
@@ -218,16 +238,15 @@ def _kept(dataset: Dataset, labels: Tensor, classes: int, seed: int) -> Tensor:
             f"{int(have.argmin())} has only {int(have.min())}."
         )
     permutation = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    parts = [permutation[labels[permutation] == c][:n] for c, n in enumerate(wanted.tolist())]
+    of_class = by_class(labels, permutation)
+    parts = [members[:n] for members, n in zip(of_class, wanted.tolist(), strict=True)]
     return torch.cat(parts).sort().values
 
 
-def _subset(split: AnySplit, size: int | None, field: str) -> AnySplit:
-    if size is None:
-        return split
+def _subset(split: AnySplit, size: int, field: str) -> Tensor:
     if size > len(split):
         raise UserError(f"dataset.{field} is {size}, but there are only {len(split)} images.")
-    return split.take(_stratified(split.labels, size, seed=0))
+    return _stratified(split.labels, size, seed=0)
 
 
 def _stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
@@ -235,7 +254,6 @@ def _stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     rank = torch.empty(len(labels))
-    for c in labels.unique():
-        members = order[labels[order] == c]
+    for members in by_class(labels, order):
         rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
     return rank.argsort(stable=True)[:size]

@@ -1,11 +1,17 @@
 """Datasets that come as arrays, and are small enough to be held as such."""
 
 import gzip
+import pickle
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from autoaug_ray.data.files import found
 from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source, Split
 from autoaug_ray.errors import UserError
@@ -39,25 +45,167 @@ def fashion_mnist(dataset: Dataset) -> Source:
     if dataset.download:
         from torchvision.datasets import FashionMNIST
 
-        FashionMNIST(str(root), download=True)
+        _download(FashionMNIST, dataset)
     pool, test = (as_split(*read_fashion_mnist(root, train=train)) for train in (True, False))
     return Source(pool, None, test, FASHION_MNIST_CLASSES)
 
 
-def cifar(dataset: Dataset) -> Source:
-    from torchvision import datasets
-
-    make = datasets.CIFAR10 if dataset.name == "cifar10" else datasets.CIFAR100
-    root = Path(dataset.root).expanduser()
+def _download(torchvision_dataset: Callable[..., object], dataset: Dataset) -> None:
     try:
-        parts = [make(str(root), train=t, download=dataset.download) for t in (True, False)]
-    except RuntimeError:
+        torchvision_dataset(str(Path(dataset.root).expanduser()), download=True)
+    except (OSError, RuntimeError) as error:
         raise UserError(
-            f"dataset.root: no whole {make.base_folder} in {root}; unpack the {dataset.name} "
-            "python archive there, or set dataset.download to true."
+            f"dataset.download: {dataset.name} did not come whole to {dataset.root} ({error})."
         ) from None
-    pool, test = (as_split(p.data, np.array(p.targets)) for p in parts)
-    return Source(pool, None, test, tuple(parts[0].classes))
+
+
+class _Cifar(NamedTuple):
+    """The files of an archive of Krizhevsky 2009, python version, and the keys in them."""
+
+    archive: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    labels: str
+    classes: str
+
+
+CIFAR = {
+    "cifar10": _Cifar(
+        "cifar-10-python.tar.gz", "cifar-10-batches-py",
+        tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta",
+        "labels", "label_names",
+    ),
+    "cifar100": _Cifar(
+        "cifar-100-python.tar.gz", "cifar-100-python",
+        ("train",), "test", "meta", "fine_labels", "fine_label_names",
+    ),
+}  # fmt: skip
+
+
+def cifar(dataset: Dataset) -> Source:
+    """CIFAR-10 or, with its fine labels, CIFAR-100: the publisher's folder below the root."""
+    if dataset.download:
+        from torchvision import datasets
+
+        makers = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+        _download(makers[dataset.name], dataset)
+    kind = CIFAR[dataset.name]
+    folder = found(dataset.root, [kind.folder], f"{kind.archive} (or set dataset.download to true)")
+
+    def read(name: str) -> dict[str, Any]:
+        path = found(folder, [name], f"the whole of {kind.archive}")
+        with path.open("rb") as file:
+            try:
+                content: dict[str, Any] = _Unpickler(file, encoding="latin1").load()
+                if "data" in content:
+                    content["data"] = content["data"].pixels().reshape(-1, 3, 32, 32)
+                return content
+            except Exception as error:  # of a broken pickle: there is no list of what it may raise
+                raise UserError(
+                    f"dataset.root: {path} is not a whole batch of {kind.archive} ({error}); "
+                    "unpack it again."
+                ) from None
+
+    def part(*names: str) -> Split:
+        batches = [read(name) for name in names]
+        labels = np.concatenate([np.array(b[kind.labels]) for b in batches])
+        return as_split(np.concatenate([b["data"] for b in batches]), labels)
+
+    return Source(part(*kind.train), None, part(kind.test), tuple(read(kind.meta)[kind.classes]))
+
+
+class _Pickled:
+    """What a numpy array, or its dtype, in a pickle becomes here: the state it was saved in."""
+
+    state: tuple[Any, ...]
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.state = state
+
+    def pixels(self) -> np.ndarray:
+        _, shape, _, fortran, raw = self.state
+        held = raw if isinstance(raw, bytes) else raw.encode("latin1")  # as Python 2 wrote it
+        return np.frombuffer(held, np.uint8).reshape(shape, order="F" if fortran else "C")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads pickled dicts, lists, strings, numbers and arrays of bytes.
+
+    A pickle can name any function and have it called. The publisher's names three, all for arrays;
+    they become `_Pickled`, and every other name is refused: a file from anywhere can be read, and
+    none has to be known by its checksum first.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("numpy") and name in ("_reconstruct", "ndarray", "dtype"):
+            return _Pickled
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def npz(dataset: Dataset) -> Source:
+    """One file in the layout of MedMNIST (Yang et al. 2023), which `root` names.
+
+    {train,val,test}_images (n, h, w) or (n, h, w, 3) uint8 and {train,val,test}_labels (n,) or
+    (n, 1) integers from 0; val may be missing. `classes` may name them; else they are numbers.
+    """
+    path = Path(dataset.root).expanduser()
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"dataset.root: {path} is not a whole .npz file, which name: npz expects.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"dataset.root: {path} is damaged ({error}).") from None
+    parts = {}
+    for part in ("train", "val", "test"):
+        if part == "val" and not {"val_images", "val_labels"} & set(held):
+            continue
+        images, labels = (_of_npz(held, f"{part}_{kind}", path) for kind in ("images", "labels"))
+        if len(images) != len(labels):
+            raise UserError(
+                f"dataset.root: {path} has {len(images)} {part}_images but {len(labels)} "
+                f"{part}_labels."
+            )
+        parts[part] = as_split(images, labels.reshape(-1))
+    if len(shapes := {split.shape for split in parts.values()}) > 1:
+        raise UserError(
+            f"dataset.root: the images of {path} differ in shape between its parts, {shapes}."
+        )
+    most = max(int(split.labels.max()) for split in parts.values())
+    classes = tuple(str(c) for c in held.get("classes", range(most + 1)))
+    if most >= len(classes) or min(int(split.labels.min()) for split in parts.values()) < 0:
+        raise UserError(
+            f"dataset.root: {path} has a label outside 0 to {len(classes) - 1}, the numbers of its "
+            "classes."
+        )
+    return Source(parts["train"], parts.get("val"), parts["test"], classes)
+
+
+def _of_npz(held: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    if name not in held:
+        raise UserError(f"dataset.root: {path} has no {name}; it has {', '.join(held) or 'none'}.")
+    array = held[name]
+    if name.endswith("labels"):
+        if array.ndim == 2 and array.shape[1] > 1:
+            raise UserError(
+                f"dataset.root: the {name} of {path} have {array.shape[1]} columns; images with "
+                "several labels each cannot be used, only one label per image."
+            )
+        wanted, right = "(n,) or (n, 1) integers", array.dtype.kind in "iu" and array.ndim in (1, 2)
+    else:
+        wanted = "(n, h, w) or (n, h, w, 3) uint8"
+        right = array.dtype == np.uint8 and (array.ndim == 3 or array.shape[3:] in ((1,), (3,)))
+    if not right or not len(array):
+        raise UserError(
+            f"dataset.root: the {name} of {path} are {array.shape} {array.dtype}; {wanted} are "
+            "expected."
+        )
+    return array
 
 
 def read_fashion_mnist(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -118,8 +118,16 @@ class Source:
     held_out: AnySplit | None
     test: AnySplit
     classes: tuple[str, ...]
+    groups: Tensor | None = None
+    """(n,) int64 for the n images of a pool without `held_out`: those with one number stay
+    together where val is cut from it, as patches of one photograph must."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was read: classes that were dropped, say."""
+
+    def keep(self, index: Tensor) -> "Source":
+        """With these images of the pool only."""
+        groups = None if self.groups is None else self.groups[index]
+        return replace(self, pool=self.pool.take(index), groups=groups)
 
 
 def concatenate(a: AnySplit, b: AnySplit) -> AnySplit:
@@ -129,6 +137,14 @@ def concatenate(a: AnySplit, b: AnySplit) -> AnySplit:
         assert a.read is b.read and a.shape == b.shape
         return replace(a, index=torch.cat([a.index, b.index]), labels=labels)
     return Split(torch.cat([a.load().images, b.load().images]), labels)
+
+
+def by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
+    """The indices in `order`, apart by the class that `labels` gives them: one tensor for each."""
+    ordered = labels[order]
+    sizes: list[int] = torch.bincount(ordered).tolist()
+    parts: tuple[Tensor, ...] = order[ordered.argsort(stable=True)].split(sizes)
+    return parts
 
 
 def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Split]:

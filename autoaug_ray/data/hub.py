@@ -1,0 +1,113 @@
+"""Datasets in the formats of Hugging Face's `datasets`, from a folder on this machine."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from autoaug_ray.data.files import Fit, read_image
+from autoaug_ray.data.settings import Dataset
+from autoaug_ray.data.splits import Reader, Source, Stored
+from autoaug_ray.errors import UserError
+
+VAL = ("validation", "valid", "val")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Reader):
+    """Reads the image in a row of a table that holds encoded images, or their paths."""
+
+    table: Any
+    column: str
+    name: str
+    size: int
+    channels: int
+    fit: Fit
+
+    def __call__(self, position: int) -> np.ndarray:
+        held = self.table[position][self.column]
+        name = f"{self.name}: image {position}"
+        if held is None:
+            raise UserError(f"{name} is empty.")
+        file = held["path"] if held["bytes"] is None else io.BytesIO(held["bytes"])
+        return read_image(file, name, self.size, self.channels, self.fit)
+
+
+def hub(dataset: Dataset) -> Source:
+    """A folder that `save_to_disk` made of a DatasetDict, or that `load_dataset` can read.
+
+    The splits train and test, and validation if it is there, with one column of images and one of
+    class labels each. The id of a dataset is refused: nothing is downloaded here.
+    """
+    root = Path(dataset.root).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"dataset.root: {root} is not a folder; for name: hub it is a dataset repository that "
+            "was downloaded, or a DatasetDict that was saved, and never the id of one."
+        )
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(
+            "dataset.name: hub needs the package datasets; pip install 'autoaug_ray[hub]'."
+        ) from None
+    try:
+        if (root / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(str(root))
+        else:
+            splits = datasets.load_dataset(str(root))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        why = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"dataset.root: {root} cannot be read as a dataset ({why}).") from None
+    if not {"train", "test"} <= set(splits):
+        raise UserError(
+            f"dataset.root: {root} has the splits {', '.join(splits)}; train and test are needed, "
+            "and validation may be there."
+        )
+    held_out = next((name for name in VAL if name in splits), None)
+    used = [name for name in ("train", held_out, "test") if name is not None]
+    columns = [
+        _only_column(splits["train"].features, kind, root)
+        for kind in (datasets.Image, datasets.ClassLabel)
+    ]
+    features = [[splits[name].features.get(column) for column in columns] for name in used]
+    if any(f != features[0] for f in features):
+        raise UserError(
+            f"dataset.root: the splits {', '.join(used)} of {root} differ in their columns "
+            f"{' and '.join(columns)}, or in the classes there."
+        )
+    table = datasets.concatenate_datasets([splits[name].select_columns(columns) for name in used])
+    image, label = columns
+    labels = table[label][:]
+    if (unknown := next((i for i, c in enumerate(labels) if c is None or c < 0), None)) is not None:
+        raise UserError(
+            f"dataset.root: image {unknown} of the splits {', '.join(used)} of {root} has no label."
+        )
+    size = dataset.image_size or 32
+    read = Rows(
+        table.cast_column(image, datasets.Image(decode=False)), image, str(root),
+        size, dataset.channels or 3, dataset.fit or "stretch",
+    )  # fmt: skip
+    whole = Stored(
+        read, torch.arange(len(labels)), torch.tensor(labels), (read.channels, size, size)
+    )
+    sizes = [len(splits[name]) for name in used]
+    parts = [whole.take(index) for index in torch.arange(len(labels)).split(sizes)]
+    notes = tuple(f"the split {name} is not used" for name in splits if name not in used)
+    classes = tuple(features[0][1].names)
+    return Source(parts[0], parts[1] if held_out else None, parts[-1], classes, notes=notes)
+
+
+def _only_column(features: Mapping[str, Any], kind: type, root: Path) -> str:
+    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(of_kind) != 1:
+        raise UserError(
+            f"dataset.root: the train split of {root} has {len(of_kind)} columns of the type "
+            f"{kind.__name__} ({', '.join(of_kind) or 'none'} of {', '.join(features)}); it needs "
+            "exactly one."
+        )
+    return of_kind[0]
