@@ -45,7 +45,7 @@ def smaller(study: Study, place: Path) -> Study:
             "val_fraction": 0.25,
             "seeds": study.seeds[:1],
             "resources": type(study.resources)(),
-            "generate": Generation(calls=1, per_source=1, per_class=2),
+            "generate": Generation(calls=2, per_source=1, per_class=2),
             "workers": Workers(),
             "entries": tuple(_entry(entry) for entry in study.entries),
         }
@@ -58,8 +58,8 @@ def _dataset(dataset: Dataset, place: Path) -> Dataset:
         changes |= {"test_size": 40, "train_size": None if dataset.imbalance else 80}
     else:
         root = place / dataset.name
-        changes |= {"root": str(standins.write(dataset.name, root, per_class=PER_CLASS))}
-        changes["train_size"] = None
+        standins.write(dataset.name, root, per_class=PER_CLASS)
+        changes |= {"root": str(root), "train_size": None}
     if "image_size" in OPTIONS[dataset.name]:
         changes["image_size"] = SIDE
     if "min_class_count" in OPTIONS[dataset.name]:

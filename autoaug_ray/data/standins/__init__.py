@@ -7,13 +7,11 @@ from autoaug_ray.data.standins import natural, objects
 WRITERS = objects.WRITERS | natural.WRITERS
 
 
-def write(name: str, root: Path, *, per_class: int = 6, seed: int = 0) -> Path:
-    """A stand-in for the dataset of that name; what its `dataset.root` has to be.
+def write(name: str, root: Path, *, per_class: int = 6, seed: int = 0) -> None:
+    """A stand-in for the dataset of that name at `root`, its `dataset.root`; of npz, the file.
 
     It has `per_class` training images of every class, as far as its format lets that be chosen,
     and pictures that a classifier could learn. What is there already is kept.
     """
     if not root.exists():
-        root.mkdir(parents=True)
         WRITERS[name](root, per_class, seed)
-    return root / f"{name}.npz" if name == "npz" else root
