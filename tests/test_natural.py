@@ -463,6 +463,9 @@ FAULTS = {
          "cifar-10-batches-py holds no data_batch_3; unpack the whole of cifar-10-python.tar.gz"),
         (lambda r: cut(r / "cifar-10-batches-py/data_batch_5"), "data_batch_5 is not a whole"),
         (lambda r: (r / "cifar-10-batches-py/batches.meta").unlink(), "holds no batches.meta"),
+        (lambda r: shutil.copy(r / "cifar-10-batches-py/batches.meta",
+                               r / "cifar-10-batches-py/test_batch"),
+         r"test_batch is not a whole batch of cifar-10-python.tar.gz \('data'\)"),
     ],
     "cifar100": [(shutil.rmtree, "no cifar-100-python; unpack cifar-100-python.tar.gz")],
     "tiny-imagenet": [

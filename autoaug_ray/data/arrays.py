@@ -94,14 +94,13 @@ def cifar(dataset: Dataset) -> Source:
     kind = CIFAR[dataset.name]
     folder = found(dataset.root, [kind.folder], f"{kind.archive} (or set dataset.download to true)")
 
-    def read(name: str) -> dict[str, Any]:
+    def read(name: str, *keys: str) -> list[Any]:
         path = found(folder, [name], f"the whole of {kind.archive}")
         with path.open("rb") as file:
             try:
-                content: dict[str, Any] = _Unpickler(file, encoding="latin1").load()
-                if "data" in content:
-                    content["data"] = content["data"].pixels().reshape(-1, 3, 32, 32)
-                return content
+                content = _Unpickler(file, encoding="latin1").load()
+                held = [content[key] for key in keys]
+                return [x.pixels() if isinstance(x, _Pickled) else x for x in held]
             except Exception as error:  # of a broken pickle: there is no list of what it may raise
                 raise UserError(
                     f"dataset.root: {path} is not a whole batch of {kind.archive} ({error}); "
@@ -109,11 +108,11 @@ def cifar(dataset: Dataset) -> Source:
                 ) from None
 
     def part(*names: str) -> Split:
-        batches = [read(name) for name in names]
-        labels = np.concatenate([np.array(b[kind.labels]) for b in batches])
-        return as_split(np.concatenate([b["data"] for b in batches]), labels)
+        images, labels = zip(*(read(name, "data", kind.labels) for name in names), strict=True)
+        return as_split(np.concatenate(images), np.concatenate(labels))
 
-    return Source(part(*kind.train), None, part(kind.test), tuple(read(kind.meta)[kind.classes]))
+    (classes,) = read(kind.meta, kind.classes)
+    return Source(part(*kind.train), None, part(kind.test), tuple(classes))
 
 
 class _Pickled:
@@ -128,9 +127,11 @@ class _Pickled:
         self.state = state
 
     def pixels(self) -> np.ndarray:
+        """Of an array (n, 3072) of bytes: (n, 3, 32, 32) uint8."""
         _, shape, _, fortran, raw = self.state
         held = raw if isinstance(raw, bytes) else raw.encode("latin1")  # as Python 2 wrote it
-        return np.frombuffer(held, np.uint8).reshape(shape, order="F" if fortran else "C")
+        array = np.frombuffer(held, np.uint8).reshape(shape, order="F" if fortran else "C")
+        return array.reshape(-1, 3, 32, 32)
 
 
 class _Unpickler(pickle.Unpickler):
