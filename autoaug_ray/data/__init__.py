@@ -29,6 +29,7 @@ from autoaug_ray.data.settings import Dataset, Imbalance, Shift
 from autoaug_ray.data.splits import (
     AnySplit,
     Edits,
+    Reader,
     Source,
     Split,
     Splits,
@@ -164,16 +165,28 @@ def channel_statistics(split: AnySplit) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, (channels,) each, in [0, 1] units."""
     if isinstance(split, Stored):
         some = torch.linspace(0, len(split) - 1, min(DESCRIBED, len(split))).long()
-        # From batches' sums: all of these images at once may not fit either.
-        n = len(some) * split.shape[1] * split.shape[2]
-        total = squares = torch.zeros(split.shape[0], dtype=torch.float64)
-        for batch in batches(split.take(some)):
-            x = batch.images.cpu().double() / 255
-            total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
-        variance = (squares - total**2 / n) / (n - 1)
-        return (total / n).float(), variance.sqrt().clamp_min(1e-3).float()
-    x = split.images.float() / 255
-    return x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp_min(1e-3)
+        return _statistics(split.read, tuple(split.index[some].tolist()), split.shape)
+    return _moments(split)
+
+
+@lru_cache(maxsize=4)
+def _statistics(
+    read: Reader, index: tuple[int, ...], shape: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Of stored images; a process decodes them once."""
+    where = torch.tensor(index)
+    return _moments(Stored(read, where, torch.zeros_like(where), shape))
+
+
+def _moments(split: AnySplit) -> tuple[Tensor, Tensor]:
+    """From batches' sums: as floats, all of these images at once may not fit."""
+    n = len(split) * split.shape[1] * split.shape[2]
+    total = squares = torch.zeros(split.shape[0], dtype=torch.float64)
+    for batch in batches(split):
+        x = batch.images.double() / 255
+        total, squares = total + x.sum((0, 2, 3)).cpu(), squares + x.square().sum((0, 2, 3)).cpu()
+    variance = (squares - total**2 / n) / (n - 1)
+    return (total / n).float(), variance.sqrt().clamp_min(1e-3).float()
 
 
 def source_of(dataset: Dataset) -> Source:
