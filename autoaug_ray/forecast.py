@@ -12,7 +12,7 @@ from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.settings import Kind
 from autoaug_ray.meter import Meter
-from autoaug_ray.plan import search_runs
+from autoaug_ray.plan import learned, search_runs
 from autoaug_ray.study import draw
 
 STEPS, REPEATS = 8, 4
@@ -46,7 +46,7 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
         seconds = step * steps * (searches + len(study.seeds))
         if run.method.learns_first:
             searches += len(study.seeds)
-            choices = choices | run.method.learned(row)
+            choices = choices | learned(row)
             final, _ = _time(study.run(entry, "final", seed=seed, choices=choices), pool, device)
             seconds += final * steps * len(study.seeds)
         resources = study.resources_of(entry.label)

@@ -7,6 +7,7 @@ on the same schedule, and are timed by the same meter; they differ in `method.st
 
 import hashlib
 import io
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -145,6 +146,7 @@ def run(
 
         hours = meter.device_hours()
         alpha = method.alpha(state)
+        found = method.found(state) if last else {}
         row = {
             "run_key": config.key,
             "label": config.label,
@@ -165,6 +167,7 @@ def run(
             "imbalance_effective": min(class_counts) / max(class_counts),
             "kinds": list(method.kinds),
             "alpha": None if alpha is None else alpha.tolist(),
+            "found": json.dumps(found) if found else None,
             "bank_plan": config.bank_plan,
             "bank_hours": dict(bank_hours),
             "displacement": float(strength.displacement().mean()),
