@@ -67,7 +67,7 @@ class AutoAugment(_Discrete):
     table: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
 
     def policy_of(self, state: Any) -> Policy:
-        return policies.AutoAugment(self.table)
+        return policies.SubPolicies(policies.TABLES[self.table], num_bins=10)
 
 
 class PopulationState(Stateless):
