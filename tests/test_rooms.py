@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "autoaug_ray"
-HEAVY = {"ray", "wandb", "diffusers", "transformers"}
+HEAVY = {"ray", "wandb", "diffusers", "transformers", "optuna"}
 EDGES = {
     "ray": {"study.py", "shards.py"},
+    "optuna": {"methods/fast_autoaugment.py"},
     "diffusers": {f"generate/{f}.py" for f in ("img2img", "inversion", "work", "pretrain")},
     "transformers": {
         f"generate/{f}.py" for f in ("captions", "embeddings", "loading", "work", "pretrain")

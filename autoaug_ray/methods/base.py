@@ -73,8 +73,14 @@ class Method(Settings, abc.ABC):
         """Whether each seed's final training is preceded by one that finds its hyperparameters."""
         return False
 
+    def finish(self, learner: Learner, next_meta: NextMeta, state: Any) -> None:
+        """What such a training finds after the classifier's last step, and leaves in the state.
+
+        It is charged as search, like the steps.
+        """
+
     def found(self, state: Any) -> dict[str, Any]:
-        """The hyperparameters that such a training ended with, as plain JSON values."""
+        """The hyperparameters that such a training ended with, as JSON can hold them."""
         return {}
 
     def init(self, shape: Task, seed: int, device: torch.device) -> nn.Module:

@@ -173,7 +173,7 @@ class AutoGenDA(_Mixture):
         return 0.5
 
     def found(self, state: MixtureState) -> dict[str, Any]:
-        return {"alpha_table": self.alpha(state).tolist()} if self.learns_first else {}
+        return {"alpha_table": self.alpha(state).tolist()}
 
     def init(self, shape: Task, seed: int, device: torch.device) -> MixtureState:
         classes, kinds = len(shape.class_counts), len(self.kinds)
