@@ -25,6 +25,8 @@ FEW = {"samples": 3, "keep": 2, "images": 40}
 CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} | {
     "fast_autoaugment": ("fast_autoaugment", FEW),
     "fast_autoaugment learned": ("fast_autoaugment", {"sub_policies": TABLE}),
+    "dada first_order": ("dada", {"gradient": "first_order"}),
+    "dada learned": ("dada", {"sub_policies": TABLE, "weights": [0.9, 0.1]}),
     "mix": ("mix", {"probabilities": THIRDS}),
     "mix for small classes": (
         "mix",
@@ -247,7 +249,7 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
     "case",
     [
         "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
-        "autogenda ratio",
+        "autogenda ratio", "dada", "dada first_order",
     ],
     indirect=True,
 )  # fmt: skip

@@ -38,6 +38,7 @@ methods:
   bilevel: {group: translation, every: 2, fraction: 0.5}
   replay: {of: bilevel}
   fast_autoaugment: {samples: 6, keep: 2, images: 100}
+  dada: {lr: 0.1}
 """
 
 
@@ -79,7 +80,7 @@ def test_it_ends_well_with_a_table_and_a_report(killed_and_resumed):
     assert "Traceback" not in resumed.stderr
     assert "runs are on disk already" in resumed.stdout
     labels = ["none", "grid", "random", "pba", "bilevel", "bilevel learn:off", "replay"]
-    for label in [*labels, "fast_autoaugment"]:
+    for label in [*labels, "fast_autoaugment", "dada"]:
         assert label in resumed.stdout
     assert (folder.root / "report.html").stat().st_size > 10_000
     summary = pq.read_table(folder.root / "summary.parquet").to_pylist()
@@ -108,7 +109,7 @@ def test_rows_are_whole(killed_and_resumed):
         hours = [r["device_hours"] for r in history]
         assert hours == sorted(hours)
     final = [h for h in rows.values() if h[-1]["phase"] == "final"]
-    assert len(final) == 8 * 2 and all(h[-1]["finished"] for h in final)
+    assert len(final) == 9 * 2 and all(h[-1]["finished"] for h in final)
     for history in final:
         tests = [r["test_accuracy"] for r in history]
         assert tests[:-1] == [None] * 5 and 0 <= tests[-1] <= 1
@@ -155,7 +156,7 @@ def test_pba_evolved_a_schedule_and_replayed_it(killed_and_resumed):
     assert len(policies) > 1, "the population was never perturbed"
 
 
-@pytest.mark.parametrize("label", ["fast_autoaugment"])
+@pytest.mark.parametrize("label", ["fast_autoaugment", "dada"])
 def test_each_seed_draws_from_the_sub_policies_that_it_found(killed_and_resumed, label):
     folder, _, _ = killed_and_resumed
     mine = [row for row in folder.finished().values() if row["label"] == label]

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from autoaug_ray.methods.base import Method, Task, as_float
 from autoaug_ray.methods.bilevel import Bilevel
+from autoaug_ray.methods.dada import Dada
 from autoaug_ray.methods.discrete import AutoAugment, PopulationBased, RandAugment, TrivialAugment
 from autoaug_ray.methods.fast_autoaugment import FastAutoAugment
 from autoaug_ray.methods.generative import AutoGenDA, Mix
@@ -28,6 +29,7 @@ AnyMethod = Annotated[
     | AutoAugment
     | PopulationBased
     | FastAutoAugment
+    | Dada
     | STN
     | Bilevel
     | Replay
@@ -46,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "autoaugment": AutoAugment,
     "pba": PopulationBased,
     "fast_autoaugment": FastAutoAugment,
+    "dada": Dada,
     "stn": STN,
     "bilevel": Bilevel,
     "replay": Replay,
