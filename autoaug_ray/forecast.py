@@ -12,10 +12,10 @@ from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.settings import Kind
 from autoaug_ray.meter import Meter
-from autoaug_ray.plan import search_runs
+from autoaug_ray.plan import learned, search_runs
 from autoaug_ray.study import draw
 
-STEPS, REPEATS = 8, 4
+STEPS, REPEATS, SAMPLES = 8, 4, 8
 
 
 class Forecast(NamedTuple):
@@ -24,7 +24,8 @@ class Forecast(NamedTuple):
     final_runs: int
     step_seconds: float
     run_seconds: float
-    """Of the training steps of one run; evaluation and overhead come on top."""
+    """Of one run: its training steps and what is found after the last; evaluation and overhead
+    come on top."""
     device_hours: float
 
 
@@ -42,36 +43,43 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
         else:
             choices, entry_timed = next(entry.extremes()), entry
         run = study.run(entry_timed, "final", seed=seed, choices=choices)
-        step, row = _time(run, pool, device)
-        seconds = step * steps * (searches + len(study.seeds))
+        step, once, row = _time(run, pool, device)
+        seconds = (step * steps + once) * (searches + len(study.seeds))
         if run.method.learns_first:
             searches += len(study.seeds)
-            choices = choices | run.method.learned(row)
-            final, _ = _time(study.run(entry, "final", seed=seed, choices=choices), pool, device)
+            choices = choices | learned(row)
+            final, _, _ = _time(study.run(entry, "final", seed=seed, choices=choices), pool, device)
             seconds += final * steps * len(study.seeds)
         resources = study.resources_of(entry.label)
         share = resources.gpus or resources.cpus
         out.append(
             Forecast(
-                entry.label, searches, len(study.seeds), step, step * steps,
+                entry.label, searches, len(study.seeds), step, step * steps + once,
                 seconds * share / 3600,
             )
         )  # fmt: skip
     return out
 
 
-def _time(run: Run, pool: int, device: torch.device) -> tuple[float, dict[str, Any]]:
-    """Seconds per step, and the last row."""
+def _time(run: Run, pool: int, device: torch.device) -> tuple[float, float, dict[str, Any]]:
+    """Seconds per step, those of what is found after the last one, and the last row."""
     short = shortened(run, pool)
-    times, row = [], {}
+    times, searches, row = [], [], {}
     for _ in range(REPEATS):
         meter = Meter(device=device)
         row = [epoch.row for epoch in train.run(short, meter, bank=_Sources(short))][-1]
         times.append(meter.seconds()["final"])
+        searches.append(meter.seconds()["search"])
     size = sum(row["class_counts"])
     steps = short.train.iters_per_epoch or max(1, size // run.train.batch_size)
     # The first one pays for warming up.
-    return statistics.median(times[1:]) / steps, row
+    step, search = statistics.median(times[1:]) / steps, statistics.median(searches[1:])
+    return step, search * _samples(run) / _samples(short), row
+
+
+def _samples(run: Run) -> int:
+    """Candidates that the run tries after its last step."""
+    return getattr(run.method, "samples", 1)
 
 
 class _Sources:
@@ -96,7 +104,8 @@ class _Sources:
 def shortened(run: Run, pool: int) -> Run:
     """A few steps of a run: one epoch over a part of its pool.
 
-    Whole rounds of a method that does something at every so manyth step only.
+    Whole rounds of a method that does something at every so manyth step only, and a few candidates
+    of one that tries many at the end.
     """
     every = getattr(run.method, "every", 1)
     steps = every * math.ceil(STEPS / every)
@@ -105,8 +114,10 @@ def shortened(run: Run, pool: int) -> Run:
         training["iters_per_epoch"] = steps
     else:
         dataset["train_size"] = min(pool, steps * run.train.batch_size)
+    tried = {"samples": SAMPLES} if _samples(run) > SAMPLES else {}
     return run.model_copy(
         update={
+            "method": run.method.model_copy(update=tried),
             "train": run.train.model_copy(update=training),
             "dataset": run.dataset.model_copy(update=dataset),
             "bank_plan": "forecast" if run.method.kinds else None,

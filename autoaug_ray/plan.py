@@ -80,8 +80,8 @@ class Plan:
         if outcome != "finished":
             self.expected -= 1
             return
-        found = run.method.learned(self.folder.read_rows(run.key)[-1])
-        self._hand_out([self.study.run(entry, "final", seed=run.seed, choices=choices | found)])
+        choices = choices | learned(self.folder.read_rows(run.key)[-1])
+        self._hand_out([self.study.run(entry, "final", seed=run.seed, choices=choices)])
 
     def _hand_out(self, runs: Iterable[Run]) -> None:
         for run in runs:
@@ -174,6 +174,12 @@ def learning_runs(study: Study, entry: Entry, choices: Mapping[str, Any]) -> Ite
     """One for each seed, on all that its final training will be given."""
     for seed in study.seeds:
         yield study.run(entry, "search", seed=seed, choices=choices, whole_pool=True)
+
+
+def learned(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that the training of this last row found for the final one."""
+    found: dict[str, Any] = json.loads(row["found"])
+    return found
 
 
 def _read_outcomes(folder: Folder) -> dict[str, Outcome]:

@@ -47,6 +47,7 @@ ROW = pa.schema(
         ("imbalance_effective", pa.float64()),  # smallest / largest of class_counts
         ("kinds", pa.list_(pa.string())),  # of images that the method mixes, identity first
         ("alpha", pa.list_(pa.list_(pa.float64()))),  # class x kind: probabilities after the epoch
+        ("found", pa.string()),  # JSON: hyperparameters that a learning run found; its last row
         ("bank_plan", pa.string()),  # of the generated images that the run needs
         ("bank_hours", pa.map_(pa.string(), pa.float64())),  # their device-hours, by phase
         ("displacement", pa.float64()),  # delivered strength: mean pixels per image

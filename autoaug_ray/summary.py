@@ -71,11 +71,11 @@ SUMMARY = pa.schema(
     ]
 )
 
-FOUND = ("policy", "schedule", "alpha_table")
+FOUND = ("policy", "schedule", "alpha_table", "sub_policies", "weights")
 """Hyperparameters that a run may hold though the study names no range for them: a policy is found
 by each member of a population, and by each seed of an entry that is replayed; proportions of
-generated images by each seed of an entry that learns them."""
-PER_SEED = ("policy", "alpha_table")
+generated images, and sub-policies, by each seed of an entry that learns them."""
+PER_SEED = ("policy", "alpha_table", "sub_policies", "weights")
 """Of these, what seeds of one setting may differ in."""
 
 

@@ -7,6 +7,7 @@ on the same schedule, and are timed by the same meter; they differ in `method.st
 
 import hashlib
 import io
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,9 +136,13 @@ def run(
                 f"lower train.lr ({training.lr}) or the strength of the augmentation."
             )
 
+        last = epoch == training.epochs
+        if last and method.learns_first:
+            with meter.phase("search"):
+                method.finish(learner, metas, state)
+
         with meter.phase("eval"):
             log |= method.end_epoch(state)
-            last = epoch == training.epochs
             val = evaluate(method, learner, splits.val, state) if splits.val else None
             test = evaluate(method, learner, splits.test, state) if final and last else None
             pictured = final and epoch in pictured_epochs(training.epochs)
@@ -145,6 +150,7 @@ def run(
 
         hours = meter.device_hours()
         alpha = method.alpha(state)
+        found = method.found(state) if last and method.learns_first else None
         row = {
             "run_key": config.key,
             "label": config.label,
@@ -165,6 +171,7 @@ def run(
             "imbalance_effective": min(class_counts) / max(class_counts),
             "kinds": list(method.kinds),
             "alpha": None if alpha is None else alpha.tolist(),
+            "found": found and json.dumps(found),
             "bank_plan": config.bank_plan,
             "bank_hours": dict(bank_hours),
             "displacement": float(strength.displacement().mean()),

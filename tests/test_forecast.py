@@ -1,8 +1,11 @@
+import time
+
 import pytest
 import torch
 
 from autoaug_ray import train
 from autoaug_ray.forecast import forecast, shortened
+from autoaug_ray.methods import METHODS
 
 
 def test_every_entry_is_timed_and_every_run_counted(tiny):
@@ -21,6 +24,20 @@ def test_every_entry_is_timed_and_every_run_counted(tiny):
     grid = by_label["grid"]
     assert grid.run_seconds == pytest.approx(grid.step_seconds * 5 * 2)  # steps x epochs
     assert grid.device_hours == pytest.approx(5 * grid.run_seconds * 2 / 3600)
+
+
+def test_candidates_tried_after_the_last_step_are_timed_by_a_few(tiny, monkeypatch):
+    tried = []
+
+    def finish(method, learner, next_meta, state):
+        tried.append(method.samples)
+        time.sleep(0.01 * method.samples)
+
+    monkeypatch.setattr(METHODS["fast_autoaugment"], "finish", finish)
+    study = tiny({"fast_autoaugment": {"samples": 200}})
+    _, timed = forecast(study, torch.device("cpu"))
+    assert set(tried) == {8} and timed.search_runs == 1
+    assert timed.run_seconds - timed.step_seconds * 10 == pytest.approx(2.0, rel=0.3)
 
 
 def test_the_timed_steps_hold_the_rare_outer_ones(final_run):

@@ -422,3 +422,22 @@ def test_strength_of_some_samples_only_and_without_gradient() -> None:
     strength.color(before, before - 0.5, torch.tensor([2, 3]))
     torch.testing.assert_close(strength.color_change(), torch.tensor([0.25, 0, 0.75, 0.5]))
     assert not strength.displacement().requires_grad and not strength.color_change().requires_grad
+
+
+def test_bilinear_ops_move_by_parts_of_a_pixel() -> None:
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8) / 8
+    args = (ramp, op_index("TranslateX", 1), torch.tensor([2.5]))
+    assert torch.equal(apply_ops(*args)[..., 3:], ramp[..., 1:6])
+    torch.testing.assert_close(apply_ops(*args, mode="bilinear")[..., 3:], ramp[..., 1:6] - 1 / 16)
+
+
+@pytest.mark.parametrize("name", [*OPS[1:10]])
+def test_bilinear_and_factor_ops_are_differentiable_in_their_magnitudes(name: str) -> None:
+    images = torch.rand(3, 3, 6, 7, generator=torch.Generator().manual_seed(0)).double()
+    images = 0.3 + 0.4 * images
+    m = torch.tensor([0.11, -0.23, 0.31], dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda m: apply_ops(images, op_index(name, 3), m, mode="bilinear"), m
+    )
+    nearest = torch.autograd.grad(apply_ops(images, op_index(name, 3), m).sum(), m)[0]
+    assert bool(nearest.any()) == (name in OPS[6:10])

@@ -20,7 +20,13 @@ from autoaug_ray.methods.bilevel import NETWORK_LR, Bilevel
 
 NOT_REPEATED = {"device_hours", "device_hours_training"}
 THIRDS = {"identity": 0.5, "local": 0.25, "transfer": 0.25}
+TABLE = [[["Rotate", 0.8, 0.5], ["Invert", 0.2, None]], [["ShearX", 1.0, 0.3]]]
+FEW = {"samples": 3, "keep": 2, "images": 40}
 CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} | {
+    "fast_autoaugment": ("fast_autoaugment", FEW),
+    "fast_autoaugment learned": ("fast_autoaugment", {"sub_policies": TABLE}),
+    "dada first_order": ("dada", {"gradient": "first_order"}),
+    "dada learned": ("dada", {"sub_policies": TABLE, "weights": [0.9, 0.1]}),
     "mix": ("mix", {"probabilities": THIRDS}),
     "mix for small classes": (
         "mix",
@@ -254,7 +260,7 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
     "case",
     [
         "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
-        "autogenda ratio",
+        "autogenda ratio", "dada", "dada first_order",
     ],
     indirect=True,
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """The order of runs, without Ray: rows are written by hand."""
 
+import json
+
 import pytest
 
 from autoaug_ray.plan import Plan, read_outcomes, search_runs
@@ -164,6 +166,7 @@ def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
 
 
 ALPHA = [[0.5, 0.25, 0.25]] * 10
+FOUND = json.dumps({"alpha_table": ALPHA})
 
 
 def test_each_seed_learns_before_its_own_final_training(tiny, folder):
@@ -176,7 +179,7 @@ def test_each_seed_learns_before_its_own_final_training(tiny, folder):
         ("search", 3, None), ("search", 4, None),
     ]  # fmt: skip
     assert all(r.bank_plan == "plan" and r.method.alpha_table is None for r in learning)
-    finish(plan, folder, learning[1], None, alpha=ALPHA)
+    finish(plan, folder, learning[1], None, found=FOUND)
     (final,) = take(plan)  # while seed 3 still learns
     assert (final.phase, final.seed) == ("final", 4)
     assert final.method.alpha_table == tuple(map(tuple, ALPHA))
@@ -188,7 +191,7 @@ def test_what_was_learned_is_not_learned_again(tiny, folder):
     study = tiny({"mine": {"method": "autogenda"}})
     plan = Plan(study, folder, draw)
     (learning,) = (r for r in take(plan) if r.label == "mine")
-    finish(plan, folder, learning, None, alpha=ALPHA)
+    finish(plan, folder, learning, None, found=FOUND)
     again = Plan(study, folder, draw)
     assert [(r.label, r.phase) for r in take(again)] == [("none", "final"), ("mine", "final")]
 
@@ -201,13 +204,13 @@ def test_a_searched_setting_of_a_learning_method_is_compared_with_validation_ima
         (3, 0.2, 0.1), (3, 0.2, 0.2),
     ]  # fmt: skip
     for run, val in zip(compared, (0.4, 0.6), strict=True):
-        finish(plan, folder, run, val, alpha=ALPHA)
+        finish(plan, folder, run, val, found=FOUND)
     learning = take(plan)
     assert [(r.seed, r.val_fraction, r.method.lr) for r in learning] == [
         (3, None, 0.2), (4, None, 0.2),
     ]  # fmt: skip
     for run in learning:
-        finish(plan, folder, run, None, alpha=ALPHA)
+        finish(plan, folder, run, None, found=FOUND)
     assert [(r.phase, r.seed, r.method.lr) for r in take(plan)] == [
         ("final", 3, 0.2), ("final", 4, 0.2),
     ]  # fmt: skip

@@ -12,10 +12,11 @@ from autoaug_ray.maths.image_ops import OPS, apply_ops
 from autoaug_ray.maths.policies import (
     PBA_OPS,
     TABLES,
-    AutoAugment,
     PopulationPolicy,
     RandAugment,
+    SubPolicies,
     TrivialAugmentWide,
+    magnitude_between,
     magnitude_bins,
 )
 from autoaug_ray.maths.strength import Strength
@@ -23,13 +24,17 @@ from autoaug_ray.maths.strength import Strength
 N = 20_000
 SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
 SIGNED |= {"Brightness", "Color", "Contrast", "Sharpness"}
+MIXED = (
+    (("Rotate", 0.7, 0.35), ("Color", 0.4, 0.9), ("Invert", 0.5, None)),
+    (("TranslateX", 1.0, 1.0),),
+    (("Brightness", 0.9, 0.6), ("Posterize", 0.8, 0.5)),
+)
 ALL = [
     RandAugment(),
     RandAugment(num_ops=3, magnitude=30),
     TrivialAugmentWide(),
-    AutoAugment("cifar10"),
-    AutoAugment("svhn"),
-    AutoAugment("imagenet"),
+    *(SubPolicies(table, num_bins=10) for table in TABLES.values()),
+    SubPolicies((*MIXED, *TABLES["svhn"]), (1.0,) * 28, num_bins=10),
     PopulationPolicy((5, 7) * 30),
 ]
 
@@ -138,7 +143,7 @@ def test_trivialaugment_draws_every_bin_of_every_op(calls: list[tuple[Tensor, Te
 def test_autoaugment_draws_sub_policies_and_their_probabilities(
     table: str, calls: list[tuple[Tensor, Tensor]]
 ) -> None:
-    AutoAugment(table)(torch.rand(N, 1, 32, 32), seeded())
+    SubPolicies(TABLES[table], num_bins=10)(torch.rand(N, 1, 32, 32), seeded())
     (first, m1), (second, m2) = calls
     bins = magnitude_bins(10, (32, 32))
     chances = torch.zeros(15, 15)
@@ -156,6 +161,39 @@ def test_autoaugment_draws_sub_policies_and_their_probabilities(
         signed = torch.tensor([name in SIGNED for name in OPS])[op] & (magnitude != 0)
         assert abs((magnitude[signed] < 0).float().mean() - 0.5) < 0.05
         assert (magnitude[~signed] >= 0).all()
+
+
+def test_sub_policies_of_any_length_with_levels_between_bins_and_weights(
+    calls: list[tuple[Tensor, Tensor]],
+) -> None:
+    SubPolicies(MIXED, (3.0, 0.5, 1.0))(torch.rand(N, 1, 20, 30), seeded())
+    ops = torch.stack([op for op, _ in calls])  # (steps, samples)
+    share = torch.tensor([3.0, 0.5, 1.0]) / 4.5
+    first = torch.zeros(15)
+    for (name, p, _), s in zip((steps[0] for steps in MIXED), share, strict=True):
+        first[OPS.index(name)] += p * s
+        first[0] += (1 - p) * s
+    assert_frequencies(ops[0].bincount(minlength=15), first)
+    moved = ops[0] == OPS.index("TranslateX")  # the only sub-policy of one step
+    assert (ops[1:, moved] == 0).all()
+    fired = (ops[0] != 0)[ops[1] == OPS.index("Posterize")]  # steps are independent
+    assert_frequencies(fired.long().bincount(minlength=2), torch.tensor([0.1, 0.9]))
+    expected = {"Rotate": 0.35 * 30, "Color": 0.9 * 0.9, "TranslateX": 150 / 331 * 30,
+                "Brightness": 0.6 * 0.9, "Posterize": 6.0, "Invert": 0.0}  # fmt: skip
+    magnitude = torch.stack([m for _, m in calls])
+    for name, value in expected.items():
+        seen = magnitude[ops == OPS.index(name)].abs()
+        torch.testing.assert_close(seen, torch.full_like(seen, value))
+
+
+def test_levels_between_bins_have_the_slope_of_the_range() -> None:
+    bins, op = magnitude_bins(2, (20, 30)).double(), torch.arange(15)
+    level = torch.rand(15, generator=seeded(), dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(magnitude_between(bins, op, level).sum(), level)
+    assert torch.allclose(slope, bins[:, 1] - bins[:, 0])
+    ten = magnitude_bins(10, (20, 30))
+    for b in range(10):
+        assert torch.equal(magnitude_between(ten, op, torch.full((15,), float(b))), ten[:, b])
 
 
 def test_pba_applies_at_most_two_entries_as_a_walk_over_a_shuffled_list() -> None:
@@ -309,7 +347,12 @@ def test_randaugment_of_magnitude_zero_changes_only_what_has_no_zero() -> None:
         (lambda: RandAugment(magnitude=9.5), r"magnitude must be an integer.*9.5"),  # type: ignore
         (lambda: RandAugment(num_bins=1), "num_bins must be an integer >= 2, but is 1"),
         (lambda: TrivialAugmentWide(num_bins=0), "num_bins must be an integer >= 2, but is 0"),
-        (lambda: AutoAugment("mnist"), "table must be one of cifar10, svhn, imagenet, .*'mnist'"),
+        (lambda: SubPolicies(()), "table must hold at least one sub-policy"),
+        (lambda: SubPolicies(((("Spin", 0.5, 1),),)), "op must be one of .*'Spin'"),
+        (lambda: SubPolicies(((("Rotate", 1.5, 1),),)), "of Rotate must be in 0..1, but is 1.5"),
+        (lambda: SubPolicies(((("Rotate", 0.5, 2),),)), "level of Rotate must be in 0..1, .* 2"),
+        (lambda: SubPolicies(MIXED, (1.0,)), "weights must be 3 numbers"),
+        (lambda: SubPolicies(MIXED, (0.0,) * 3), "not all 0"),
         (lambda: PopulationPolicy((0,) * 59), "policy must have 60 integers, but has 59"),
         (lambda: PopulationPolicy((11,) + (0,) * 59), r"policy\[0\] must be.*0..10, but is 11"),
         (lambda: PopulationPolicy((0, 10) * 30), r"policy\[1\] must be.*0..9, but is 10"),

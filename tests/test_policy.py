@@ -18,6 +18,8 @@ def exported(tmp_path, final_run):
     def make(name, **hyperparameters):
         if name == "mix":
             hyperparameters = {"probabilities": {"identity": 0.5, "fixed": 0.5}}
+        if name == "fast_autoaugment":
+            hyperparameters = {"samples": 2, "images": 20}
         run = final_run(name, hyperparameters)
         state = [e.snapshot()["state"] for e in train.run(run, bank=Planted(run))][-1]
         task = Task(1, 28, 28, (16,) * 10)

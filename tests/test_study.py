@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+import autoaug_ray
 from autoaug_ray import meter
 from autoaug_ray.plan import read_outcomes
 from autoaug_ray.record import Folder
@@ -35,6 +37,8 @@ methods:
   pba: {population: 4, perturb_every: 2}
   bilevel: {group: translation, every: 2, fraction: 0.5}
   replay: {of: bilevel}
+  fast_autoaugment: {samples: 6, keep: 2, images: 100}
+  dada: {lr: 0.1}
 """
 
 
@@ -75,7 +79,8 @@ def test_it_ends_well_with_a_table_and_a_report(killed_and_resumed):
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "Traceback" not in resumed.stderr
     assert "runs are on disk already" in resumed.stdout
-    for label in ("none", "grid", "random", "pba", "bilevel", "bilevel learn:off", "replay"):
+    labels = ["none", "grid", "random", "pba", "bilevel", "bilevel learn:off", "replay"]
+    for label in [*labels, "fast_autoaugment", "dada"]:
         assert label in resumed.stdout
     assert (folder.root / "report.html").stat().st_size > 10_000
     summary = pq.read_table(folder.root / "summary.parquet").to_pylist()
@@ -104,7 +109,7 @@ def test_rows_are_whole(killed_and_resumed):
         hours = [r["device_hours"] for r in history]
         assert hours == sorted(hours)
     final = [h for h in rows.values() if h[-1]["phase"] == "final"]
-    assert len(final) == 7 * 2 and all(h[-1]["finished"] for h in final)
+    assert len(final) == 9 * 2 and all(h[-1]["finished"] for h in final)
     for history in final:
         tests = [r["test_accuracy"] for r in history]
         assert tests[:-1] == [None] * 5 and 0 <= tests[-1] <= 1
@@ -149,6 +154,24 @@ def test_pba_evolved_a_schedule_and_replayed_it(killed_and_resumed):
     assert {r["index"] for r in rows} == {0, 1, 2, 3} and {r["seed"] for r in rows} == {0, 1, 2, 3}
     policies = {str(json.loads(r["settings"])["method"]["policy"]) for r in rows}
     assert len(policies) > 1, "the population was never perturbed"
+
+
+@pytest.mark.parametrize("label", ["fast_autoaugment", "dada"])
+def test_each_seed_draws_from_the_sub_policies_that_it_found(killed_and_resumed, label):
+    folder, _, _ = killed_and_resumed
+    mine = [row for row in folder.finished().values() if row["label"] == label]
+    found = {row["seed"]: json.loads(row["found"]) for row in mine if row["phase"] == "search"}
+    finals = {row["seed"]: row for row in mine if row["phase"] == "final"}
+    assert set(found) == set(finals) == {0, 1} and found[0] != found[1]
+    for seed, row in finals.items():
+        method = json.loads(row["settings"])["method"]
+        assert {name: method[name] for name in found[seed]} == found[seed]
+        assert row["found"] is None and row["displacement"] > 0
+        transform = autoaug_ray.load_policy(folder.policy(label, seed) / "policy.pt")
+        assert transform(torch.rand(4, 1, 28, 28)).shape == (4, 1, 28, 28)
+    summary = pq.read_table(folder.root / "summary.parquet").to_pylist()
+    (cost,) = (row["relative_search_cost"] for row in summary if row["label"] == label)
+    assert cost > 0.5  # one training for each seed
 
 
 def test_what_was_asked_is_what_ran(killed_and_resumed):

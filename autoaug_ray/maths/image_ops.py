@@ -171,6 +171,7 @@ def apply_ops(
     magnitude: Tensor,  # (B,), in the unit of the sample's op
     strength: Strength | None = None,
     padding: str = "zeros",
+    mode: str = "nearest",
 ) -> Tensor:
     """Apply to each sample its own op with its own magnitude.
 
@@ -178,6 +179,8 @@ def apply_ops(
     to whole ones), the tangent for ShearX/Y (about the top-left corner), degrees counter-clockwise
     for Rotate, factor - 1 for Brightness, Color, Contrast and Sharpness, bits kept for Posterize
     (8 keeps all), threshold in [0, 1] for Solarize; the other ops ignore it.
+    With mode "bilinear", unlike there, TranslateX/Y are not truncated, and the geometric ops are as
+    differentiable in their magnitudes as the factor ops always are; the others never are.
     At zero, Identity, the geometric and the factor ops return the image. Solarize's weakest
     threshold, 1, still inverts pure white, and AutoContrast, Equalize and Invert have no strength.
 
@@ -196,8 +199,8 @@ def apply_ops(
     moved = torch.cat(groups[_GEOMETRIC])
     if len(moved):
         size = (images.shape[2], images.shape[3])
-        matrix = _op_matrix(op[moved], magnitude[moved], size)
-        out[moved] = warp(images[moved], matrix, "nearest", padding)
+        matrix = _op_matrix(op[moved], magnitude[moved], size, whole_pixels=mode == "nearest")
+        out[moved] = warp(images[moved], matrix, mode, padding)
         if strength is not None:
             strength.warp(matrix, moved)
 
@@ -227,7 +230,9 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, side: Tensor) -> Tensor:
     return images.masked_fill(hole[:, None], 0.5)
 
 
-def _op_matrix(op: Tensor, magnitude: Tensor, size: tuple[int, int]) -> Tensor:
+def _op_matrix(
+    op: Tensor, magnitude: Tensor, size: tuple[int, int], whole_pixels: bool = True
+) -> Tensor:
     """(n, 2, 3) for geometric ops (n,): one closed form, in which all but one term is nothing."""
 
     def only(name: str) -> Tensor:
@@ -237,9 +242,11 @@ def _op_matrix(op: Tensor, magnitude: Tensor, size: tuple[int, int]) -> Tensor:
     cos, sin = torch.cos(angle), torch.sin(angle)
     linear = torch.stack([cos, shear_x - sin, shear_y + sin, cos], dim=1).reshape(-1, 2, 2)
     # Shears keep the top-left corner, not the centre, in place: half an image of shift.
-    x = shear_x * (size[0] / 2) - only("TranslateX").trunc()
-    y = shear_y * (size[1] / 2) - only("TranslateY").trunc()
-    return _normalised(linear, torch.stack([x, y], dim=1), size)
+    x, y = only("TranslateX"), only("TranslateY")
+    if whole_pixels:
+        x, y = x.trunc(), y.trunc()
+    offset = torch.stack([shear_x * (size[0] / 2) - x, shear_y * (size[1] / 2) - y], dim=1)
+    return _normalised(linear, offset, size)
 
 
 def _levels(images: Tensor) -> Tensor:

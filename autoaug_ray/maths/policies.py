@@ -1,4 +1,4 @@
-"""Augmentation policies without gradients: RandAugment, TrivialAugment, AutoAugment and PBA.
+"""Augmentation policies without gradients: RandAugment, TrivialAugment, sub-policies and PBA.
 
 A policy is a frozen object, called as `policy(images, generator, strength)` on float images
 (B, C, H, W) in [0, 1]. Unlike torchvision's on a batch, it draws ops, magnitudes and signs for
@@ -9,6 +9,7 @@ black, and warps are nearest-neighbour.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import final
@@ -51,6 +52,27 @@ def _draw(n: int, images: Tensor, generator: Generator) -> Tensor:
     return torch.randint(n, (len(images),), generator=generator, device=generator.device)
 
 
+def with_random_sign(
+    op: Tensor,  # (B,) on the generator's device, as is `magnitude` (B,)
+    magnitude: Tensor,
+    generator: Generator,
+    two_way: tuple[str, ...] = _WARPS + _FACTORS,
+) -> Tensor:
+    """(B,): the magnitudes, those of ops in `two_way` with a sign that a fair coin flips."""
+    flips = torch.tensor([name in two_way for name in OPS], device=op.device)[op]
+    flips &= torch.randint(2, op.shape, generator=generator, device=generator.device) == 1
+    return torch.where(flips, -magnitude, magnitude)
+
+
+def magnitude_between(bins: Tensor, op: Tensor, level: Tensor) -> Tensor:
+    """(B,) magnitudes of ops (B,) at real levels (B,): interpolated between two of the `bins`.
+
+    Of `magnitude_bins(2, size)`, a level is a share in [0, 1] of the range. Differentiable in it.
+    """
+    low = level.detach().long().clamp_max(bins.shape[1] - 2)
+    return torch.lerp(bins[op, low], bins[op, low + 1], level - low)
+
+
 def _apply(
     images: Tensor,
     op: Tensor,  # (B,) on the generator's device, as is `magnitude` (B,)
@@ -60,9 +82,7 @@ def _apply(
     two_way: tuple[str, ...] = _WARPS + _FACTORS,
 ) -> Tensor:
     """Apply the ops, those in `two_way` with a magnitude whose sign a fair coin flips."""
-    flips = torch.tensor([name in two_way for name in OPS], device=op.device)[op]
-    flips &= _draw(2, images, generator) == 1
-    magnitude = torch.where(flips, -magnitude, magnitude)
+    magnitude = with_random_sign(op, magnitude, generator, two_way)
     return apply_ops(images, op.to(images.device), magnitude.to(images.device), strength)
 
 
@@ -117,36 +137,68 @@ class TrivialAugmentWide:
         return _apply(images, op, magnitude, generator, strength)
 
 
+Step = tuple[str, float, float | None]
+"""Op, probability, level (None: the op has no strength)."""
+SubPolicy = tuple[Step, ...]
+
+
 @final
 @dataclass(frozen=True)
-class AutoAugment:
-    """AutoAugment (arxiv.org/abs/1805.09501) with a published table: one sub-policy per sample.
+class SubPolicies:
+    """One sub-policy per sample, as in AutoAugment (arxiv.org/abs/1805.09501) and its followers.
 
-    A sub-policy is two steps (op, probability, bin of 10), tried one after the other; signs are
-    fair, as in torchvision. `table` is the data set that it was found on: cifar10, svhn, imagenet.
+    A sub-policy is any number of steps, tried one after the other; signs are fair, as in
+    torchvision. `weights` are its chances to be drawn, in proportion; empty: all alike. Levels are
+    bins of `num_bins`, or lie between two of them: with the two here, a level is a share in [0, 1]
+    of the range. AutoAugment's published `TABLES` have 10.
     """
 
-    table: str = "cifar10"
+    table: tuple[SubPolicy, ...]
+    weights: tuple[float, ...] = ()
+    num_bins: int = 2
 
     def __post_init__(self) -> None:
-        if self.table not in TABLES:
-            raise ValueError(f"table must be one of {', '.join(TABLES)}, but is {self.table!r}")
+        _check_int("num_bins", self.num_bins, 2)
+        if not self.table:
+            raise ValueError("table must hold at least one sub-policy, but is empty")
+        for name, probability, level in (step for steps in self.table for step in steps):
+            if name not in OPS:
+                raise ValueError(f"op must be one of {', '.join(OPS)}, but is {name!r}")
+            if not 0 <= probability <= 1:
+                raise ValueError(f"probability of {name} must be in 0..1, but is {probability}")
+            if level is not None and not 0 <= level <= self.num_bins - 1:
+                top = self.num_bins - 1
+                raise ValueError(f"level of {name} must be in 0..{top}, but is {level}")
+        chances = self.weights
+        if chances and (len(chances) != len(self.table) or min(chances) < 0 or not any(chances)):
+            raise ValueError(
+                f"weights must be {len(self.table)} numbers >= 0, one per sub-policy, not all 0, "
+                f"but are {chances}"
+            )
 
     def __call__(
         self, images: Tensor, generator: Generator, strength: Strength | None = None
     ) -> Tensor:
-        table, device = TABLES[self.table], generator.device
-        bins = magnitude_bins(10, (images.shape[2], images.shape[3])).to(device)
-        sub_policy = _draw(len(table), images, generator)
-        for step in (0, 1):
-            names, probabilities, levels = zip(*(pair[step] for pair in table), strict=True)
-            op = torch.tensor([OPS.index(name) for name in names], device=device)[sub_policy]
-            probability = torch.tensor(probabilities, device=device)[sub_policy]
-            level = torch.tensor([level or 0 for level in levels], device=device)[sub_policy]
+        device = generator.device
+        bins = magnitude_bins(self.num_bins, (images.shape[2], images.shape[3])).to(device)
+        drawn = self._choose(images, generator)
+        for step in itertools.zip_longest(*self.table, fillvalue=("Identity", 0.0, None)):
+            names, probabilities, levels = zip(*step, strict=True)
+            op = torch.tensor([OPS.index(name) for name in names], device=device)[drawn]
+            probability = torch.tensor(probabilities, device=device)[drawn]
+            level = torch.tensor([float(level or 0) for level in levels], device=device)[drawn]
             fires = torch.rand(op.shape, generator=generator, device=device) < probability
             op = torch.where(fires, op, OPS.index("Identity"))
-            images = _apply(images, op, bins[op, level], generator, strength)
+            magnitude = magnitude_between(bins, op, level)
+            images = _apply(images, op, magnitude, generator, strength)
         return images
+
+    def _choose(self, images: Tensor, generator: Generator) -> Tensor:
+        """(B,) rows of the table."""
+        if not self.weights:
+            return _draw(len(self.table), images, generator)
+        chances = torch.tensor(self.weights, device=generator.device)
+        return torch.multinomial(chances, len(images), replacement=True, generator=generator)
 
 
 PBA_OPS: tuple[str, ...] = (
@@ -259,9 +311,7 @@ def _pba_magnitude(name: str, level: int, size: tuple[int, int]) -> float:
     return (scales | dict.fromkeys(_FACTORS, 0.18 * level - 0.9)).get(name, 0.0)
 
 
-Step = tuple[str, float, int | None]  # op, probability, bin of 10 (None: the op has no strength)
-
-TABLES: dict[str, tuple[tuple[Step, Step], ...]] = {
+TABLES: dict[str, tuple[SubPolicy, ...]] = {
     "cifar10": (
         (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
         (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),

@@ -6,7 +6,9 @@ from pydantic import Field
 
 from autoaug_ray.methods.base import Method, Task, as_float
 from autoaug_ray.methods.bilevel import Bilevel
+from autoaug_ray.methods.dada import Dada
 from autoaug_ray.methods.discrete import AutoAugment, PopulationBased, RandAugment, TrivialAugment
+from autoaug_ray.methods.fast_autoaugment import FastAutoAugment
 from autoaug_ray.methods.generative import AutoGenDA, Mix
 from autoaug_ray.methods.predefined import (
     NoAugmentation,
@@ -26,6 +28,8 @@ AnyMethod = Annotated[
     | TrivialAugment
     | AutoAugment
     | PopulationBased
+    | FastAutoAugment
+    | Dada
     | STN
     | Bilevel
     | Replay
@@ -43,6 +47,8 @@ METHODS: dict[str, type[Method]] = {
     "trivialaugment": TrivialAugment,
     "autoaugment": AutoAugment,
     "pba": PopulationBased,
+    "fast_autoaugment": FastAutoAugment,
+    "dada": Dada,
     "stn": STN,
     "bilevel": Bilevel,
     "replay": Replay,

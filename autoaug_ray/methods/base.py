@@ -5,7 +5,7 @@ method carries through training is another value, made by `init` and put into ch
 """
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,12 +47,12 @@ class Method(Settings, abc.ABC):
     @property
     def uses_meta(self) -> bool:
         """Only then is a part of the pool held out of the train role; the others train on all."""
-        return False
+        return self.learns_first
 
     @property
     def redraws(self) -> bool:
         """Whether the roles and the order of the images are drawn anew every epoch."""
-        return True
+        return not self.learns_first
 
     @property
     def meta_fraction(self) -> float | None:
@@ -73,8 +73,14 @@ class Method(Settings, abc.ABC):
         """Whether each seed's final training is preceded by one that finds its hyperparameters."""
         return False
 
-    def learned(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The hyperparameters that the last row of such a training found."""
+    def finish(self, learner: Learner, next_meta: NextMeta, state: Any) -> None:
+        """What such a training finds after the classifier's last step, and leaves in the state.
+
+        It is charged as search, like the steps.
+        """
+
+    def found(self, state: Any) -> dict[str, Any]:
+        """The hyperparameters that such a training ended with, as JSON can hold them."""
         return {}
 
     def init(self, shape: Task, seed: int, device: torch.device) -> nn.Module:

@@ -67,7 +67,38 @@ class AutoAugment(_Discrete):
     table: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
 
     def policy_of(self, state: Any) -> Policy:
-        return policies.AutoAugment(self.table)
+        return policies.SubPolicies(policies.TABLES[self.table], num_bins=10)
+
+
+class SubPolicyState(Stateless):
+    """The sub-policies in force."""
+
+    def __init__(self, policy: policies.SubPolicies) -> None:
+        super().__init__()
+        self.policy = policy
+
+
+class Searched(_Discrete, abc.ABC):
+    """Sub-policies that a training of their own finds, one of them drawn per sample."""
+
+    sub_policies: tuple[policies.SubPolicy, ...] | None = None
+    """Each some steps [op, probability, magnitude], the numbers in [0, 1]; None: found first, for
+    each seed."""
+    weights: tuple[float, ...] = ()
+    """Chances of the sub-policies to be drawn, in proportion; empty: all alike."""
+
+    def model_post_init(self, context: Any) -> None:
+        if self.sub_policies is not None:
+            policies.SubPolicies(self.sub_policies, self.weights)
+        elif self.weights:
+            raise ValueError("weights are those of sub_policies, which are not given")
+
+    @property
+    def learns_first(self) -> bool:
+        return self.sub_policies is None
+
+    def policy_of(self, state: Any) -> Policy:
+        return state.policy  # type: ignore[no-any-return]
 
 
 class PopulationState(Stateless):

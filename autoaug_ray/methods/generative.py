@@ -1,7 +1,6 @@
 """Generated images beside the real ones: in fixed proportions, or in those that AutoGenDA finds."""
 
 import abc
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -170,19 +169,11 @@ class AutoGenDA(_Mixture):
         return self.alpha_table is None
 
     @property
-    def uses_meta(self) -> bool:
-        return self.learns_first
-
-    @property
-    def redraws(self) -> bool:
-        return not self.learns_first
-
-    @property
     def meta_fraction(self) -> float | None:
         return 0.5
 
-    def learned(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"alpha_table": row["alpha"]}
+    def found(self, state: MixtureState) -> dict[str, Any]:
+        return {"alpha_table": self.alpha(state).tolist()}
 
     def init(self, shape: Task, seed: int, device: torch.device) -> MixtureState:
         classes, kinds = len(shape.class_counts), len(self.kinds)
