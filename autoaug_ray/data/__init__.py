@@ -38,6 +38,7 @@ from autoaug_ray.data.splits import (
     by_class,
     concatenate,
     draws,
+    stratified,
 )
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops
@@ -63,6 +64,8 @@ SOURCES: dict[str, Callable[[Dataset], Source]] = {
     "lvis": objects.lvis,
     "folder": folders.folder,
 }
+STANDS_IN = 0.2
+"""Share of the pool that stands in for a closed test set."""
 DESCRIBED = 8192
 """Images at most, evenly spaced, whose mean and standard deviation normalise a stored dataset."""
 
@@ -87,10 +90,8 @@ def load(
         if val is not None:
             pool, val = concatenate(pool, val), None
     elif val is None:
-        chosen = _val_of(source, val_fraction)
-        rest = torch.ones(len(pool), dtype=torch.bool)
-        rest[chosen] = False
-        pool, val = pool.take(rest.nonzero().flatten()), pool.take(chosen)
+        rest, chosen = _set_apart(source, val_fraction, seed=1)
+        pool, val = pool.take(rest), pool.take(chosen)
 
     def shown(split: AnySplit, shifted: int | None) -> AnySplit:
         split = _fitting(split, dataset)
@@ -113,15 +114,19 @@ def load(
     )
 
 
-def _val_of(source: Source, fraction: float) -> Tensor:
-    """Indices of the pool's images in val; of a group all or none."""
+def _set_apart(source: Source, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of (the rest of the pool, `fraction` of every class); of a group all or none."""
     labels = source.pool.labels
     if source.groups is None:
-        return _stratified(labels, round(len(labels) * fraction), seed=1)
-    numbers, group = source.groups.unique(return_inverse=True)
-    of_group = torch.empty_like(numbers).scatter(0, group, labels)
-    chosen = _stratified(of_group, round(len(numbers) * fraction), seed=1)
-    return torch.isin(group, chosen).nonzero().flatten()
+        chosen = stratified(labels, round(len(labels) * fraction), seed=seed)
+    else:
+        numbers, group = source.groups.unique(return_inverse=True)
+        of_group = torch.empty_like(numbers).scatter(0, group, labels)
+        groups = stratified(of_group, round(len(numbers) * fraction), seed=seed)
+        chosen = torch.isin(group, groups).nonzero().flatten()
+    rest = torch.ones(len(labels), dtype=torch.bool)
+    rest[chosen] = False
+    return rest.nonzero().flatten(), chosen
 
 
 def _fitting(split: AnySplit, dataset: Dataset) -> AnySplit:
@@ -204,9 +209,13 @@ def _read(dataset: Dataset) -> Source:
     source = SOURCES[dataset.name](dataset)
     if dataset.train_size is not None:
         source = source.keep(_subset(source.pool, dataset.train_size, "train_size"))
-    pool, test = source.pool, source.test
+    test = source.test
     if dataset.test_size is not None:
         test = test.take(_subset(test, dataset.test_size, "test_size"))
+    if dataset.closed_test:
+        rest, chosen = _set_apart(source, STANDS_IN, seed=2)
+        source, test = source.keep(rest), source.pool.take(chosen)
+    pool = source.pool
     counts = torch.bincount(pool.labels, minlength=len(source.classes))
     if len(missing := (counts == 0).nonzero().flatten().tolist()):
         raise UserError(
@@ -259,14 +268,4 @@ def _kept(dataset: Dataset, labels: Tensor, classes: int, seed: int) -> Tensor:
 def _subset(split: AnySplit, size: int, field: str) -> Tensor:
     if size > len(split):
         raise UserError(f"dataset.{field} is {size}, but there are only {len(split)} images.")
-    return _stratified(split.labels, size, seed=0)
-
-
-def _stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
-    """Indices of `size` images, each class in its share; a smaller subset is part of a larger."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    rank = torch.empty(len(labels))
-    for members in by_class(labels, order):
-        rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
-    return rank.argsort(stable=True)[:size]
+    return stratified(split.labels, size, seed=0)

@@ -1,5 +1,6 @@
 """Image files -> uint8 arrays of one size. Errors name the file and what was expected there."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,10 @@ from autoaug_ray.data.splits import Reader, Stored
 from autoaug_ray.errors import UserError
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+UNREADABLE = (
+    UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for a file that is no whole image; SyntaxError for a damaged PNG."""
 Fit = Literal["stretch", "crop"]
 Box = tuple[int, int, int, int]  # left, upper, right, lower, in pixels of the file
 
@@ -62,7 +67,7 @@ def read_image(
                 # A JPEG is decoded at a half, a quarter or an eighth where that is enough.
                 image.draft("L" if channels == 1 else "RGB", (size, size))
             return as_array(image.crop(box) if box else image, size, channels, fit)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{name} cannot be read as an image ({error}).") from None
 
 
@@ -108,7 +113,10 @@ def class_folders(
     error, a missing one is not.
     """
     if not root.is_dir():
-        raise UserError(f"dataset.root: {root} is not a folder; a train/ and a test/ are expected.")
+        raise UserError(
+            f"dataset.root: {root} is not a folder; a train/ and a test/ with a folder per class "
+            "are expected, or a folder per class right in dataset.root and dataset.test_fraction."
+        )
     found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
     if classes is None:
         classes = found
@@ -133,6 +141,11 @@ def class_folders(
     if not paths:
         raise UserError(f"{root} holds no image in any class folder ({', '.join(classes)}).")
     return paths, labels, classes
+
+
+def digest(path: str | Path) -> bytes:
+    """The same for files of the same bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
 def images_in(folder: str | Path) -> list[str]:

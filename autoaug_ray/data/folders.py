@@ -1,26 +1,95 @@
 """Datasets that come as image files in a folder per class."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from autoaug_ray.data.files import ImageFiles, class_folders
+import torch
+
+from autoaug_ray.data.files import ImageFiles, class_folders, digest
 from autoaug_ray.data.settings import Dataset
-from autoaug_ray.data.splits import Source, Stored
+from autoaug_ray.data.splits import Source, Stored, stratified
+from autoaug_ray.errors import UserError
+
+Listing = tuple[list[str], list[int], tuple[str, ...]]
+"""Paths of images, their labels, and the names of the classes."""
 
 
 def folder(dataset: Dataset) -> Source:
-    """Anyone's own: train/CLASS/IMAGE, test/CLASS/IMAGE and, if it is there, val/CLASS/IMAGE."""
+    """Anyone's own: train/CLASS/IMAGE, test/CLASS/IMAGE and, if it is there, val/CLASS/IMAGE.
+
+    With `test_fraction`, CLASS/IMAGE.
+    """
     root = Path(dataset.root).expanduser()
-    paths, labels, classes = class_folders(root / "train")
+
+    def read(paths: list[str]) -> ImageFiles:
+        return ImageFiles(
+            paths, dataset.image_size or 32, dataset.channels or 3, dataset.fit or "stretch"
+        )
+
+    def listed(part: str, classes: tuple[str, ...] | None = None) -> Listing:
+        paths, labels, names = class_folders(root / part, classes)
+        if dataset.unreadable == "skip":
+            paths, labels = _readable(read(paths), paths, labels)
+        return paths, labels, names
+
+    if dataset.test_fraction is not None:
+        if has_parts(root):
+            raise UserError(
+                f"dataset.test_fraction is {dataset.test_fraction}, but {root} has its own train/ "
+                "and test/: leave it out."
+            )
+        paths, labels, classes = listed("")
+        in_test = in_test_part(paths, labels, dataset.test_fraction)
+        order = [i for side in (False, True) for i, t in enumerate(in_test) if t is side]
+        paths, labels = [paths[i] for i in order], [labels[i] for i in order]
+        pool_size = in_test.count(False)
+        pool, test = in_turn(read(paths), labels[:pool_size], labels[pool_size:])
+        return Source(pool, None, test, classes)
+    paths, labels, classes = listed("train")
     parts = [labels]
     for part in ("val", "test"):
         if part == "test" or (root / part).is_dir():
-            more, labels, _ = class_folders(root / part, classes)
+            more, labels, _ = listed(part, classes)
             paths, parts = paths + more, [*parts, labels]
-    read = ImageFiles(
-        paths, dataset.image_size or 32, dataset.channels or 3, dataset.fit or "stretch"
-    )
-    pool, *held_out, test = in_turn(read, *parts)
+    pool, *held_out, test = in_turn(read(paths), *parts)
     return Source(pool, held_out[0] if held_out else None, test, classes)
+
+
+def has_parts(root: Path) -> bool:
+    """Whether a folder is laid out as train/CLASS and test/CLASS; `train` alone may be a class."""
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def in_test_part(paths: list[str], labels: list[int], test_fraction: float) -> list[bool]:
+    """Whether each image is in the test set: a share of every class, drawn from sorted paths."""
+    first: dict[bytes, int] = {}
+    original = torch.tensor([first.setdefault(digest(p), i) for i, p in enumerate(paths)])
+    alone = torch.tensor(list(first.values()))
+    size = round(len(alone) * test_fraction)
+    chosen = alone[stratified(torch.tensor(labels)[alone], size, seed=3)]
+    if not len(chosen):
+        raise UserError(
+            f"dataset.test_fraction: {test_fraction} of {len(alone)} images leaves none to test on."
+        )
+    in_test: list[bool] = torch.isin(original, chosen).tolist()
+    return in_test
+
+
+def _readable(read: ImageFiles, paths: list[str], labels: list[int]) -> tuple[list[str], list[int]]:
+    """Those that can be decoded; each is tried once, as it would be read."""
+
+    def sound(i: int) -> bool:
+        try:
+            read(i)
+        except UserError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+        kept = [i for i, ok in enumerate(workers.map(sound, range(len(paths)))) if ok]
+    if not kept:
+        raise UserError(f"dataset.root: none of {len(paths)} images can be read.")
+    return [paths[i] for i in kept], [labels[i] for i in kept]
 
 
 def in_turn(read: ImageFiles, *parts: list[int]) -> list[Stored]:

@@ -51,7 +51,7 @@ OPTIONS: dict[str, frozenset[str]] = {
     "lvis": frozenset({"image_size", "fit", "protocol", "min_class_count", "frequencies"}),
     "npz": frozenset(),
     "hub": frozenset({"image_size", "channels", "fit"}),
-    "folder": frozenset({"image_size", "channels", "fit"}),
+    "folder": frozenset({"image_size", "channels", "fit", "test_fraction", "unreadable"}),
 }
 """The datasets, and which of the fields that not all of them have each understands."""
 SOME_ONLY = frozenset().union(*OPTIONS.values())
@@ -84,6 +84,14 @@ class Dataset(Settings):
     of coco2017, 20 of lvis, else 1)."""
     frequencies: tuple[Literal["r", "c", "f"], ...] | None = None
     """Of lvis: rare, common and frequent classes (default: common, AutoGenDA's tail)."""
+    test_fraction: float | None = Field(None, gt=0, lt=1)
+    """Of a folder without train/ and test/: this share of every class is the test set, the same on
+    every machine; files of the same bytes are on one side."""
+    unreadable: Literal["error", "skip"] | None = None
+    """Of a folder: what to do about images that cannot be read (default error)."""
+    closed_test: bool = False
+    """No run sees the test set: a fifth of the pool stands in for it, so that what is decided
+    before the whole study is not decided by its test set."""
     memory_gb: float = Field(4.0, ge=0, le=1024)
     """Image files are decoded once and kept if they take no more gigabytes; else they are decoded
     whenever they are drawn, on as many threads as a trial holds CPUs."""

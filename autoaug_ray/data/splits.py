@@ -147,6 +147,16 @@ def by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
     return parts
 
 
+def stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
+    """Indices of `size` images, each class in its share; a smaller subset is part of a larger."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    rank = torch.empty(len(labels))
+    for members in by_class(labels, order):
+        rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
+    return rank.argsort(stable=True)[:size]
+
+
 def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Split]:
     """A callable that hands out so many of the images that `draw` names, by their positions.
 
