@@ -113,6 +113,101 @@ def test_folder_with_its_own_val(folder):
     assert len(final.train) == 16
 
 
+@pytest.fixture
+def flat(folder):
+    """CLASS/*.png without parts: 20 cats and 10 dogs, of which cat/03 to 06 are one file."""
+    for part in ("train", "test"):
+        shutil.rmtree(folder / part)
+    rng = np.random.default_rng(1)
+    for name, count in (("cat", 20), ("dog", 10)):
+        (folder / name).mkdir()
+        for i in range(count):
+            pixels = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    for i in (4, 5, 6):
+        shutil.copy(folder / "cat/03.png", folder / f"cat/{i:02}.png")
+    return folder
+
+
+def pictures(split):
+    return [image.numpy().tobytes() for image in split.images]
+
+
+def test_a_flat_folder_is_cut_by_class_and_identical_files_stay_together(flat):
+    copied = 0
+    for fraction in (0.1, 0.2, 0.4, 0.9):
+        splits = load_folder(flat, test_fraction=fraction)
+        pool, test = (pictures(splits.train) + pictures(splits.val)), pictures(splits.test)
+        assert len(pool) + len(test) == 30 and not set(pool) & set(test)
+        extra = len(test) - len(set(test))
+        assert extra in (0, 3)
+        copied += extra
+        counts = torch.bincount(splits.test.labels) - torch.tensor([extra, 0])
+        shares = counts / torch.tensor([17, 10])
+        assert (shares - fraction).abs().max() < 0.06, (fraction, counts)
+    assert copied > 0, "the copies were never drawn into the test set: nothing was tested"
+
+
+def test_the_cut_is_the_same_wherever_the_folder_lies(flat, tmp_path_factory):
+    here = load_folder(flat, test_fraction=0.2)
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(flat, copy)
+    there = load_folder(copy, test_fraction=0.2, image_size=16)
+    assert here.test.labels.tolist() == there.test.labels.tolist()
+    again = load_folder(copy, test_fraction=0.2)
+    assert pictures(here.test) == pictures(again.test)
+
+
+def test_unreadable_images_are_skipped_only_if_that_is_asked_for(flat):
+    (flat / "cat/00.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="cat/00.png cannot be read"):
+        load_folder(flat, test_fraction=0.2)
+    splits = load_folder(flat, test_fraction=0.2, unreadable="skip")
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == 29
+
+
+def test_wrong_layouts_are_named(folder, flat, tmp_path_factory):
+    with pytest.raises(UserError, match="a train/ and a test/ .* or .* dataset.test_fraction"):
+        load_folder(flat)
+    with pytest.raises(UserError, match="test_fraction: 0.01 of 27 images leaves none to test"):
+        load_folder(flat, test_fraction=0.01)
+    for part in ("train", "test"):
+        shutil.copytree(flat / "dog", folder / part / "dog")
+    with pytest.raises(UserError, match="test_fraction is 0.2, but .* has its own train/ and test"):
+        load_folder(folder, test_fraction=0.2)
+    with pytest.raises(ValueError, match="test_fraction can be set for name: folder only"):
+        Dataset(name="cifar10", test_fraction=0.2)
+
+
+def test_a_class_may_be_called_train(flat):
+    (flat / "cat").rename(flat / "train")
+    assert load_folder(flat, test_fraction=0.2).classes == ("dog", "train")
+
+
+def test_a_closed_test_set_is_replaced_by_a_part_of_the_pool(folder):
+    for size, fraction in ((None, None), (200, None), (200, 0.25)):
+        dataset = MINI.model_copy(update={"train_size": size})
+        closed = dataset.model_copy(update={"closed_test": True})
+        whole, splits = (
+            data.load(d, val_fraction=fraction, device="cpu") for d in (dataset, closed)
+        )
+        pool = pictures(splits.train) + (pictures(splits.val) if splits.val else [])
+        stand_in, test = pictures(splits.test), pictures(whole.test)
+        assert len(stand_in) == 0.2 * (size or 4000)
+        assert len(set(torch.bincount(splits.test.labels).tolist())) == 1
+        everything = pictures(whole.train) + (pictures(whole.val) if whole.val else [])
+        assert sorted(pool + stand_in) == sorted(everything)
+        assert not set(test) & set(pool + stand_in)
+
+
+def test_what_stands_in_for_the_test_set_is_seen_as_in_use():
+    closed = MINI.model_copy(update={"closed_test": True, "shift": Shift(translate=6.0)})
+    plain = MINI.model_copy(update={"closed_test": True})
+    a, b = (data.load(d, val_fraction=None, device="cpu") for d in (closed, plain))
+    assert torch.equal(a.train.images, b.train.images)
+    assert not torch.equal(a.test.images, b.test.images)
+
+
 def break_nothing_there(root):
     shutil.rmtree(root / "train")
     return "train is not a folder"

@@ -24,10 +24,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from autoaug_ray.data.files import FASHION_MNIST_CLASSES, read_fashion_mnist, read_image_folder
+from autoaug_ray.data.files import (
+    FASHION_MNIST_CLASSES,
+    ImageFiles,
+    digest,
+    find_images,
+    read_fashion_mnist,
+    read_images,
+)
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops
 from autoaug_ray.settings import Settings
+
+STANDS_IN = 0.2
+"""Share of the pool that stands in for a closed test set."""
 
 
 class Shift(Settings):
@@ -73,6 +83,14 @@ class Dataset(Settings):
     """Side in pixels to which a `folder` is read (default 32); other sets have their own."""
     channels: Literal[1, 3] | None = None
     """Of a `folder`: 3 (default), or 1 to read it as grey."""
+    test_fraction: float | None = Field(None, gt=0, lt=1)
+    """Of a `folder` without train/ and test/: this share of every class is the test set, the same
+    on every machine; files of the same bytes are on one side."""
+    unreadable: Literal["error", "skip"] | None = None
+    """Of a `folder`: what to do about images that cannot be read (default error)."""
+    closed_test: bool = False
+    """No run sees the test set: a fifth of the pool stands in for it, so that what is decided
+    before the whole study is not decided by its test set."""
     shift: Shift = Shift()
     imbalance: Imbalance | None = None
     shots: int | None = Field(None, ge=1)
@@ -90,7 +108,7 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _folder_only(self) -> "Dataset":
-        for field in ("image_size", "channels"):
+        for field in ("image_size", "channels", "test_fraction", "unreadable"):
             if self.name != "folder" and getattr(self, field) is not None:
                 raise ValueError(f"{field} can be set for name: folder only")
         return self
@@ -167,10 +185,7 @@ def load(
         if val is not None:
             pool, val = _concatenate(pool, val), None
     elif val is None:
-        chosen = _stratified(pool.labels, round(len(pool) * val_fraction), seed=1)
-        rest = torch.ones(len(pool), dtype=torch.bool)
-        rest[chosen] = False
-        pool, val = pool.take(rest.nonzero().flatten()), pool.take(chosen)
+        pool, val = _set_apart(pool, val_fraction, seed=1)
 
     def to(split: Split, *, shifted: int | None) -> Split:
         images = (
@@ -233,6 +248,8 @@ def _load(dataset: Dataset) -> _Source:
     source = DATASETS[dataset.name](dataset)
     pool = _subset(source.pool, dataset.train_size, "train_size")
     test = _subset(source.test, dataset.test_size, "test_size")
+    if dataset.closed_test:
+        pool, test = _set_apart(pool, STANDS_IN, seed=2)
     counts = torch.bincount(pool.labels, minlength=len(source.classes))
     if len(missing := (counts == 0).nonzero().flatten().tolist()):
         raise UserError(
@@ -291,6 +308,14 @@ def _stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
     return rank.argsort(stable=True)[:size]
 
 
+def _set_apart(split: Split, fraction: float, *, seed: int) -> tuple[Split, Split]:
+    """(the rest, `fraction` of every class)."""
+    chosen = _stratified(split.labels, round(len(split) * fraction), seed=seed)
+    rest = torch.ones(len(split), dtype=torch.bool)
+    rest[chosen] = False
+    return split.take(rest.nonzero().flatten()), split.take(chosen)
+
+
 def _concatenate(a: Split, b: Split) -> Split:
     return Split(torch.cat([a.images, b.images]), torch.cat([a.labels, b.labels]))
 
@@ -341,18 +366,52 @@ def _cifar(dataset: Dataset) -> _Source:
 def _folder(dataset: Dataset) -> _Source:
     root = Path(dataset.root).expanduser()
 
-    def read(part: str, classes: tuple[str, ...] | None) -> tuple[Split, tuple[str, ...]]:
-        images, labels, names = read_image_folder(
-            root / part,
-            size=dataset.image_size or 32,
-            channels=dataset.channels or 3,
-            classes=classes,
+    def read(files: ImageFiles) -> Split:
+        return _split(
+            *read_images(
+                files,
+                size=dataset.image_size or 32,
+                channels=dataset.channels or 3,
+                skip_unreadable=dataset.unreadable == "skip",
+            )
         )
-        return _split(images, labels), names
 
-    pool, classes = read("train", None)
-    held_out = read("val", classes)[0] if (root / "val").is_dir() else None
-    return _Source(pool, held_out, read("test", classes)[0], classes)
+    if dataset.test_fraction is not None:
+        if has_parts(root):
+            raise UserError(
+                f"dataset.test_fraction is {dataset.test_fraction}, but {root} has its own train/ "
+                "and test/: leave it out."
+            )
+        pool, test = part_files(find_images(root), dataset.test_fraction)
+        return _Source(read(pool), None, read(test), pool.classes)
+    pool = find_images(root / "train")
+    held_out = None
+    if (root / "val").is_dir():
+        held_out = read(find_images(root / "val", pool.classes))
+    return _Source(
+        read(pool), held_out, read(find_images(root / "test", pool.classes)), pool.classes
+    )
+
+
+def has_parts(root: Path) -> bool:
+    """Whether a folder is laid out as train/CLASS and test/CLASS; `train` alone may be a class."""
+    return (root / "train").is_dir() and (root / "test").is_dir()
+
+
+def part_files(files: ImageFiles, test_fraction: float) -> tuple[ImageFiles, ImageFiles]:
+    """(pool, test): a share of every class, drawn from the sorted paths."""
+    first: dict[bytes, int] = {}
+    original = torch.tensor([first.setdefault(digest(p), i) for i, p in enumerate(files.paths)])
+    alone = torch.tensor(list(first.values()))
+    labels = torch.tensor(files.labels)[alone]
+    chosen = alone[_stratified(labels, round(len(alone) * test_fraction), seed=3)]
+    if not len(chosen):
+        raise UserError(
+            f"dataset.test_fraction: {test_fraction} of {len(alone)} images leaves none to test on."
+        )
+    in_test = torch.isin(original, chosen)
+    pool, test = ((side.nonzero().flatten().tolist()) for side in (~in_test, in_test))
+    return files.take(pool), files.take(test)
 
 
 DATASETS: dict[str, Callable[[Dataset], _Source]] = {

@@ -1,7 +1,10 @@
 """Datasets on disk -> uint8 arrays. Every error names the file and what was expected there."""
 
 import gzip
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -47,16 +50,27 @@ def _read_idx(root: Path, name: str, dims: int) -> np.ndarray:
         raise UserError(f"{path} is not a whole IDX file ({error}); download it again.") from None
 
 
-def read_image_folder(
-    root: Path, *, size: int, channels: int, classes: tuple[str, ...] | None = None
-) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """A `CLASS/IMAGE` tree -> images (n, channels, size, size) uint8, labels (n,) and class names.
+class ImageFiles(NamedTuple):
+    """The images of a `CLASS/IMAGE` tree, class by class, each sorted by path."""
 
-    Images are stretched to `size` (bilinear). `classes` are those of the training folder: another
-    name in a validation or test folder is an error, a missing one is not.
-    """
+    paths: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def take(self, kept: Sequence[int]) -> "ImageFiles":
+        return ImageFiles(
+            tuple(self.paths[i] for i in kept), tuple(self.labels[i] for i in kept), self.classes
+        )
+
+
+def find_images(root: Path, classes: tuple[str, ...] | None = None) -> ImageFiles:
+    """`classes` are those of the training folder: another name in a validation or test folder is an
+    error, a missing one is not."""
     if not root.is_dir():
-        raise UserError(f"dataset.root: {root} is not a folder; a train/ and a test/ are expected.")
+        raise UserError(
+            f"dataset.root: {root} is not a folder; a train/ and a test/ with a folder per class "
+            "are expected, or a folder per class right in dataset.root and dataset.test_fraction."
+        )
     found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
     if classes is None:
         classes = found
@@ -70,17 +84,41 @@ def read_image_folder(
             f"{root / unknown[0]}: the class {unknown[0]!r} is not among the training classes "
             f"({', '.join(classes)})."
         )
-    images, labels = [], []
+    images: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        paths = sorted(p for p in root.glob(f"{name}/**/*") if p.suffix.lower() in IMAGE_ENDINGS)
+        here = (root / name).rglob("*")
+        paths = sorted(p for p in here if p.suffix.lower() in IMAGE_ENDINGS)
         if not paths and name in found:
             raise UserError(f"{root / name} holds no image ({', '.join(sorted(IMAGE_ENDINGS))}).")
-        for path in paths:
-            images.append(_read_image(path, size, channels))
-            labels.append(label)
+        images += paths
+        labels += [label] * len(paths)
     if not images:
         raise UserError(f"{root} holds no image in any class folder ({', '.join(classes)}).")
-    return np.stack(images), np.array(labels, np.uint8 if len(classes) < 256 else np.int64), classes
+    return ImageFiles(tuple(images), tuple(labels), classes)
+
+
+def digest(path: Path) -> bytes:
+    """The same for files of the same bytes."""
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def read_images(
+    files: ImageFiles, *, size: int, channels: int, skip_unreadable: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, channels, size, size) uint8, stretched to `size` (bilinear), and labels (n,)."""
+    images, labels = [], []
+    for path, label in zip(files.paths, files.labels, strict=True):
+        try:
+            images.append(_read_image(path, size, channels))
+        except UserError:
+            if not skip_unreadable:
+                raise
+        else:
+            labels.append(label)
+    if not images:
+        raise UserError(f"dataset.root: none of {len(files.paths)} images can be read.")
+    return np.stack(images), np.array(labels, np.uint8 if len(files.classes) < 256 else np.int64)
 
 
 def _read_image(path: Path, size: int, channels: int) -> np.ndarray:
