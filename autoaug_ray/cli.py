@@ -2,8 +2,9 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -13,22 +14,26 @@ from rich.table import Table
 from autoaug_ray import config, data, forecast
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.meter import device_name
+from autoaug_ray.plan import Done
 from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
 from autoaug_ray.record import Folder, write_whole
 
+COMMANDS = ("bank", "init")
+"""Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["bank"]:
-        from autoaug_ray import bank_command
-
-        return bank_command.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        command: Callable[[Sequence[str]], int] = import_module(
+            f"autoaug_ray.{arguments[0]}_command"
+        ).main
+        return command(arguments[1:])
     options = _parser().parse_args(arguments)
-    # Where there is no terminal, a log is read later and wider than 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = new_console()
 
     def work() -> int:
         studies = [
@@ -40,11 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_status(work, interrupted="interrupted; the same command with --resume goes on.")
 
 
+def new_console() -> Console:
+    """Where there is no terminal, a log is read later and wider than 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_all.py",
         description="Which augmentation is worth its compute: run studies and report accuracy "
-        "against device-hours. `autoaug-ray bank --help` looks at generated images.",
+        "against device-hours. Sub-commands, each with a --help of its own: init (a study of a "
+        "folder of images), pilot (a cheap early answer), bank (look at generated images).",
     )
     parser.add_argument(
         "studies", nargs="*", type=Path, metavar="STUDY.yaml", default=[QUICKSTART],
@@ -87,27 +98,18 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
                 "--out for another folder."
             )
     for study in studies:
-        _introduce(study, console)
+        introduce(study, console)
     if options.dry_run:
         for study in studies:
-            console.print(_dry_run(study))
+            console.print(forecast_table(study, torch.device("cpu")))
         if any(kinds_of(study) for study in studies):
             console.print(_dry_run_bank(studies))
         return False
 
     from autoaug_ray import across, report
-    from autoaug_ray.progress import Progress
-    from autoaug_ray.study import execute, start_ray
 
-    start_ray()
-    bank = options.bank or options.out / "bank"
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    studies = fill_bank(studies, bank, say)
-    for study, folder in zip(studies, folders, strict=True):
-        write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
-        write_sheet(study, folder, bank)
+    studies, failed = run(studies, folders, options.bank or options.out / "bank", console)
     cases = list(zip(studies, folders, strict=True))
-    plans = execute(cases, Progress(console), bank)
     for study, folder in cases:
         classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
         page = report.write(study, folder, classes)
@@ -124,35 +126,61 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
         console.print(across.table(cases))
         for line in across.verdicts(cases):
             console.print(line, highlight=False)
-    failed = [done for plan in plans for done in plan.done if done.outcome == "failed"]
+    say_failed(failed, console)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return bool(failed)
+
+
+def run(
+    studies: Sequence[Study], folders: Sequence[Folder], bank: Path, console: Console
+) -> tuple[list[Study], list[Done]]:
+    """Run what the folders lack; the studies as they were run, and the runs that failed."""
+    from autoaug_ray.progress import Progress
+    from autoaug_ray.study import execute, start_ray
+
+    start_ray()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    studies = fill_bank(studies, bank, say)
+    for study, folder in zip(studies, folders, strict=True):
+        write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
+        write_sheet(study, folder, bank)
+    plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+    return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
+
+
+def say_failed(failed: Sequence[Done], console: Console) -> None:
     for done in failed:
         console.print(
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
             style="red", highlight=False,
         )  # fmt: skip
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return bool(failed)
 
 
-def _introduce(study: Study, console: Console) -> None:
+def introduce(study: Study, console: Console) -> None:
     """Reads the data before any work starts: what is wrong with it is said now."""
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )
     counts = torch.bincount(splits.train.labels).tolist()
     tail = f" of {max(counts)} to {min(counts)} training images"
+    tests = f"{len(splits.test)} test images"
+    if study.dataset.closed_test:
+        tests = f"{len(splits.test)} images in place of the test set, which stays closed"
     console.print(
         f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
-        f"{len(splits.train)} + {len(splits.val or ())} pool and {len(splits.test)} test images, "
+        f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
         highlight=False,
     )
 
 
-def _dry_run(study: Study) -> Table:
-    forecasts = forecast.forecast(study, torch.device("cpu"))
-    table = Table(title="forecast; device-hours on this machine's CPU, from a few timed steps")
+def forecast_table(study: Study, device: torch.device) -> Table:
+    forecasts = forecast.forecast(study, device)
+    table = Table(
+        title=f"forecast; device-hours on this machine's {device_name(device)}, from a few timed "
+        "steps",
+    )
     table.add_column("entry")
     for name in ("search runs", "final runs", "ms/step", "min per run", "device-hours"):
         table.add_column(name, justify="right")

@@ -15,6 +15,10 @@ FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat",
     "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
+UNREADABLE = (
+    UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What Pillow raises for a file that is no whole image; SyntaxError for a damaged PNG."""
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 
 
@@ -127,6 +131,6 @@ def _read_image(path: Path, size: int, channels: int) -> np.ndarray:
             resized = image.convert("L" if channels == 1 else "RGB").resize(
                 (size, size), Image.Resampling.BILINEAR
             )
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
     return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)
