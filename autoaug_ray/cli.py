@@ -19,7 +19,7 @@ from autoaug_ray.plan import Done
 from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
 from autoaug_ray.record import Folder, write_whole
 
-COMMANDS = ("bank", "init")
+COMMANDS = ("bank", "init", "pilot")
 """Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 

@@ -272,9 +272,11 @@ def _verdicts(summary: Sequence[Row], results: Results | None) -> list[str]:
             "as with another. Smaller differences in cost mean nothing."
         )
     if finals := sum(len(r["seeds"]) for r in summary):
+        closed = results is not None and results.study.dataset.closed_test
+        what = "What stands in for the closed test set" if closed else "The test set"
         out.append(
-            f"The test set was read once by each of the {finals} final trainings, after the last "
-            "epoch; no setting was chosen by it."
+            f"{what} was read once by each of the {finals} final trainings, after the last epoch; "
+            "no setting was chosen by it."
         )
     return out
 
