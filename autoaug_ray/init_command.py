@@ -72,12 +72,11 @@ def _init(options: argparse.Namespace, console: Console) -> int:
     )  # fmt: skip
     (study,) = config.load(path)
     console.print(cli.forecast_table(study, torch.device("cuda" if gpu else "cpu")))
-    console.print("next:", highlight=False)
-    for command, what in (
-        (f"autoaug-ray pilot {path}", "a cheap early answer: is a search worth it here?"),
-        (f"autoaug-ray {path}", f"the whole study -> runs/{path.stem}/report.html"),
-    ):
-        console.print(f"  {command}  # {what}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?\n"
+        f"      autoaug-ray {path}         the whole study -> runs/{path.stem}/report.html",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
     return 0
 
 
@@ -116,7 +115,7 @@ def _facts(found: Inspection) -> Iterator[str]:
         f"balance     {counts[0]} images in the largest class, {counts[-1]} in the smallest "
         f"({found.imbalance:.1f} : 1)"
     )
-    yield f"copies      {len(found.copies) or 'no'} files that another one equals"
+    yield f"copies      {len(found.copies) or 'none'} (files of the same bytes as another one)"
     yield f"unreadable  {len(found.unreadable) or 'none'}"
 
 

@@ -121,8 +121,10 @@ def table(
         caption_justify="left",
     )
     out.add_column("method", overflow="fold")
+    closed = study is not None and study.dataset.closed_test
+    accuracy = "micro" if macro else "held-out" if closed else "test"
     for name in (
-        "micro accuracy %" if macro else "test accuracy %", *(["macro accuracy %"] * macro),
+        f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
         f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
     ):  # fmt: skip
         out.add_column(name, justify="right", overflow="fold")

@@ -46,7 +46,7 @@ def test_a_folder_is_looked_at_a_study_is_written_and_its_steps_are_timed(
         "size        20 x 30 pixels, all of them",
         "colour      all in colour",
         "balance     12 images in the largest class, 8 in the smallest (1.5 : 1)",
-        "copies      no files that another one equals",
+        "copies      none (files of the same bytes as another one)",
         "unreadable  none",
         "autoaug-ray pilot pets.yaml",
         "runs/pets/report.html",
@@ -103,7 +103,7 @@ def test_copies_are_counted_and_told_apart(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["init", "mine"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "copies 3 files that another one equals" in said
+    assert "copies 3 (files of the same bytes as another one)" in said
     assert "recognised rather than classified: mine/test/dog/copy.png." in said
     assert "copies of images of another class: mine/train/dog/copy.png." in said
 

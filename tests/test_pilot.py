@@ -323,7 +323,8 @@ def test_a_real_pilot(tmp_path):
     assert "in place of the test set, which stays closed" in said
     assert "Undecided at 3 seeds" in said
     assert "6 of 10 runs are on disk already." in said
-    assert "at its speed the whole study (4 seeds of 3 epochs) takes" in said
+    assert "that the whole study takes at this speed (4 seeds of 3 epochs)" in said
+    assert "held-out accuracy %" in said
     assert "the whole study: autoaug-ray pets.yaml" in said
     folder = Folder(tmp_path / "runs" / "pets-pilot")
     rows = folder.finished().values()
