@@ -2,49 +2,61 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, forecast
+from autoaug_ray import config, data, forecast, models
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.meter import device_name
+from autoaug_ray.plan import Done
 from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
 from autoaug_ray.record import Folder, write_whole
 
+COMMANDS = ("bank", "init", "pilot")
+"""Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["bank"]:
-        from autoaug_ray import bank_command
-
-        return bank_command.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        command: Callable[[Sequence[str]], int] = import_module(
+            f"autoaug_ray.{arguments[0]}_command"
+        ).main
+        return command(arguments[1:])
     options = _parser().parse_args(arguments)
-    # Where there is no terminal, a log is read later and wider than 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = new_console()
 
     def work() -> int:
-        studies = [
-            config.load(path, changes=options.set, seeds=options.seeds) for path in options.studies
-        ]
+        studies = [_load(path, options) for path in options.studies]
+        if options.smoke:
+            return 1 if _smoke(studies, console) else 0
         failed = [_one(cases, options, console) for cases in studies]
         return 1 if any(failed) else 0
 
     return exit_status(work, interrupted="interrupted; the same command with --resume goes on.")
 
 
+def new_console() -> Console:
+    """Where there is no terminal, a log is read later and wider than 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_all.py",
         description="Which augmentation is worth its compute: run studies and report accuracy "
-        "against device-hours. `autoaug-ray bank --help` looks at generated images.",
+        "against device-hours. Sub-commands, each with a --help of its own: init (a study of a "
+        "folder of images), pilot (a cheap early answer), bank (look at generated images).",
     )
     parser.add_argument(
         "studies", nargs="*", type=Path, metavar="STUDY.yaml", default=[QUICKSTART],
@@ -73,45 +85,70 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true",
         help="list the runs and forecast their cost from a few timed steps; run nothing",
     )  # fmt: skip
+    parser.add_argument(
+        "--smoke", action="store_true",
+        help="run everything in the studies once, small and on stand-ins for their data, in a "
+        "temporary folder: does it run?",
+    )  # fmt: skip
     return parser
+
+
+def _load(path: Path, options: argparse.Namespace) -> list[Study]:
+    try:
+        return config.load(path, changes=options.set, seeds=options.seeds)
+    except UserError as error:
+        several = len(options.studies) > 1 and str(path) not in str(error)
+        raise UserError(f"{path}: {error}" if several else str(error)) from None
+
+
+def _smoke(studies: Sequence[Sequence[Study]], console: Console) -> bool:
+    """Whether any study failed."""
+    from autoaug_ray import smoke
+
+    def execute(cases: Sequence[Study], out: Path, console: Console) -> bool:
+        for study in cases:
+            introduce(study, console)
+        return carry_out(cases, out, out / "bank", console)
+
+    with tempfile.TemporaryDirectory(prefix="smoke-") as place:
+        outcomes = smoke.run(studies, Path(place), execute, console)
+    return any(outcome.fault for outcome in outcomes)
 
 
 def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console) -> bool:
     """Run one study, in all its cases; whether any of its runs failed."""
-    root = options.out / studies[0].name
-    folders = [Folder(root / (study.case or "")) for study in studies]
-    for folder in folders:
+    for folder in _folders(studies, options.out):
         if folder.rows.exists() and not (options.resume or options.dry_run):
             raise UserError(
                 f"{folder.root} holds rows of an earlier run; add --resume to go on with it, or "
                 "--out for another folder."
             )
     for study in studies:
-        _introduce(study, console)
+        introduce(study, console)
     if options.dry_run:
         for study in studies:
-            console.print(_dry_run(study))
+            console.print(forecast_table(study, torch.device("cpu")))
         if any(kinds_of(study) for study in studies):
             console.print(_dry_run_bank(studies))
         return False
+    return carry_out(studies, options.out, options.bank or options.out / "bank", console)
 
+
+def _folders(studies: Sequence[Study], out: Path) -> list[Folder]:
+    return [Folder(out / study.name / (study.case or "")) for study in studies]
+
+
+def carry_out(studies: Sequence[Study], out: Path, bank: Path, console: Console) -> bool:
+    """Run the cases of a study, and report them; whether any of its runs failed."""
     from autoaug_ray import across, published, report
-    from autoaug_ray.progress import Progress
-    from autoaug_ray.study import execute, start_ray
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
             console.print(line, highlight=False, markup=False)
 
-    start_ray()
-    bank = options.bank or options.out / "bank"
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    studies = fill_bank(studies, bank, say)
-    for study, folder in zip(studies, folders, strict=True):
-        write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
-        write_sheet(study, folder, bank)
+    folders = _folders(studies, out)
+    studies, failed = run(studies, folders, bank, console)
     cases = list(zip(studies, folders, strict=True))
-    plans = execute(cases, Progress(console), bank)
     for study, folder in cases:
         classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
         page = report.write(study, folder, classes)
@@ -126,7 +163,7 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
                 console.print(published.table(report.lines(summary), study.published))
             tell(published.verdicts(summary, study.published))
     if len(cases) > 1:
-        page = across.write(cases, root)
+        page = across.write(cases, out / studies[0].name)
         console.rule(f"{studies[0].name}, all cases")
         console.print(across.table(cases))
         tell(across.verdicts(cases))
@@ -134,35 +171,65 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
             if published.grid(beside):
                 console.print(published.table_over_cases(beside))
             tell(published.verdicts_over_cases(beside))
-    failed = [done for plan in plans for done in plan.done if done.outcome == "failed"]
+    say_failed(failed, console)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return bool(failed)
+
+
+def run(
+    studies: Sequence[Study], folders: Sequence[Folder], bank: Path, console: Console
+) -> tuple[list[Study], list[Done]]:
+    """Run what the folders lack; the studies as they were run, and the runs that failed."""
+    from autoaug_ray.progress import Progress
+    from autoaug_ray.study import execute, start_ray
+
+    start_ray()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    studies = fill_bank(studies, bank, say)
+    for study, folder in zip(studies, folders, strict=True):
+        write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
+        write_sheet(study, folder, bank)
+    plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+    return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
+
+
+def say_failed(failed: Sequence[Done], console: Console) -> None:
     for done in failed:
         console.print(
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
             style="red", highlight=False,
         )  # fmt: skip
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return bool(failed)
 
 
-def _introduce(study: Study, console: Console) -> None:
-    """Reads the data before any work starts: what is wrong with it is said now."""
+def introduce(study: Study, console: Console) -> None:
+    """Reads data and weights before any work starts: what is wrong with them is said now."""
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )
     counts = torch.bincount(splits.train.labels).tolist()
     tail = f" of {max(counts)} to {min(counts)} training images"
+    tests = f"{len(splits.test)} test images"
+    if study.dataset.closed_test:
+        tests = f"{len(splits.test)} images in place of the test set, which stays closed"
     console.print(
         f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
-        f"{len(splits.train)} + {len(splits.val or ())} pool and {len(splits.test)} test images, "
+        f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
         highlight=False,
     )
+    for note in data.source_of(study.dataset).notes:
+        console.print(note, highlight=False, markup=False)
+    if study.model.weights is not None:
+        models.build(study.model, len(splits.classes), torch.zeros(1), torch.ones(1), seed=0)
 
 
-def _dry_run(study: Study) -> Table:
-    forecasts = forecast.forecast(study, torch.device("cpu"))
-    table = Table(title="forecast; device-hours on this machine's CPU, from a few timed steps")
+def forecast_table(study: Study, device: torch.device) -> Table:
+    forecasts = forecast.forecast(study, device)
+    table = Table(
+        title=f"forecast; device-hours on this machine's {device_name(device)}, from a few timed "
+        "steps",
+    )
     table.add_column("entry")
     for name in ("search runs", "final runs", "ms/step", "min per run", "device-hours"):
         table.add_column(name, justify="right")

@@ -32,11 +32,13 @@ class Forecast(NamedTuple):
 def forecast(study: Study, device: torch.device) -> list[Forecast]:
     """Searches count in full: a scheduler that stops trials early makes them cheaper."""
     seed = study.seeds[0]
-    pool = len(data.load(study.dataset, val_fraction=None, device="cpu", seed=seed).train)
-    per_epoch = study.train.iters_per_epoch or max(1, pool // study.train.batch_size)
-    steps = per_epoch * study.train.epochs
+    pool = _pool(study)
+    steps = steps_of(study)
     out = []
+    threads = torch.get_num_threads()
     for entry in study.entries:
+        resources = study.resources_of(entry.label)
+        torch.set_num_threads(max(1, int(resources.cpus)))  # as a trial does
         searches = len(list(search_runs(study, entry, draw)))
         if entry.hyperparameters["name"] == "replay":
             choices, entry_timed = {}, study.entry(study.reference)
@@ -50,7 +52,6 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
             choices = choices | learned(row)
             final, _, _ = _time(study.run(entry, "final", seed=seed, choices=choices), pool, device)
             seconds += final * steps * len(study.seeds)
-        resources = study.resources_of(entry.label)
         share = resources.gpus or resources.cpus
         out.append(
             Forecast(
@@ -58,7 +59,20 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
                 seconds * share / 3600,
             )
         )  # fmt: skip
+    torch.set_num_threads(threads)
     return out
+
+
+def steps_of(study: Study) -> int:
+    """Of one training."""
+    training = study.train
+    per_epoch = training.iters_per_epoch or max(1, _pool(study) // training.batch_size)
+    return per_epoch * training.epochs
+
+
+def _pool(study: Study) -> int:
+    splits = data.load(study.dataset, val_fraction=None, device="cpu", seed=study.seeds[0])
+    return len(splits.train)
 
 
 def _time(run: Run, pool: int, device: torch.device) -> tuple[float, float, dict[str, Any]]:

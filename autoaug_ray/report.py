@@ -121,8 +121,10 @@ def table(
         caption_justify="left",
     )
     out.add_column("method", overflow="fold")
+    closed = study is not None and study.dataset.closed_test
+    accuracy = "micro" if macro else "held-out" if closed else "test"
     for name in (
-        "micro accuracy %" if macro else "test accuracy %", *(["macro accuracy %"] * macro),
+        f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
         f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
     ):  # fmt: skip
         out.add_column(name, justify="right", overflow="fold")
@@ -272,9 +274,11 @@ def _verdicts(summary: Sequence[Row], results: Results | None) -> list[str]:
             "as with another. Smaller differences in cost mean nothing."
         )
     if finals := sum(len(r["seeds"]) for r in summary):
+        closed = results is not None and results.study.dataset.closed_test
+        what = "What stands in for the closed test set" if closed else "The test set"
         out.append(
-            f"The test set was read once by each of the {finals} final trainings, after the last "
-            "epoch; no setting was chosen by it."
+            f"{what} was read once by each of the {finals} final trainings, after the last epoch; "
+            "no setting was chosen by it."
         )
     return out
 

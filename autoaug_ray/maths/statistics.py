@@ -68,7 +68,7 @@ class Comparison:
     difference: float | None
     """None without a common seed."""
     half_width: float | None
-    """Of its 95 % interval; None if n < 2, as is `p_value`."""
+    """Of its 95 % interval, unless another level was asked for; None if n < 2, as is `p_value`."""
     p_value: float | None
     """Two-sided paired t-test, before any correction for multiple comparisons."""
 
@@ -107,12 +107,14 @@ class Comparison:
         return f"{self.name} is {word} than {other} ({self.figures()})."
 
 
-def compare(name: str, x: Mapping[int, float], other: str, y: Mapping[int, float]) -> Comparison:
+def compare(
+    name: str, x: Mapping[int, float], other: str, y: Mapping[int, float], level: float = LEVEL
+) -> Comparison:
     """Two entries' accuracies by seed; seeds that only one of them has do not count."""
     seeds = sorted(set(x) & set(y))
     if not seeds:
         return Comparison(name, other, 0, None, None, None)
-    d = mean_of([x[s] - y[s] for s in seeds])
+    d = mean_of([x[s] - y[s] for s in seeds], level)
     if d.sd is None:
         return Comparison(name, other, 1, d.mean, None, None)
     if d.sd < 1e-12:  # the same difference at every seed, up to rounding

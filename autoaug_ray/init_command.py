@@ -1,0 +1,141 @@
+"""`autoaug-ray init`: look at a folder of images and propose a study of it, with reasons."""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from autoaug_ray import cli, config
+from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.inspect_folder import Inspection, inspect, study_text
+from autoaug_ray.record import write_whole
+
+SHOWN = 20
+"""Classes in the table."""
+NAMED = 5
+"""Files that are named where there are many."""
+FEW = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 a study is written, 2 wrong input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    return exit_status(lambda: _init(options, cli.new_console()), interrupted="interrupted")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="autoaug-ray init", description=__doc__)
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR",
+        help="with DIR/CLASS/*.png, or DIR/train/CLASS/*.png and DIR/test/CLASS/*.png",
+    )  # fmt: skip
+    parser.add_argument(
+        "--study", type=Path, metavar="FILE.yaml", help="where to write it (default: DIR's name)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE.yaml if it exists")
+    parser.add_argument(
+        "--flip", choices=("horizontal", "vertical", "none"), default="horizontal",
+        help="how training images may be mirrored; none for text and digits (default: horizontal)",
+    )  # fmt: skip
+    return parser
+
+
+def _init(options: argparse.Namespace, console: Console) -> int:
+    path = options.study or Path(f"{options.folder.resolve().name}.yaml")
+    if path.exists() and not options.force:
+        raise UserError(f"{path} exists; --force replaces it, --study names another file.")
+    with console.status(f"reading {options.folder}"):
+        found = inspect(options.folder)
+    where = "CLASS/*" if found.flat else " ".join(f"{part}/CLASS/*" for part in found.parts)
+    console.print(
+        f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}",
+        highlight=False, markup=False,
+    )  # fmt: skip
+    console.print(_counts(found))
+    for line in _facts(found):
+        console.print(line, highlight=False, markup=False)
+    for line in _warnings(found):
+        console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
+
+    gpu = torch.cuda.is_available()
+    text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=options.flip)
+    write_whole(path, text.encode())
+    console.print(
+        f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...",
+        highlight=False, markup=False,
+    )  # fmt: skip
+    (study,) = config.load(path)
+    console.print(cli.forecast_table(study, torch.device("cuda" if gpu else "cpu")))
+    console.print(
+        f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?\n"
+        f"      autoaug-ray {path}         the whole study -> runs/{path.stem}/report.html",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    return 0
+
+
+def _counts(found: Inspection) -> Table:
+    parts = [found.counts(part) for part in found.parts]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for part in found.parts:
+        table.add_column(part or "images", justify="right")
+    for name in list(parts[0])[:SHOWN]:
+        table.add_row(name, *(str(counts[name]) for counts in parts))
+    if (more := len(found.classes) - SHOWN) > 0:
+        rest = list(parts[0])[SHOWN:]
+        table.add_row(f"and {more} more", *(str(sum(c[n] for n in rest)) for c in parts))
+    return table
+
+
+def _facts(found: Inspection) -> Iterator[str]:
+    by_area = sorted(found.pictures, key=lambda p: p.width * p.height)
+    low, high = (f"{p.width} x {p.height}" for p in (by_area[0], by_area[-1]))
+    aspects = [p.width / p.height for p in found.pictures]
+    width, height = (median(getattr(p, k) for p in found.pictures) for k in ("width", "height"))
+    if low == high:
+        yield f"size        {low} pixels, all of them"
+    else:
+        yield (
+            f"size        {low} to {high} pixels, median {width:.0f} x {height:.0f}; "
+            f"width / height {min(aspects):.2f} to {max(aspects):.2f}"
+        )
+    grey = sum(p.grey for p in found.pictures)
+    colour = len(found.pictures) - grey
+    both = f"{colour} in colour, {grey} grey"
+    yield f"colour      {both if colour and grey else 'all in colour' if colour else 'all grey'}"
+    counts = list(found.counts(found.parts[0]).values())
+    yield (
+        f"balance     {counts[0]} images in the largest class, {counts[-1]} in the smallest "
+        f"({found.imbalance:.1f} : 1)"
+    )
+    yield f"copies      {len(found.copies) or 'none'} (files of the same bytes as another one)"
+    yield f"unreadable  {len(found.unreadable) or 'none'}"
+
+
+def _warnings(found: Inspection) -> Iterator[str]:
+    if found.unreadable:
+        yield f"cannot be read, and will be left out: {_some(found.unreadable)}."
+    if leaks := [b.path for a, b in found.copies if a.part != b.part]:
+        yield (
+            "copies of images of an earlier part, which will be recognised rather than "
+            f"classified: {_some(leaks)}."
+        )
+    if torn := [b.path for a, b in found.copies if a.label != b.label]:
+        yield f"copies of images of another class: {_some(torn)}."
+    # Pillow cuts their values off at 255.
+    if deep := [p.path for p in found.pictures if p.mode[0] in "IF"]:
+        yield f"more than 8 bits, of which all above 255 would be white: {_some(deep)}."
+    if found.flat and (few := [c for c, n in found.counts("").items() if n < FEW]):
+        yield f"with fewer than {FEW} images a class may have none in the test set: {_some(few)}."
+
+
+def _some(names: Sequence[object]) -> str:
+    shown = ", ".join(map(str, names[:NAMED]))
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -1,0 +1,222 @@
+"""Is a search worth it here? The same study, cheaper, and a rule that says when enough is known.
+
+A pilot is the study with its test set closed, shorter trainings and short searches. It is looked at
+after 3 seeds, and if need be after 5 and 8. Whatever searches or learns is compared, paired over
+the seeds, with TrivialAugment, which has nothing to tune (Mueller and Hutter 2021).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from autoaug_ray.config import Entry, Range, Study
+from autoaug_ray.errors import UserError
+from autoaug_ray.forecast import steps_of
+from autoaug_ray.maths.statistics import ENOUGH, compare
+from autoaug_ray.maths.statistics import LEVEL as OVERALL
+from autoaug_ray.plan import is_searched, search_runs
+from autoaug_ray.report import TOLERANCE
+from autoaug_ray.study import draw
+from autoaug_ray.summary import Row
+
+LOOKS = (3, 5, 8)
+"""Seeds after which the results are looked at."""
+LEVEL = 1 - (1 - OVERALL) / len(LOOKS)
+"""Of an interval at one look, so that it covers the truth at all looks in 95 % of pilots
+(Bonferroni). Not corrected for the number of searches: the whole study's report is."""
+SURE = f"{100 * OVERALL:.0f} %"
+TRIALS = 8
+"""A longer search is cut to so many random draws from its space."""
+
+
+def shortened(study: Study, epochs: int | None) -> Study:
+    """The pilot of a study; its seeds are those of the first look. Raises UserError if the study
+    has nothing to decide."""
+    if not searching(study):
+        raise UserError(
+            f"{study.name}: no method of the study searches or learns, so that a pilot has nothing "
+            "to decide; add one, such as bilevel."
+        )
+    if not search_free(study):
+        raise UserError(
+            f"{study.name}: every method of the study searches, so that a pilot has nothing to "
+            "compare with; add trivialaugment."
+        )
+    whole = study.train.epochs
+    train = {"epochs": epochs or min(whole, max(3, round(whole / 3)))}
+    return study.model_copy(
+        update={
+            "name": f"{study.name}-pilot",
+            "dataset": study.dataset.model_copy(update={"closed_test": True}),
+            "train": study.train.model_copy(update=train),
+            "seeds": tuple(range(LOOKS[0])),
+            "entries": tuple(_cut(study, entry) for entry in study.entries),
+        }
+    )
+
+
+def _cut(study: Study, entry: Entry) -> Entry:
+    """The entry with a search of TRIALS trials at most: random ones over the same space."""
+    trials = len(list(search_runs(study, entry, draw)))
+    if trials <= TRIALS:
+        return entry
+    if not entry.ranges:
+        return entry.model_copy(
+            update={"hyperparameters": {**entry.hyperparameters, "population": TRIALS}}
+        )
+    ranges = {
+        k: Range(kind="choice", values=r.values) if r.kind == "grid" else r
+        for k, r in entry.ranges.items()
+    }
+    search = entry.search.model_copy(update={"samples": TRIALS})
+    return entry.model_copy(update={"ranges": ranges, "search": search})
+
+
+def searching(study: Study) -> list[str]:
+    """Labels of what searches or learns, controls apart."""
+    return [e.label for e in study.entries if e.control_of is None and _costs_search(e)]
+
+
+def search_free(study: Study) -> list[str]:
+    """Labels of what has no search to pay for; a control that is never trained is one of them."""
+    return [e.label for e in study.entries if not _costs_search(e)]
+
+
+def _costs_search(entry: Entry) -> bool:
+    method = entry.method(next(entry.extremes()))
+    return (
+        is_searched(entry)
+        or method.learns_first
+        or getattr(method, "learn", "off") != "off"
+        or "of" in entry.hyperparameters
+    )
+
+
+def spent(lines: Iterable[Row]) -> float:
+    """Device-hours that a ledger's lines hold, all phases."""
+    return math.fsum(line["share"] * sum(line["seconds"].values()) / 3600 for line in lines)
+
+
+def whole_hours(whole: Study, pilot: Study, lines: Sequence[Row]) -> float:
+    """Device-hours of the whole study, if its steps take as long as in the ledger of its pilot."""
+    hours = 0.0
+    for entry in whole.entries:
+        learns_first = entry.method(next(entry.extremes())).learns_first
+        trials = len(list(search_runs(whole, entry, draw))) + len(whole.seeds) * learns_first
+        for phase, count in (("search", trials), ("final", len(whole.seeds))):
+            mine = [x for x in lines if (x["label"], x["phase"]) == (entry.label, phase)]
+            hours += count * spent(mine) / max(1, len({line["run"] for line in mine}))
+    return hours * steps_of(whole) / steps_of(pilot)
+
+
+class Verdict(NamedTuple):
+    decided: bool
+    sentence: str
+
+
+class _Gap(NamedTuple):
+    """The interval of a minus b in points (hundredths)."""
+
+    a: Row
+    b: Row
+    low: float
+    high: float
+
+
+def decide(
+    summary: Sequence[Row], searches: Sequence[str], free: Sequence[str], *, worth: float
+) -> Verdict:
+    """What a summary says about the labels that search, and those that do not, at level LEVEL.
+
+    The yardstick is TrivialAugment (without it: the search-free entry with the highest mean), or a
+    search-free entry that is distinguishably better than that, also after a correction for their
+    number. In this order:
+
+    - Search is not worth it if every interval of a search minus the yardstick ends below `worth`
+      points. What to use is the yardstick then, or the cheapest search-free entry of which it is
+      known that the yardstick is less than `worth` better.
+    - Search pays if some search's intervals all begin above 0, against each search-free entry.
+    - Else it is open.
+    """
+    done = {r["label"]: r for r in summary if r["test_accuracy_mean"] is not None}
+    if missing := [label for label in (*searches, *free) if label not in done]:
+        return Verdict(False, f"Undecided: no final training of {missing[0]} has finished.")
+    plain = [done[label] for label in free]
+    yardstick = _yardstick(plain)
+    gaps = [_gap(done[label], yardstick) for label in searches]
+    most = max(gaps, key=lambda gap: gap.high)
+    if most.high < worth:
+        if most.high < 0:
+            bound = "Every search is worse than"
+            who = f"{_at(most.a)} by at least {-most.high:.1f} points"
+        else:
+            bound = f"No search is more than {most.high:.1f} points better than"
+            who = f"{_at(most.a)} comes nearest to that"
+        return Verdict(
+            True,
+            f"Search is not worth it here: use {_advice(plain, yardstick, worth)}. {bound} "
+            f"{yardstick['label']} ({SURE}): {who}.",
+        )
+    paying = [done[label] for label in searches if all(_gap(done[label], r).low > 0 for r in plain)]
+    if paying:
+        best = _gap(max(paying, key=_mean), max(plain, key=_mean))
+        return Verdict(
+            True,
+            f"Search pays here: {_at(best.a)} is {best.low:.1f} to {best.high:.1f} points better "
+            f"than {_at(best.b)} ({SURE}).",
+        )
+    if math.isinf(most.high):
+        return Verdict(
+            False,
+            f"Undecided: {most.a['label']} and {yardstick['label']} have fewer than {ENOUGH} "
+            "finished seeds in common.",
+        )
+    return Verdict(
+        False,
+        f"Undecided at {len(yardstick['seeds'])} seeds: {_at(most.a)} against {_at(yardstick)} "
+        f"is {most.low:+.1f} to {most.high:+.1f} points ({SURE}).",
+    )
+
+
+def _yardstick(plain: Sequence[Row]) -> Row:
+    trivial = [r for r in plain if r["method"] == "trivialaugment"]
+    first = max(trivial or plain, key=_mean)
+    others = [r for r in plain if r is not first]
+    better = [r for r in others if _gap(r, first, among=len(others)).low > 0]
+    return max(better, key=_mean, default=first)
+
+
+def _advice(plain: Sequence[Row], yardstick: Row, worth: float) -> str:
+    """What to use where no search is worth it."""
+    cheaper = [
+        r
+        for r in plain
+        if None not in (r["relative_cost"], yardstick["relative_cost"])
+        if TOLERANCE * r["relative_cost"] < yardstick["relative_cost"]
+        if _gap(yardstick, r).high < worth
+    ]
+    if not cheaper:
+        return _at(yardstick)
+    use = min(cheaper, key=lambda r: float(r["relative_cost"]))
+    most = _gap(yardstick, use).high
+    more = f"at most {most:.1f} points better" if most > 0 else "worse"
+    return f"{_at(use)}; {_at(yardstick)} is {more}"
+
+
+def _gap(a: Row, b: Row, among: int = 1) -> _Gap:
+    """Without bounds where too few seeds are in common; wider if it is one of several."""
+    x, y = (dict(zip(r["seeds"], r["test_accuracies"], strict=True)) for r in (a, b))
+    c = compare(a["label"], x, b["label"], y, 1 - (1 - LEVEL) / among)
+    if c.n < ENOUGH or c.difference is None or c.half_width is None:
+        return _Gap(a, b, -math.inf, math.inf)
+    low, high = (100 * (c.difference + sign * c.half_width) for sign in (-1, 1))
+    return _Gap(a, b, low, high)
+
+
+def _mean(row: Row) -> float:
+    return float(row["test_accuracy_mean"])
+
+
+def _at(row: Row) -> str:
+    cost = "" if row["relative_cost"] is None else f" at {row['relative_cost']:.2f}x"
+    return f"{row['label']} ({100 * _mean(row):.2f} %{cost})"

@@ -1,0 +1,104 @@
+"""`autoaug-ray pilot`: a cheap early answer to whether a search is worth its compute here.
+
+Runs the study with a third of its epochs and short searches, on 3 seeds and then on more while it
+is undecided. The test set stays closed: a fifth of the pool stands in for it.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from autoaug_ray import cli, config, data, meter, pilot, report
+from autoaug_ray.config import Study
+from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.figures import time_unit
+from autoaug_ray.record import Folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    console = cli.new_console()
+
+    def work() -> int:
+        for name in ("epochs", "worth"):
+            if (value := getattr(options, name)) is not None and value <= 0:
+                raise UserError(f"--{name} must be above 0, got {value:g}.")
+        studies = config.load(options.study, changes=options.set)
+        pilots = [pilot.shortened(study, options.epochs) for study in studies]
+        pairs = zip(studies, pilots, strict=True)
+        failed = [_pilot(whole, short, options, console) for whole, short in pairs]
+        return 1 if any(failed) else 0
+
+    return exit_status(work, interrupted="interrupted; the same command goes on.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="autoaug-ray pilot", description=__doc__)
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR",
+        help="where DIR/<study>-pilot/ is written; what it holds already is not run again "
+        "(default: runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="of a training (default: a third of the study's)"
+    )
+    parser.add_argument(
+        "--worth", type=float, default=1.0, metavar="POINTS",
+        help="how much better a search would have to be (default: 1 point of accuracy)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="change the study, as in --set train.lr=0.05; may be given several times",
+    )  # fmt: skip
+    return parser
+
+
+def _pilot(whole: Study, study: Study, options: argparse.Namespace, console: Console) -> bool:
+    """Whether any of its runs failed."""
+    folder = Folder(options.out / study.name / (study.case or ""))
+    cli.introduce(study, console)
+    for line in _shorter(whole, study):
+        console.print(line, highlight=False, markup=False)
+    searches, free = pilot.searching(study), pilot.search_free(study)
+    classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
+    for seeds in pilot.LOOKS:
+        asked = study.model_copy(update={"seeds": tuple(range(seeds))})
+        (ran,), failed = cli.run([asked], [folder], options.out / "bank", console)
+        page = report.write(ran, folder, classes)
+        summary = report.summarise(ran, folder)
+        verdict = pilot.decide(summary, searches, free, worth=options.worth)
+        if verdict.decided or seeds == pilot.LOOKS[-1]:
+            break
+        console.print(f"{verdict.sentence} More seeds.", highlight=False)
+    console.print(report.table(summary, ran, folder))
+    console.print(verdict.sentence, style="bold", highlight=False)
+    console.print(_cost(whole, ran, folder), highlight=False)
+    cli.say_failed(failed, console)
+    for line in (f"report: {page}", f"the whole study: autoaug-ray {options.study}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return bool(failed)
+
+
+def _shorter(whole: Study, study: Study) -> Iterator[str]:
+    """What the pilot leaves out."""
+    yield f"{study.train.epochs} of {whole.train.epochs} epochs, {pilot.LOOKS[0]} seeds at first"
+    for entry, cut in zip(whole.entries, study.entries, strict=True):
+        if cut != entry:
+            yield f"{entry.label}: its search is cut to {pilot.TRIALS} trials"
+
+
+def _cost(whole: Study, study: Study, folder: Folder) -> str:
+    lines = meter.read(folder.ledger)
+    mine, all_of_it = pilot.spent(lines), pilot.whole_hours(whole, study, lines)
+    factor, unit = time_unit(all_of_it)
+    devices = ", ".join(sorted({line["device"] for line in lines}))
+    return (
+        f"The pilot took {factor * mine:.1f} device-{unit} ({devices}): "
+        f"{100 * mine / all_of_it:.0f} % "
+        f"of the {factor * all_of_it:.1f} that the whole study takes at this speed "
+        f"({len(whole.seeds)} seeds of {whole.train.epochs} epochs)."
+    )
