@@ -215,3 +215,13 @@ def test_the_shipped_captioner_says_what_is_measured_of_clothes_it_never_saw():
     of_name = {name: [i for i, n in enumerate(names) if n == name] for name in names}
     other = [of_name[n][(of_name[n].index(i) + 1) % len(of_name[n])] for i, n in enumerate(names)]
     assert right([said[i] for i in other]) / 4 < 0.7
+
+
+def test_the_shipped_captioner_spells_names_that_it_does_not_know():
+    """By letters, of which it reads 32 tokens with the caption; more is refused in one sentence."""
+    captioner = Captioner(weights.resolve("embedded", "blip"), device=CPU)
+    image = torch.randint(256, (1, 3, 48, 40), dtype=torch.uint8)
+    (text,) = captioner.continuations(image, ["dining table and chairs"], PREFIX)
+    assert len(text.split()) <= 32
+    with pytest.raises(UserError, match="reads at most 32 tokens, and the prompt .* use another"):
+        captioner.continuations(image, ["an extraordinarily long name of something"], PREFIX)

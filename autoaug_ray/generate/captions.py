@@ -53,7 +53,8 @@ class Captioner:
     def continuations(self, images: Tensor, names: Sequence[str], prefix: str) -> list[str]:
         """What follows `prefix.format(name=name)`, for images (n, C, H, W) uint8, C 1 or 3.
 
-        `names` gives each image's class. A continuation may be empty.
+        `names` gives each image's class. A continuation may be empty. Raises UserError for a
+        prompt that leaves the model no room to go on.
         """
         assert len(images) == len(names) and images.dtype == torch.uint8
         prompts = [prefix.format(name=name).strip() for name in names]
@@ -105,7 +106,7 @@ class Captioner:
     @torch.inference_mode()
     def _generate(self, inputs: dict[str, Tensor]) -> list[str]:
         prompt = inputs["input_ids"]
-        out = self._model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)
+        out = self._model.generate(**inputs, max_new_tokens=self._room(prompt))
         if self._model.config.model_type == "blip":
             out = out[:, prompt.shape[1] - 1 :]  # BLIP took the separator from the prompt's end
         elif torch.equal(out[:, : prompt.shape[1]], prompt):
@@ -113,6 +114,20 @@ class Captioner:
         texts = self._tokenizer.batch_decode(out, skip_special_tokens=True)
         # Language models that were trained on lines go on with another line.
         return [clean(t.strip().partition("\n")[0]) for t in texts]
+
+    def _room(self, prompt: Tensor) -> int:
+        """New tokens at most: the shipped model spells a word that it does not know by letters, and
+        reads 32 tokens in all."""
+        config = getattr(self._model.config, "text_config", self._model.config)
+        most = getattr(config, "max_position_embeddings", None)
+        room = MAX_NEW_TOKENS if most is None else min(MAX_NEW_TOKENS, most - prompt.shape[1])
+        if room < 1:
+            text = self._tokenizer.decode(prompt[0], skip_special_tokens=True)
+            raise UserError(
+                f"generate.captioner: {self._name} reads at most {most} tokens, and the prompt "
+                f"{text!r} alone has {prompt.shape[1]}; use another captioner, or shorter names."
+            )
+        return room
 
     @torch.inference_mode()
     def _check_that_it_sees(self) -> None:
