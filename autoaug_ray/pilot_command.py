@@ -97,7 +97,7 @@ def _cost(whole: Study, study: Study, folder: Folder) -> str:
     factor, unit = time_unit(all_of_it)
     devices = ", ".join(sorted({line["device"] for line in lines}))
     return (
-        f"The pilot took {factor * mine:.1f} device-{unit} ({devices}): {100 * mine / all_of_it:.0f} % "
-        f"of the {factor * all_of_it:.1f} that the whole study takes at this speed "
+        f"The pilot took {factor * mine:.1f} device-{unit} ({devices}), "
+        f"{100 * mine / all_of_it:.0f} % of the {factor * all_of_it:.1f} that the whole study takes at this speed "
         f"({len(whole.seeds)} seeds of {whole.train.epochs} epochs)."
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from autoaug_ray import train
-from autoaug_ray.forecast import forecast, shortened
+from autoaug_ray.forecast import REPEATS, forecast, shortened
 
 
 def test_every_entry_is_timed_and_every_run_counted(tiny):
@@ -21,6 +21,21 @@ def test_every_entry_is_timed_and_every_run_counted(tiny):
     grid = by_label["grid"]
     assert grid.run_seconds == pytest.approx(grid.step_seconds * 5 * 2)  # steps x epochs
     assert grid.device_hours == pytest.approx(5 * grid.run_seconds * 2 / 3600)
+
+
+def test_steps_are_timed_with_the_threads_of_a_trial(tiny, monkeypatch):
+    used, real = [], train.run
+
+    def run(*arguments, **named):
+        used.append(torch.get_num_threads())
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(train, "run", run)
+    before = torch.get_num_threads()
+    study = tiny({"two": {"method": "none", "resources": {"cpus": 2.5}}}, resources={"cpus": 0.5})
+    forecast(study, torch.device("cpu"))
+    assert used == [1] * REPEATS + [2] * REPEATS
+    assert torch.get_num_threads() == before
 
 
 def test_the_timed_steps_hold_the_rare_outer_ones(final_run):
