@@ -31,11 +31,11 @@ def test_steps_are_timed_with_the_threads_of_a_trial(tiny, monkeypatch):
         return real(*arguments, **named)
 
     monkeypatch.setattr(train, "run", run)
-    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     study = tiny({"two": {"method": "none", "resources": {"cpus": 2.5}}}, resources={"cpus": 0.5})
     forecast(study, torch.device("cpu"))
     assert used == [1] * REPEATS + [2] * REPEATS
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 1
 
 
 def test_the_timed_steps_hold_the_rare_outer_ones(final_run):
