@@ -73,9 +73,15 @@ def _pilot(whole: Study, study: Study, options: argparse.Namespace, console: Con
         verdict = pilot.decide(summary, searches, free, worth=options.worth)
         if verdict.decided or seeds == pilot.LOOKS[-1]:
             break
-        console.print(f"{verdict.sentence} More seeds.", highlight=False)
+        console.print(f"{verdict.sentence} Going on with more seeds.", highlight=False)
     console.print(report.table(summary, ran, folder))
     console.print(verdict.sentence, style="bold", highlight=False)
+    if study.train.epochs < whole.train.epochs:
+        console.print(
+            f"That is after {study.train.epochs} of {whole.train.epochs} epochs. Strong "
+            "augmentation needs long trainings and may be judged too early; --epochs asks again.",
+            highlight=False,
+        )
     console.print(_cost(whole, ran, folder), highlight=False)
     cli.say_failed(failed, console)
     for line in (f"report: {page}", f"the whole study: autoaug-ray {options.study}"):
@@ -96,9 +102,9 @@ def _cost(whole: Study, study: Study, folder: Folder) -> str:
     mine, all_of_it = pilot.spent(lines), pilot.whole_hours(whole, study, lines)
     factor, unit = time_unit(all_of_it)
     devices = ", ".join(sorted({line["device"] for line in lines}))
+    share = 100 * mine / all_of_it
     return (
-        f"The pilot took {factor * mine:.1f} device-{unit} ({devices}): "
-        f"{100 * mine / all_of_it:.0f} % "
-        f"of the {factor * all_of_it:.1f} that the whole study takes at this speed "
+        f"The pilot took {factor * mine:.1f} device-{unit} ({devices}), {share:.0f} % of the "
+        f"{factor * all_of_it:.1f} that the whole study takes at this speed "
         f"({len(whole.seeds)} seeds of {whole.train.epochs} epochs)."
     )

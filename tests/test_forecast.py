@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoaug_ray import train
-from autoaug_ray.forecast import forecast, shortened
+from autoaug_ray.forecast import REPEATS, forecast, shortened
 from autoaug_ray.methods import METHODS
 
 
@@ -38,6 +38,21 @@ def test_candidates_tried_after_the_last_step_are_timed_by_a_few(tiny, monkeypat
     _, timed = forecast(study, torch.device("cpu"))
     assert set(tried) == {8} and timed.search_runs == 1
     assert timed.run_seconds - timed.step_seconds * 10 == pytest.approx(2.0, rel=0.3)
+
+
+def test_steps_are_timed_with_the_threads_of_a_trial(tiny, monkeypatch):
+    used, real = [], train.run
+
+    def run(*arguments, **named):
+        used.append(torch.get_num_threads())
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(train, "run", run)
+    torch.set_num_threads(1)
+    study = tiny({"two": {"method": "none", "resources": {"cpus": 2.5}}}, resources={"cpus": 0.5})
+    forecast(study, torch.device("cpu"))
+    assert used == [1] * REPEATS + [2] * REPEATS
+    assert torch.get_num_threads() == 1
 
 
 def test_the_timed_steps_hold_the_rare_outer_ones(final_run):

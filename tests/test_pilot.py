@@ -100,12 +100,12 @@ def test_every_search_must_be_ruled_out_and_one_is_enough_to_pay():
 
 
 def test_search_must_be_better_than_everything_without_search():
-    """TrivialAugment is 2 points below none, which three seeds cannot tell after the correction."""
-    rows = row("none", 0, 0, 0), row("trivialaugment", -1.4, -2, -2.6, cost=1.2)
-    said = verdict(*rows, row("bilevel", 0.2, -0.2, 0, cost=2.8))
+    """None is 2 points above TrivialAugment, which three seeds cannot tell: half-width 4.4."""
+    rows = row("none", 1, 2, 3), TRIVIAL
+    said = verdict(*rows, row("bilevel", 2, 2, 2, cost=2.8))
     assert not said.decided and "against trivialaugment" in said.sentence
-    said = verdict(*rows, row("bilevel", 4, 4, 4, cost=2.8))
-    assert "4.0 to 4.0 points better than none" in said.sentence
+    said = verdict(*rows, row("bilevel", 9, 10, 11, cost=2.8))
+    assert "8.0 to 8.0 points better than none" in said.sentence
 
 
 def test_a_yardstick_is_replaced_only_beyond_chance():
