@@ -42,6 +42,8 @@ PHASES = {
 FEW = 30
 """Classes that have room for a name each; more are shown by rank, and in groups."""
 GROUPS = 10
+EVEN = 1.1
+"""Images of the largest class over those of the smallest up to which classes count as even."""
 
 
 class Order(NamedTuple):
@@ -55,7 +57,8 @@ class Order(NamedTuple):
     """Whether all seeds have the same counts, so that a rank is one class."""
 
     def even(self) -> bool:
-        return bool(self.counts.max() == self.counts.min())
+        """Apart from what shares and halves of an even set leave over, an image or two per class."""
+        return bool(self.counts.max() <= EVEN * self.counts.min())
 
 
 def order(rows: Iterable[Row], names: Sequence[str] = ()) -> Order | None:

@@ -144,8 +144,8 @@ def needs_bank(summary: Sequence[Row]) -> bool:
 
 def _uneven(results: Results) -> bool:
     """Whether the classes have different numbers of training images."""
-    counts = [row.get("class_counts") for row in _last_rows(results)]
-    return any(c and max(c) > min(c) for c in counts)
+    ranked = mix_figures.order(_last_rows(results))
+    return ranked is not None and not ranked.even()
 
 
 def _last_rows(results: Results) -> list[Row]:

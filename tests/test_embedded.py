@@ -9,18 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from autoaug_ray.data import excerpt, files
+from autoaug_ray.data import arrays, excerpt
 from autoaug_ray.generate import attributes
 from autoaug_ray.generate.weights import EMBEDDED
 
 MINI = Path(excerpt.__file__).with_name("fashion-mnist-mini.npz")
-NAMES = files.FASHION_MNIST_CLASSES
+NAMES = arrays.FASHION_MNIST_CLASSES
 
 
 @pytest.fixture(scope="module")
 def mini():
-    with np.load(MINI) as arrays:
-        return dict(arrays)
+    with np.load(MINI) as stored:
+        return dict(stored)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_the_pool_is_not_in_the_half_that_they_were_trained_on(mini):
     root = Path("/usr/share/datasets/fashion-mnist")
     if not root.is_dir():
         pytest.skip("the full Fashion-MNIST is not installed")
-    images, labels = files.read_fashion_mnist(root, train=True)
+    images, labels = arrays.read_fashion_mnist(root, train=True)
     assert (images[mini["pool_index"]] == mini["pool_images"]).all()
     trained_on, experiments = excerpt.halves(labels)
     assert not np.isin(mini["pool_index"], trained_on).any()

@@ -324,3 +324,5 @@ def test_shares_are_drawn_from_zero() -> None:
 
 def test_a_kind_without_a_colour_still_has_one() -> None:
     assert mix_figures._kind("new") and Order(np.array([1, 1]), ["a", "b"], True).even()
+    assert Order(np.array([820, 819]), ["a", "b"], True).even(), "an even set that was split"
+    assert not Order(np.array([820, 700]), ["a", "b"], True).even()

@@ -27,6 +27,10 @@ def test_parameter_counts_are_the_papers():
     assert count("resnet18", 10) == reference - 64 * 3 * 49 + 64 * 3 * 9
     assert count("resnet50", 1000) == parameter_count(torchvision_models.resnet50())
     assert round(count("wrn-28-10", 10) / 1e6, 1) == 36.5
+    # Nine convolutions, layer by layer: 3x3 from 3 to 96 to 192 channels, and two 1x1.
+    convolutions = 9 * (3 * 96 + 2 * 96 * 96 + 96 * 192 + 3 * 192 * 192) + 2 * 192 * 192
+    norms, head = 2 * (3 * 96 + 6 * 192), 192 * 10 + 10
+    assert count("badgan", 10) == convolutions + norms + head
 
 
 def test_initial_weights_depend_on_the_seed_alone():

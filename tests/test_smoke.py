@@ -1,0 +1,96 @@
+"""Smoke runs: what they keep of a study, what they say of one that fails, and one for real."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from autoaug_ray import cli, config, smoke
+from autoaug_ray.data import standins
+from autoaug_ray.data.settings import OPTIONS
+from autoaug_ray.errors import UserError
+
+SPACES = Path(__file__).parent.parent / "search_spaces"
+
+
+def test_every_dataset_has_a_stand_in():
+    assert set(standins.WRITERS) == set(OPTIONS) - {"fashion-mnist-mini"}
+
+
+def test_a_smoke_run_keeps_entries_and_formats_and_shrinks_the_rest(tmp_path):
+    whole, _ = config.load(SPACES / "bilevel_table1.yaml")
+    study = smoke.smaller(whole, tmp_path)
+    assert [e.label for e in study.entries] == [e.label for e in whole.entries]
+    assert study.dataset.name == "cifar10" and (tmp_path / "cifar10").is_dir()
+    magnitudes = study.entry("validated_magnitude").ranges["magnitude"].values
+    assert magnitudes == (0.02, 1.0)
+    assert study.train.epochs == 1 and study.train.schedule == "step"
+    assert study.resources.gpus == 0 and study.seeds == (0,)
+    assert study.published == whole.published
+    grid = smoke.smaller(config.load(SPACES / "bilevel_table1.yaml")[1], tmp_path).entry("grid")
+    assert len(grid.grid()) == 2, "64 combinations are not for a smoke run"
+
+
+def run(several, execute, tmp_path):
+    said = io.StringIO()
+    outcomes = smoke.run(several, tmp_path, execute, Console(file=said, width=150))
+    return outcomes, said.getvalue()
+
+
+def test_one_case_of_each_dataset_is_run(tmp_path):
+    asked = []
+
+    def execute(studies, out, console):
+        asked.extend((study.case, study.dataset.name) for study in studies)
+        return False
+
+    (outcome,), _ = run([config.load(SPACES / "bilevel_table7.yaml")], execute, tmp_path)
+    assert asked == [
+        ("CIFAR-10 ResNet18", "cifar10"), ("CIFAR-100 ResNet18", "cifar100"),
+        ("ImageNet ResNet50", "imagenet"),
+    ]  # fmt: skip
+    assert outcome.cases == [case for case, _ in asked] and outcome.fault is None
+
+
+def test_what_fails_is_named_and_the_others_still_run(tmp_path):
+    def wrong_input(console):
+        raise UserError("dataset.root: nothing is there.")
+
+    def failed_run(console):
+        console.print("failed: none (final, seed 0): train_loss became nan")
+        return True
+
+    fates = iter([wrong_input, failed_run, lambda console: False])
+    study = config.load(SPACES / "shift_color.yaml")
+    outcomes, said = run([study] * 3, lambda s, out, console: next(fates)(console), tmp_path)
+    assert [o.fault for o in outcomes] == [
+        "dataset.root: nothing is there.",
+        "failed: none (final, seed 0): train_loss became nan",
+        None,
+    ]
+    assert "1 passed, 2 failed" in said and said.count("FAILED: ") == 2
+
+
+def test_two_studies_for_real(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(SPACES / name) for name in ("shift_color.yaml", "bilevel_table3.yaml")]
+    assert cli.main(["--smoke", *paths]) == 0
+    said = capsys.readouterr().out
+    assert "2 passed, 0 failed" in said and "bach" in said
+    assert list(tmp_path.iterdir()) == [], "a smoke run leaves nothing behind"
+
+
+def test_of_several_studies_the_wrong_one_is_named(tmp_path, capsys):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("dataset: {name: fashion-mnist-mini}\nmethods: {nothing: {}}\n")
+    assert cli.main(["--smoke", str(SPACES / "shift_color.yaml"), str(wrong)]) == 2
+    assert f"error: {wrong}: methods.nothing.method: unknown method" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(standins.WRITERS))
+def test_what_is_there_already_is_kept(name, tmp_path):
+    place = tmp_path / name
+    place.mkdir()
+    standins.write(name, place)
+    assert list(place.iterdir()) == []
