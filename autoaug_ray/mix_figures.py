@@ -57,7 +57,7 @@ class Order(NamedTuple):
     """Whether all seeds have the same counts, so that a rank is one class."""
 
     def even(self) -> bool:
-        """Apart from what shares and halves of an even set leave over, an image or two per class."""
+        """Apart from what a share of an even set leaves over, an image or two per class."""
         return bool(self.counts.max() <= EVEN * self.counts.min())
 
 
