@@ -7,7 +7,6 @@ Demsar (JMLR 2006) suggests for classifiers over several data sets.
 import base64
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
 from autoaug_ray.mix_figures import Point
 from autoaug_ray.record import Folder, write_whole
+from autoaug_ray.storage import Place, relative
 from autoaug_ray.summary import Results, Row, collect, summarise_results
 
 __all__ = ["published_of", "table", "verdicts", "write"]
@@ -131,7 +131,7 @@ def _blocks(cases: Sequence[Case], labels: Sequence[str], by_case: bool) -> list
     return out
 
 
-def write(cases: Cases, root: Path, control: str | None = None) -> Path:
+def write(cases: Cases, root: Place, control: str | None = None) -> Place:
     """report.html and its figures in `root`; the path of the page.
 
     The cases' own pages are linked: they are wherever the cases' folders are.
@@ -516,7 +516,7 @@ def _alpha(found: Across) -> Figure | None:
 # The page
 
 
-def _page(found: Across, pictures: Mapping[str, bytes | None], root: Path) -> str:
+def _page(found: Across, pictures: Mapping[str, bytes | None], root: Place) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -543,7 +543,7 @@ def _page(found: Across, pictures: Mapping[str, bytes | None], root: Path) -> st
     )
 
 
-def _about(case: Case, root: Path) -> dict[str, Any]:
+def _about(case: Case, root: Place) -> dict[str, Any]:
     last = [rows[-1] for by_seed in case.results.finals.values() for rows in by_seed.values()]
     ranked = mix_figures.order(last)
     images = "-"
@@ -553,10 +553,10 @@ def _about(case: Case, root: Path) -> dict[str, Any]:
             images = f"{ranked.counts[-1]:.4g} to {ranked.counts[0]:.4g}"
     reached = [r["imbalance_effective"] for r in last if r.get("imbalance_effective") is not None]
     asked = [r["imbalance_nominal"] for r in last if r.get("imbalance_nominal") is not None]
-    link = os.path.relpath(case.folder.root / "report.html", root)
+    link = relative(case.folder.root / "report.html", root)
     return {
         "name": case.name,
-        "link": quote(Path(link).as_posix()),
+        "link": quote(link),
         "dataset": case.study.dataset.name,
         "images": images,
         "asked": f"{asked[0]:g}" if asked else "-",

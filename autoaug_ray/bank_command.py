@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from autoaug_ray import meter
+from autoaug_ray import meter, storage
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.generate.bank import Bank, Plan
 from autoaug_ray.generate.settings import EDITS
@@ -78,7 +78,7 @@ def _ls(bank: Bank, options: argparse.Namespace) -> int:
         )
         for line in _counts(plan, held, rejected, classes=options.classes):
             print(f"  {line}")
-    size = sum(path.stat().st_size for path in bank.shards())
+    size = sum(storage.size(path) for path in bank.shards())
     line = f"{len(bank.shards())} shards, {len(held)} images, {size / 1e6:.1f} MB"
     print(f"{line}, {sum(bank.spent().values()) / 3600:.3g} device-hours ({_devices(bank)})")
     for name, entry in bank.quarantined().items():

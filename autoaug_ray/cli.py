@@ -12,13 +12,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, forecast, models
+from autoaug_ray import config, data, forecast, models, storage
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.meter import device_name
 from autoaug_ray.plan import Done
 from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
 from autoaug_ray.record import Folder, write_whole
+from autoaug_ray.storage import Place, place
 
 COMMANDS = ("bank", "init", "pilot")
 """Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         studies = [_load(path, options) for path in options.studies]
+        options.out = place(options.out)
+        options.bank = place(options.bank) if options.bank else options.out / "bank"
+        storage.check(options.out)
         if options.smoke:
             return 1 if _smoke(studies, console) else 0
         failed = [_one(cases, options, console) for cases in studies]
@@ -63,11 +67,16 @@ def _parser() -> argparse.ArgumentParser:
         help="studies to run, one after the other (default: search_spaces/quickstart.yaml)",
     )  # fmt: skip
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR",
+        "--out", default="runs", metavar="DIR",
         help="where DIR/<study>/ is written (default: runs)",
     )  # fmt: skip
     parser.add_argument(
-        "--bank", type=Path, metavar="DIR",
+        "--storage", dest="out", metavar="URI",
+        help="instead of --out: where all machines of a cluster write, s3://bucket/prefix or a "
+        "folder that they share",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bank", metavar="DIR",
         help="where generated images are kept, for all studies (default: the --out folder's bank)",
     )  # fmt: skip
     parser.add_argument(
@@ -131,14 +140,15 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
         if any(kinds_of(study) for study in studies):
             console.print(_dry_run_bank(studies))
         return False
-    return carry_out(studies, options.out, options.bank or options.out / "bank", console)
+    return carry_out(studies, options.out, options.bank, console)
 
 
-def _folders(studies: Sequence[Study], out: Path) -> list[Folder]:
-    return [Folder(out / study.name / (study.case or "")) for study in studies]
+def _folders(studies: Sequence[Study], out: Place) -> list[Folder]:
+    roots = [out / study.name for study in studies]
+    return [Folder(r / s.case if s.case else r) for r, s in zip(roots, studies, strict=True)]
 
 
-def carry_out(studies: Sequence[Study], out: Path, bank: Path, console: Console) -> bool:
+def carry_out(studies: Sequence[Study], out: Place, bank: Place, console: Console) -> bool:
     """Run the cases of a study, and report them; whether any of its runs failed."""
     from autoaug_ray import across, published, report
 
@@ -177,7 +187,7 @@ def carry_out(studies: Sequence[Study], out: Path, bank: Path, console: Console)
 
 
 def run(
-    studies: Sequence[Study], folders: Sequence[Folder], bank: Path, console: Console
+    studies: Sequence[Study], folders: Sequence[Folder], bank: Place, console: Console
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
     from autoaug_ray.progress import Progress

@@ -3,7 +3,8 @@
 Every attempt has a file of its own in the ledger, `ledger/<run key>-<attempt>.jsonl`, whose lines
 only ever get more: its last line is what the attempt has cost so far. A thread writes one every few
 seconds, so that kill -9 loses no more than that; and nobody else writes to the file, so that no
-lock and no merging is needed. A run costs the sum over its attempts.
+lock and no merging is needed. A run costs the sum over its attempts. On an object store, where
+nothing can be appended to, the file is its last line, put there anew less often.
 """
 
 import contextlib
@@ -13,10 +14,12 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from autoaug_ray.errors import RunError
+from autoaug_ray.storage import Place, Remote, append, listed, read_all
 
 PHASES = ("caption", "invert", "generate", "search", "final", "eval", "other")
 """caption, invert and generate make a bank of edited images; search and final are the training
@@ -25,6 +28,8 @@ its device without being in a phase: loading data, building models, checkpoints,
 TRAINING = ("search", "final")
 BANK = ("caption", "invert", "generate")
 """Relative cost counts these two: all but evaluation and overhead."""
+HEARTBEAT, REMOTE_HEARTBEAT = 2.0, 20.0
+"""Seconds between lines of a ledger on this machine, and on an object store."""
 
 
 def device_name(device: torch.device) -> str:
@@ -36,13 +41,13 @@ class Meter:
 
     def __init__(
         self,
-        ledger: Path | None = None,
+        ledger: Place | None = None,
         *,
         key: str = "run",
         about: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
         share: float = 1.0,
-        heartbeat: float = 2.0,
+        heartbeat: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`share` is the number of devices held (a fraction of a GPU, or CPUs).
@@ -53,13 +58,12 @@ class Meter:
         self.share, self._clock, self._start = share, clock, clock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._open: tuple[str, float] | None = None
-        self._lock = threading.RLock()
+        self._lock, self._writing = threading.RLock(), threading.Lock()
         self.earlier: defaultdict[str, float] = defaultdict(float)
         self.attempt = 1
-        self._file = None
+        self._file: Place | None = None
         self._stop = threading.Event()
         if ledger is not None:
-            ledger.mkdir(parents=True, exist_ok=True)
             mine = read(ledger, key)
             self.attempt = 1 + len(mine)
             for line in mine:
@@ -70,7 +74,9 @@ class Meter:
                 "device": device_name(self.device), **(about or {}),
             }  # fmt: skip
             name = f"{key}-{self.attempt:03d}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._file = open(ledger / name, "a", buffering=1)
+            self._file = ledger / name
+            if heartbeat is None:
+                heartbeat = REMOTE_HEARTBEAT if isinstance(ledger, Remote) else HEARTBEAT
             threading.Thread(target=self._beat, args=(heartbeat,), daemon=True).start()
 
     def __enter__(self) -> "Meter":
@@ -79,10 +85,8 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._write()
-        with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+        with self._writing:
+            self._file = None
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -122,23 +126,30 @@ class Meter:
             torch.cuda.synchronize(self.device)
 
     def _beat(self, interval: float) -> None:
-        self._write()
-        while not self._stop.wait(interval):
-            self._write()
+        beat = True
+        while beat:
+            # A line that cannot be written is no loss: the next one says all that it would have.
+            with contextlib.suppress(OSError, RunError):
+                self._write()
+            beat = not self._stop.wait(interval)
 
     def _write(self) -> None:
-        with self._lock:
-            if self._file is not None:
-                line = {**self._line, "at": time.time(), "seconds": self.seconds()}
-                self._file.write(json.dumps(line) + "\n")
+        with self._writing:  # not the clock's lock: a store may take its time
+            if self._file is None:
+                return
+            line = json.dumps({**self._line, "at": time.time(), "seconds": self.seconds()})
+            if isinstance(self._file, Remote):
+                self._file.write_bytes(f"{line}\n".encode())
+            else:
+                append(self._file, line)
 
 
-def read(ledger: Path, key: str = "*") -> list[dict[str, Any]]:
+def read(ledger: Place, key: str = "*") -> list[dict[str, Any]]:
     """The last whole line of every attempt (at one run, or at all); what a crash cut short does not
     count."""
     out = []
-    for path in sorted(ledger.glob(f"{key}-*.jsonl")) if ledger.is_dir() else []:
-        for text in reversed(path.read_text().splitlines()):
+    for data in read_all(listed(ledger, f"{key}-*.jsonl")):
+        for text in reversed(data.decode().splitlines()):
             with contextlib.suppress(json.JSONDecodeError):
                 out.append(json.loads(text))
                 break

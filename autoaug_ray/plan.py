@@ -10,13 +10,13 @@ same thing as starting it.
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.record import Folder
+from autoaug_ray.storage import Place, append
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
@@ -201,11 +201,8 @@ def _append_outcome(folder: Folder, run: Run, outcome: Outcome, error: str | Non
         "run": run.key, "label": run.label, "phase": run.phase, "seed": run.seed,
         "index": run.index, "outcome": outcome, "error": error,
     }  # fmt: skip
-    path = _outcomes(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    append(_outcomes(folder), json.dumps(line))
 
 
-def _outcomes(folder: Folder) -> Path:
+def _outcomes(folder: Folder) -> Place:
     return folder.root / "outcomes.jsonl"

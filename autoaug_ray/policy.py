@@ -18,6 +18,7 @@ from autoaug_ray.config import Run
 from autoaug_ray.errors import UserError
 from autoaug_ray.methods import AnyMethod, Method, Task
 from autoaug_ray.record import load_state, save_state, write_whole
+from autoaug_ray.storage import Place, place
 
 SCHEDULE_LENGTH = 20  # states at most, evenly spaced over the epochs
 
@@ -71,7 +72,7 @@ class Policy(nn.Module):
 def load_policy(path: str | Path) -> Policy:
     """Read a `policy.pt`. Raises UserError if the file is not one."""
     try:
-        saved = load_state(Path(path))
+        saved = load_state(place(path))
         method: Method = TypeAdapter(AnyMethod).validate_json(saved["method"])
         return Policy(method, task_of(saved["shape"]), saved["state"])
     except FileNotFoundError:
@@ -100,7 +101,7 @@ def in_schedule(epoch: int, epochs: int) -> bool:
 
 
 def export(
-    place: Path,
+    folder: Place,
     run: Run,
     shape: Task,
     state: Mapping[str, Any],
@@ -110,7 +111,7 @@ def export(
     """`schedule`: (progress at which it begins, tensors of the state), in order; may be empty."""
     method: Method = run.method
     save_state(
-        place / "policy.pt",
+        folder / "policy.pt",
         {
             "method": method.model_dump_json(),
             "shape": [*shape[:3], list(shape.class_counts)],
@@ -123,4 +124,4 @@ def export(
          "method": json.loads(method.model_dump_json())},
         sort_keys=False,
     )  # fmt: skip
-    write_whole(place / "policy.yaml", text.encode())
+    write_whole(folder / "policy.yaml", text.encode())

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,6 +16,7 @@ from autoaug_ray.generate.sheet import sheet
 from autoaug_ray.generate.work import Forecast
 from autoaug_ray.plan import is_searched
 from autoaug_ray.record import Folder, write_whole
+from autoaug_ray.storage import Place
 
 SHOWN = 12
 
@@ -45,7 +45,7 @@ def pools_of(study: Study) -> dict[str, Pool]:
     return pools
 
 
-def fill_bank(studies: Sequence[Study], root: Path, watch: Callable[[str], None]) -> list[Study]:
+def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None]) -> list[Study]:
     """Make what the bank lacks; the studies, with the plans of their pools filled in.
 
     Raises UserError or RunError if nothing can be made.
@@ -94,7 +94,7 @@ def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
     }
 
 
-def write_sheet(study: Study, folder: Folder, root: Path) -> None:
+def write_sheet(study: Study, folder: Folder, root: Place) -> None:
     """sheet.png in the study's folder: an image of every class (12 at most), and edits of it."""
     if not study.bank_plans:
         return

@@ -1,4 +1,4 @@
-"""What a study leaves on disk: rows, checkpoints, policies.
+"""What a study leaves on disk, or on a store that many machines share: rows, checkpoints, policies.
 
     OUT/<study>/
       study.json             the study as it was run
@@ -19,12 +19,13 @@ more seeds without doing anything twice.
 import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+
+from autoaug_ray.storage import Place, Remote, listed, read_all
 
 ROW = pa.schema(
     [
@@ -69,14 +70,14 @@ MAPS = [field.name for field in ROW if pa.types.is_map(field.type)]
 class Folder:
     """The places of one study."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
         self.rows, self.checkpoints = root / "rows", root / "checkpoints"
         self.ledger, self.policies, self.trials = (
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
 
-    def policy(self, label: str, seed: int) -> Path:
+    def policy(self, label: str, seed: int) -> Place:
         return self.policies / label / f"seed-{seed}"
 
     def write_rows(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -94,8 +95,13 @@ class Folder:
 
     def read_rows(self, key: str | None = None) -> list[dict[str, Any]]:
         """Rows of one run, or of all, as dicts with `log` a dict."""
-        paths = sorted(self.rows.glob(f"{key or '*'}.parquet")) if self.rows.is_dir() else []
-        rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+        if key is None:
+            paths = listed(self.rows, "*.parquet")
+        else:
+            path = self.rows / f"{key}.parquet"
+            paths = [path] if path.exists() else []
+        tables = (pq.read_table(io.BytesIO(data)) for data in read_all(paths))
+        rows = [row for table in tables for row in table.to_pylist()]
         return [row | {name: dict(row[name]) for name in MAPS} for row in rows]
 
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -113,20 +119,24 @@ class Folder:
         (self.checkpoints / f"{key}.pt").unlink(missing_ok=True)
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Place, state: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     write_whole(path, buffer.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Place) -> dict[str, Any]:
     """Tensors and plain values only: nothing in the file can run."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    data = io.BytesIO(path.read_bytes())
+    state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
     return state
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Place, data: bytes) -> None:
     """Atomically: a reader, or a crash, never meets half a file."""
+    if isinstance(path, Remote):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:

@@ -21,6 +21,7 @@ from autoaug_ray import figures, mix_figures, published
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
 from autoaug_ray.record import Folder, write_whole
+from autoaug_ray.storage import Place
 from autoaug_ray.summary import (
     Results,
     Row,
@@ -39,7 +40,7 @@ TOLERANCE = 1.1
 """The headline calls an entry cheaper only if it is so by this factor, or by the clock's noise."""
 
 
-def write(study: Study, folder: Folder, classes: Sequence[str] = ()) -> Path:
+def write(study: Study, folder: Folder, classes: Sequence[str] = ()) -> Place:
     """summary.parquet, the PNGs that have data, and report.html, whose path is returned.
 
     `classes` are the names of the dataset's classes in the order of their labels.
@@ -68,7 +69,7 @@ def write(study: Study, folder: Folder, classes: Sequence[str] = ()) -> Path:
     return path
 
 
-def keep_pictures(root: Path, pictures: Mapping[str, bytes | None]) -> None:
+def keep_pictures(root: Place, pictures: Mapping[str, bytes | None]) -> None:
     """NAME.png for each; one that has no data any more is removed."""
     for name, png in pictures.items():
         path = root / f"{name}.png"

@@ -47,6 +47,7 @@ from autoaug_ray.meter import Meter
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.plan import Plan, is_population
 from autoaug_ray.record import Folder, load_state, save_state
+from autoaug_ray.storage import Place, place
 
 CHECKPOINT_SECONDS = 15.0
 """A run saves its state this often at most, besides where a scheduler needs it."""
@@ -55,7 +56,7 @@ RETRIES = 2
 
 
 def execute(
-    cases: Sequence[tuple[Study, Folder]], watch: "Watch", bank: Path | None = None
+    cases: Sequence[tuple[Study, Folder]], watch: "Watch", bank: Place | None = None
 ) -> list[Plan]:
     """Run what the folders do not hold yet; returns the plans with the outcome of every run.
 
@@ -68,7 +69,7 @@ def execute(
         return plans
     for study, _ in cases:
         _check_resources(study)
-    trials = cases[0][1].trials
+    trials = cases[0][1].trials.resolve()
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trial, bank=str(bank.resolve()) if bank else None),
@@ -86,7 +87,7 @@ def execute(
         ),
         run_config=tune.RunConfig(
             name=f"tune-{int(time.time())}",
-            storage_path=str(trials.resolve()),
+            storage_path=str(trials),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             callbacks=[_Callback(watch)],
@@ -169,7 +170,7 @@ class Watch:
 def trial(config: dict[str, Any], *, bank: str | None) -> None:
     """One attempt at one run, in a process that may have run others before."""
     asked = Run.model_validate_json(config["run"])
-    folder = Folder(Path(config["root"]))
+    folder = Folder(place(config["root"]))
     torch.set_num_threads(max(1, int(config["cpus"])))
     device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
     if device.type == "cuda" and config["gpus"] < 1:
@@ -180,7 +181,7 @@ def trial(config: dict[str, Any], *, bank: str | None) -> None:
     about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
         try:
-            images = Bank(Path(bank)) if bank and asked.bank_plan else None
+            images = Bank(place(bank)) if bank and asked.bank_plan else None
             for epoch in train.run(attempt.run, meter, attempt.resume, images):
                 attempt.keep(epoch)
         except Exception as error:

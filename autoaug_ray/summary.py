@@ -12,7 +12,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +25,7 @@ from autoaug_ray.maths.statistics import compare, mean_of
 from autoaug_ray.plan import read_outcomes
 from autoaug_ray.published import gap_to
 from autoaug_ray.record import Folder, write_whole
+from autoaug_ray.storage import Place
 
 Row = dict[str, Any]
 
@@ -275,7 +275,7 @@ def summarise_results(results: Results) -> list[Row]:
     return out
 
 
-def write_summary(summary: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_summary(summary: Sequence[Mapping[str, Any]], path: Place) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(summary), schema=SUMMARY), buffer)
     write_whole(path, buffer.getvalue().to_pybytes())

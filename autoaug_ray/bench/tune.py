@@ -20,6 +20,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.meter import TRAINING, Meter
 from autoaug_ray.record import Folder
+from autoaug_ray.storage import Place
 
 OVERHEAD_AIM = 0.1  # share of a study's slot-time that may be neither training nor evaluation
 
@@ -30,7 +31,7 @@ class Attempt(NamedTuple):
     seconds: Mapping[str, float]  # by phase; they add up to ended - began
 
 
-def attempts(ledger: Path) -> list[Attempt]:
+def attempts(ledger: Place) -> list[Attempt]:
     """All of a study, by the time at which they began, from the last line of each."""
     lines = [(line["at"], line["seconds"]) for line in metering.read(ledger)]
     return sorted(Attempt(at - sum(seconds.values()), at, seconds) for at, seconds in lines)

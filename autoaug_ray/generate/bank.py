@@ -47,6 +47,7 @@ from autoaug_ray.generate.plan import (
 )
 from autoaug_ray.generate.settings import EDITS, Generation, Kind
 from autoaug_ray.record import write_whole
+from autoaug_ray.storage import Place, append, listed, opened
 
 LOSSLESS = 64
 """Images up to this many pixels a side are PNG; larger ones JPEG, a quarter of the size."""
@@ -155,20 +156,20 @@ class Caption(NamedTuple):
 class Bank:
     """The places of one bank. Reading needs neither Ray nor a generative model."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Place) -> None:
         self.root = root
         self.shards_folder, self.captions_folder = root / "shards", root / "captions"
         self.plans_folder, self.tokens_folder = root / "plans", root / "tokens"
         self.ledger, self.quarantine_file = root / "ledger", root / "quarantine.jsonl"
-        self._keys: dict[Path, list[str]] = {}
+        self._keys: dict[Place, list[str]] = {}
         """Of files that were read already; they never change."""
 
     # Shards
 
-    def shards(self) -> list[Path]:
-        return sorted(self.shards_folder.glob("*.parquet"))
+    def shards(self) -> list[Place]:
+        return listed(self.shards_folder, "*.parquet")
 
-    def index(self) -> dict[str, Path]:
+    def index(self) -> dict[str, Place]:
         """The shard of every image, by key."""
         return {key: path for path in self.shards() for key in self._keys_of(path)}
 
@@ -180,7 +181,7 @@ class Bank:
         held = self.index()
         return [key for key in dict.fromkeys(keys) if key not in held]
 
-    def shard_path(self, keys: Sequence[str]) -> Path:
+    def shard_path(self, keys: Sequence[str]) -> Place:
         return self.shards_folder / f"{shard_name(keys)}.parquet"
 
     def write_shard(
@@ -190,7 +191,7 @@ class Bank:
         rejects: Sequence[str | None],
         settings: Generation,
         fingerprints: Fingerprints,
-    ) -> Path:
+    ) -> Place:
         """Images (c, h, w) uint8, one per edit; `rejects`: why not to use one, or None."""
         with ThreadPoolExecutor(4) as threads:  # a large JPEG takes as long as a third of its edit
             encoded = list(threads.map(encode, images))
@@ -222,15 +223,15 @@ class Bank:
     def captions(self) -> dict[str, str]:
         """Every continuation there is, by key."""
         out: dict[str, str] = {}
-        for path in sorted(self.captions_folder.glob("*.parquet")):
+        for path in listed(self.captions_folder, "*.parquet"):
             table = _read(path, ["key", "continuation"])
             out |= dict(zip(*(table[c].to_pylist() for c in table.column_names), strict=True))
         return out
 
-    def caption_path(self, keys: Sequence[str]) -> Path:
+    def caption_path(self, keys: Sequence[str]) -> Place:
         return self.captions_folder / f"{shard_name(keys)}.parquet"
 
-    def write_captions(self, captions: Sequence[Caption]) -> Path:
+    def write_captions(self, captions: Sequence[Caption]) -> Place:
         columns: dict[str, list[Any]] = {"key": [c.key for c in captions]}
         columns |= {name: [getattr(c, name) for c in captions] for name in CAPTIONS.names[1:]}
         path = self.caption_path(columns["key"])
@@ -240,9 +241,9 @@ class Bank:
     # Plans
 
     def plans(self) -> list[str]:
-        return sorted(p.stem for p in self.plans_folder.glob("*.parquet") if "-" not in p.stem)
+        return sorted(p.stem for p in listed(self.plans_folder, "*.parquet") if "-" not in p.stem)
 
-    def plan_path(self, plan_key: str) -> Path:
+    def plan_path(self, plan_key: str) -> Place:
         return self.plans_folder / f"{plan_key}.parquet"
 
     def write_plan(
@@ -302,16 +303,14 @@ class Bank:
         ).to_pylist()
         return rows
 
-    def tokens_path(self, fingerprint: str) -> Path:
+    def tokens_path(self, fingerprint: str) -> Place:
         return self.tokens_folder / f"{fingerprint}.safetensors"
 
     # Quarantine
 
     def quarantine(self, name: str, keys: Sequence[str], error: str) -> None:
         line = {"shard": name, "keys": list(keys), "error": error}
-        self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.quarantine_file, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.quarantine_file, json.dumps(line))
 
     def quarantined(self) -> dict[str, dict[str, Any]]:
         """What is set aside, by the shard's name: its keys and its error."""
@@ -360,7 +359,7 @@ class Bank:
             if used := len(needed.intersection(keys)):
                 out["generate"] += spent.get(name, 0.0) * used / len(keys)
         captions = {e.caption for e in edits if e.caption is not None}
-        for path in self.captions_folder.glob("*.parquet"):
+        for path in listed(self.captions_folder, "*.parquet"):
             keys = self._keys_of(path)
             if used := len(captions.intersection(keys)):
                 out["caption"] += spent.get(path.stem, 0.0) * used / len(keys)
@@ -383,7 +382,7 @@ class Bank:
     def encoded(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes, str | None]]:
         """Key, encoded image and reject reason of those that are there, shard by shard."""
         wanted, index = set(keys), self.index()
-        for path in sorted({index[key] for key in wanted if key in index}):
+        for path in sorted({index[key] for key in wanted if key in index}, key=str):
             table = _read(path, ["key", "image", "reject"])
             for key, image, reject in zip(*(c.to_pylist() for c in table.columns), strict=True):
                 if key in wanted:
@@ -401,11 +400,11 @@ class Bank:
                 if key in seen:
                     problems.append(f"shards/{path.name}: {key} is in {seen[key]} too")
                 seen[key] = f"shards/{path.name}"
-        for path in sorted(self.captions_folder.glob("*.parquet")):
+        for path in listed(self.captions_folder, "*.parquet"):
             problems += [f"captions/{path.name}: {p}" for p in _check_captions(path)]
         for plan_key in self.plans():
             problems += [f"plans/{plan_key}.parquet: {p}" for p in self._check_plan(plan_key)]
-        for path in sorted(self.tokens_folder.glob("*.safetensors")):
+        for path in listed(self.tokens_folder, "*.safetensors"):
             if not _is_safetensors(path):
                 problems.append(f"tokens/{path.name}: not a whole safetensors file")
         return problems
@@ -482,7 +481,7 @@ class Bank:
                 }  # fmt: skip
                 yield stem, edit.class_name, data, about
 
-    def _keys_of(self, path: Path) -> list[str]:
+    def _keys_of(self, path: Place) -> list[str]:
         if path not in self._keys:
             self._keys[path] = _read(path, ["key"])["key"].to_pylist()
         return self._keys[path]
@@ -503,7 +502,7 @@ class Bank:
 
 @lru_cache(maxsize=2)
 def _variants(
-    root: Path, plan_key: str, kinds: tuple[Kind, ...], shape: tuple[int, int, int]
+    root: Place, plan_key: str, kinds: tuple[Kind, ...], shape: tuple[int, int, int]
 ) -> Variants:
     """Cached: a process that runs many trials of one study decodes its images once."""
     bank = Bank(root)
@@ -596,7 +595,7 @@ def _of_all(settings: Generation, fingerprints: Fingerprints) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write(path: Path, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
+def _write(path: Place, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
     """The same bytes for the same rows; images are compressed already, text is not."""
     text = [name for name in schema.names if name != "image"]
     buffer = io.BytesIO()
@@ -613,12 +612,12 @@ def _write(path: Path, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) 
     write_whole(path, buffer.getvalue())
 
 
-def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+def _read(path: Place, columns: list[str] | None = None) -> pa.Table:
     # One file, not a dataset: its folder's other files are none of its business.
-    return pq.ParquetFile(path).read(columns=columns)
+    return pq.ParquetFile(opened(path)).read(columns=columns)
 
 
-def _keys_or_none(path: Path) -> list[str]:
+def _keys_or_none(path: Place) -> list[str]:
     try:
         keys: list[str] = _read(path, ["key"])["key"].to_pylist()
     except (OSError, pa.ArrowException, KeyError):
@@ -626,7 +625,7 @@ def _keys_or_none(path: Path) -> list[str]:
     return keys
 
 
-def _checked(path: Path, schema: pa.Schema) -> tuple[list[dict[str, Any]], list[str]]:
+def _checked(path: Place, schema: pa.Schema) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a file that is named by the hash of its keys, and what is wrong with the file."""
     try:
         rows: list[dict[str, Any]] = _read(path, schema.names).to_pylist()
@@ -637,7 +636,7 @@ def _checked(path: Path, schema: pa.Schema) -> tuple[list[dict[str, Any]], list[
     return rows, []
 
 
-def _check_shard(path: Path) -> Iterator[str]:
+def _check_shard(path: Place) -> Iterator[str]:
     rows, faults = _checked(path, SHARD)
     yield from faults
     for row in rows:
@@ -655,7 +654,7 @@ def _check_shard(path: Path) -> Iterator[str]:
             yield f"{row['key']}: its key does not follow from its row"
 
 
-def _check_captions(path: Path) -> Iterator[str]:
+def _check_captions(path: Place) -> Iterator[str]:
     rows, faults = _checked(path, CAPTIONS)
     yield from faults
     for row in rows:
@@ -663,7 +662,7 @@ def _check_captions(path: Path) -> Iterator[str]:
             yield f"{row['key']}: its key does not follow from its row"
 
 
-def _is_safetensors(path: Path) -> bool:
+def _is_safetensors(path: Place) -> bool:
     """Its header is JSON, and the file ends where the last tensor does."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")

@@ -32,7 +32,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import diffusers
@@ -48,6 +47,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.generate import resize, weights
 from autoaug_ray.generate.loading import cannot_load, quiet
 from autoaug_ray.generate.settings import Generation, Precision
+from autoaug_ray.storage import Place
 
 ROWS = 16
 """Images per call of a network on a CPU. Embedded model, one core, ms per image: 137 with 1 row, 42
@@ -93,7 +93,7 @@ class Editor:
         device: torch.device,
         batch_size: int,
         compile: bool = False,
-        tokens: Path | None = None,
+        tokens: Place | None = None,
     ) -> None:
         """`tokens`: a file of `inversion.save`. Raises UserError for what cannot work."""
         self._settings, self._tokens = settings, tokens

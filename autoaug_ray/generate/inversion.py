@@ -11,7 +11,6 @@ mirrored. `Tokens.steps` are steps of all classes together; every class is drawn
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -27,6 +26,7 @@ from autoaug_ray.generate.img2img import Pipeline
 from autoaug_ray.generate.prompts import token_name
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.record import write_whole
+from autoaug_ray.storage import Place
 
 TEMPLATES = (
     "a photo of a {}", "a photo of the {}", "a photo of one {}", "a picture of a {}",
@@ -125,15 +125,15 @@ def add(pipe: Pipeline, tokens: Mapping[str, Tensor]) -> None:
     pipe.load_textual_inversion(list(tokens.values()), token=list(tokens))
 
 
-def save(path: Path, tokens: Mapping[str, Tensor]) -> None:
+def save(path: Place, tokens: Mapping[str, Tensor]) -> None:
     """A safetensors file, in place once it is whole."""
     write_whole(path, safetensors.torch.save({k: v.contiguous() for k, v in tokens.items()}))
 
 
-def load(path: Path) -> dict[str, Tensor]:
+def load(path: Place) -> dict[str, Tensor]:
     """What `save` wrote. Raises UserError if it is not there or something else."""
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(path.read_bytes())
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"generate.tokens: {path} cannot be read ({error}).") from None
 

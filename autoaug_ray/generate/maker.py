@@ -7,7 +7,6 @@ charged; writes its file whole; and returns figures only.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from autoaug_ray.generate.bank import Bank, Caption
 from autoaug_ray.generate.plan import Edit, Fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.meter import Meter, device_name
+from autoaug_ray.storage import place
 
 if TYPE_CHECKING:
     from autoaug_ray.generate.captions import Captioner
@@ -45,7 +45,7 @@ class Failure(NamedTuple):
 
 class Maker:
     def __init__(self, root: str, settings: Generation, workers: Workers) -> None:
-        self.bank, self.settings, self.workers = Bank(Path(root)), settings, workers
+        self.bank, self.settings, self.workers = Bank(place(root)), settings, workers
         # One, whatever it holds: sums of several threads end in other bits.
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if workers.gpus > 0 else "cpu")

@@ -1,6 +1,6 @@
 """Training again from a schedule that a bilevel run learned, at the cost of plain training."""
 
-from pathlib import Path
+import io
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta, Task
 from autoaug_ray.methods.bilevel import Bilevel
+from autoaug_ray.storage import place
 
 
 class ReplayState(nn.Module):
@@ -54,10 +55,10 @@ class Replay(Method):
     """Or the path of the policy.pt of any bilevel run."""
 
     def init(self, shape: Task, seed: int, device: torch.device) -> ReplayState:
-        path = Path(self.policy or "")
+        path = place(self.policy or "")
         if not path.is_file():
             raise UserError(f"replay.policy: {self.policy} is no file; give a bilevel policy.pt.")
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
         method = TypeAdapter(Bilevel).validate_json(saved["method"])
         if list(shape)[0] != saved["shape"][0]:
             raise UserError(

@@ -1,0 +1,246 @@
+"""Places: a folder on this machine, or a prefix of an object store that all machines see.
+
+Both are used in the same few ways, pathlib's. What lies on an object store is written in one piece
+and never changed in place, so that a reader, or a crash, never meets half a file there either.
+"""
+
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from autoaug_ray.errors import RunError, UserError
+
+SCHEMES = ("s3", "gs", "abfs")
+"""Amazon's, Google's and Microsoft's stores, by pyarrow's file systems."""
+PATIENCE = 600.0
+"""Seconds for which a store may be out before whoever waits for it gives up."""
+READERS = 16
+"""Files that are fetched at a time."""
+HOPELESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "credentials")
+"""Parts of messages of errors that waiting does not mend."""
+
+T = TypeVar("T")
+
+
+class Remote:
+    """A file or a prefix on an object store, as far as Path's ways are needed.
+
+    An operation that fails is repeated for PATIENCE seconds, and then raises RunError; what is not
+    there raises FileNotFoundError at once, as with Path.
+    """
+
+    def __init__(self, scheme: str, path: str, query: str = "") -> None:
+        """`path`: bucket/prefix; `query`: options of pyarrow's file system, as in its URIs."""
+        self.scheme, self.path, self.query = scheme, path.strip("/"), query
+
+    def __str__(self) -> str:
+        """As `place` reads it."""
+        return f"{self.scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
+
+    __repr__ = __str__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Remote) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __truediv__(self, name: str) -> "Remote":
+        return Remote(self.scheme, f"{self.path}/{name}", self.query)
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+    def resolve(self) -> "Remote":
+        return self
+
+    def exists(self) -> bool:
+        return self._is(fs.FileType.File, fs.FileType.Directory)
+
+    def is_file(self) -> bool:
+        return self._is(fs.FileType.File)
+
+    def is_dir(self) -> bool:
+        return self._is(fs.FileType.Directory)
+
+    def glob(self, pattern: str) -> list["Remote"]:
+        """Files directly below whose names match."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        found = self._patiently(lambda: self._system.get_file_info(selector))
+        return [
+            self / info.base_name
+            for info in found
+            if info.type == fs.FileType.File and fnmatch.fnmatchcase(info.base_name, pattern)
+        ]
+
+    def read_bytes(self) -> bytes:
+        def read() -> bytes:
+            with self._system.open_input_file(self.path) as file:
+                data: bytes = file.readall()
+            return data
+
+        return self._patiently(read)
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """The file is there when this returns, and whole as soon as it is there."""
+
+        def write() -> None:
+            with self._system.open_output_stream(self.path) as file:
+                file.write(data)
+
+        self._patiently(write)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        def delete() -> None:
+            try:
+                self._system.delete_file(self.path)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+
+        self._patiently(delete)
+
+    def open_input(self) -> pa.NativeFile:
+        return self._patiently(lambda: self._system.open_input_file(self.path))
+
+    def _is(self, *kinds: fs.FileType) -> bool:
+        return self._patiently(lambda: self._system.get_file_info(self.path).type in kinds)
+
+    @property
+    def _system(self) -> fs.FileSystem:
+        return _system(self.scheme, self.path.split("/")[0], self.query)
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        begin, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                return work()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                waited = time.monotonic() - begin
+                if waited > PATIENCE or any(word in str(error) for word in HOPELESS):
+                    raise RunError(
+                        f"{self}: the storage did not answer for {waited:.0f} s ({_brief(error)})."
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, 30.0)
+
+
+Place = Path | Remote
+
+
+def place(text: str | Path | Remote) -> Place:
+    """s3://bucket/prefix, or a path on this machine.
+
+    Raises UserError for a store that is not known, or credentials in the URI: it would stand in
+    rows and logs.
+    """
+    if not isinstance(text, str) or "://" not in text:
+        return text if isinstance(text, Remote) else Path(text)
+    parts = urlsplit(text)
+    if parts.scheme == "file":
+        return Path(parts.path)
+    if parts.scheme not in SCHEMES:
+        raise UserError(
+            f"storage {text}: unknown kind {parts.scheme!r}; allowed: a path on this machine, "
+            f"{', '.join(f'{scheme}://bucket/prefix' for scheme in SCHEMES)}."
+        )
+    if "@" in parts.netloc or "_key" in parts.query:
+        raise UserError(
+            f"storage {parts.scheme}://...: it holds credentials, which belong into the "
+            "environment, a profile or the machine's role."
+        )
+    if not parts.netloc:
+        raise UserError(f"storage {text}: no bucket; expected {parts.scheme}://bucket/prefix.")
+    return Remote(parts.scheme, parts.netloc + parts.path, parts.query)
+
+
+def check(root: Place) -> None:
+    """That it can be written and read. Raises UserError if it cannot."""
+    if isinstance(root, Path):
+        return
+    probe = root / "probe"
+    try:
+        with probe._system.open_output_stream(probe.path) as file:
+            file.write(b"probe")
+        with probe._system.open_input_file(probe.path) as file:
+            same = file.readall() == b"probe"
+        probe._system.delete_file(probe.path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"storage {root}: cannot be used ({_brief(error)}).") from None
+    if not same:
+        raise UserError(f"storage {root}: it does not give back what was written.")
+
+
+def opened(file: Place) -> Path | pa.NativeFile:
+    """For readers that need only parts of it, as pyarrow's do."""
+    return file.open_input() if isinstance(file, Remote) else file
+
+
+def read_all(places: Iterable[Place]) -> Iterator[bytes]:
+    """The contents of many files, in their order; from a store, several at a time."""
+    places = list(places)
+    if not any(isinstance(one, Remote) for one in places):
+        yield from (one.read_bytes() for one in places)
+        return
+    with ThreadPoolExecutor(READERS) as threads:
+        yield from threads.map(lambda one: one.read_bytes(), places)
+
+
+def size(file: Place) -> int:
+    """In bytes."""
+    if isinstance(file, Remote):
+        return int(file._patiently(lambda: file._system.get_file_info(file.path).size))
+    return file.stat().st_size
+
+
+def listed(folder: Place, pattern: str) -> list[Place]:
+    """Files directly below whose names match, by name; none if the folder is not there."""
+    found: list[Place] = [*folder.glob(pattern)]
+    return sorted(found, key=str)
+
+
+def relative(file: Place, folder: Place) -> str:
+    """For a link in a page of the folder to another file in the same storage."""
+    paths = [one.path if isinstance(one, Remote) else str(one) for one in (file, folder)]
+    return Path(os.path.relpath(*paths)).as_posix()
+
+
+def append(file: Place, line: str) -> None:
+    """A line more; on a store, for a file that nobody else writes to."""
+    if isinstance(file, Remote):
+        before = file.read_text() if file.exists() else ""
+        file.write_bytes(f"{before}{line}\n".encode())
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as opened:
+        opened.write(line + "\n")
+
+
+@lru_cache(maxsize=8)
+def _system(scheme: str, bucket: str, query: str) -> fs.FileSystem:
+    uri = f"{scheme}://{bucket}" + (f"?{query}" if query else "")
+    system, _ = fs.FileSystem.from_uri(uri)
+    return system
+
+
+def _brief(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)

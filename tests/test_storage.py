@@ -1,0 +1,226 @@
+"""Places on this machine and on an object store, which is moto's S3 server on this machine."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from itertools import chain, repeat
+from pathlib import Path
+
+import pytest
+
+from autoaug_ray import cli, meter, storage
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.record import Folder, load_state, save_state, write_whole
+from autoaug_ray.storage import Remote, listed, place, read_all, relative
+
+BUCKET = "autoaug"
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Store:
+    """moto's server in a process of its own, which can be ended and started again."""
+
+    def __init__(self, log):
+        self.port, self.log, self.process = free_port(), log, None
+
+    def start(self):
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
+        for _ in range(600):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", self.port)) == 0:
+                    break
+            time.sleep(0.05)
+        import boto3
+
+        client = boto3.client(
+            "s3", endpoint_url=f"http://127.0.0.1:{self.port}", region_name="us-east-1",
+            aws_access_key_id="testing", aws_secret_access_key="testing",
+        )  # fmt: skip
+        client.create_bucket(Bucket=BUCKET)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def uri(self, prefix):
+        return f"s3://{BUCKET}/{prefix}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    before = dict(os.environ)
+    os.environ.update(keys, AWS_EC2_METADATA_DISABLED="true")
+    with open(tmp_path_factory.mktemp("moto") / "log", "w") as log:
+        one = Store(log)
+        one.start()
+        yield one
+        one.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path, store):
+    """A folder, and a prefix of a bucket: everything below is the same for both."""
+    return tmp_path if request.param == "local" else place(store.uri(tmp_path.name))
+
+
+def test_files_are_written_read_listed_and_removed(root):
+    write_whole(root / "a" / "one.txt", b"1")
+    write_whole(root / "a" / "two.txt", b"22")
+    write_whole(root / "a" / "below" / "three.txt", b"333")
+    assert (root / "a").is_dir() and not (root / "a").is_file() and (root / "a").exists()
+    assert (root / "a" / "two.txt").is_file() and (root / "a" / "two.txt").read_text() == "22"
+    files = listed(root / "a", "*.txt")
+    assert [f.name for f in files] == ["one.txt", "two.txt"] and files[0].stem == "one"
+    assert list(read_all(files)) == [b"1", b"22"] and storage.size(files[1]) == 2
+    files[0].unlink()
+    files[0].unlink(missing_ok=True)
+    assert not files[0].exists() and listed(root / "nowhere", "*") == []
+    with pytest.raises(FileNotFoundError):
+        files[0].read_bytes()
+    storage.append(root / "lines", "x")
+    storage.append(root / "lines", "y")
+    assert (root / "lines").read_text() == "x\ny\n"
+    assert relative(root / "case" / "report.html", root) == "case/report.html"
+
+
+def test_a_place_reads_what_it_says(root):
+    assert place(str(root)) == root and place(root) == root
+    assert str(place(str(root / "x"))) == str(root / "x")
+
+
+def test_rows_checkpoints_and_ledger_of_a_study(root):
+    folder = Folder(root / "study")
+    assert folder.read_rows() == [] and folder.load_checkpoint("k") is None
+    row = {"run_key": "k", "epoch": 1, "log": {"x": 1.5}, "bank_hours": {}, "finished": False}
+    folder.write_rows("k", [row])
+    folder.write_rows("k", [row, row | {"epoch": 2, "finished": True}])
+    folder.write_rows("other", [row | {"run_key": "other"}])
+    assert [r["epoch"] for r in folder.read_rows("k")] == [1, 2]
+    assert len(folder.read_rows()) == 3 and list(folder.finished()) == ["k"]
+    folder.save_checkpoint("k", {"epoch": 3})
+    assert folder.load_checkpoint("k") == {"epoch": 3}
+    folder.drop_checkpoint("k")
+    assert folder.load_checkpoint("k") is None
+    save_state(root / "s.pt", {"a": [1]})
+    assert load_state(root / "s.pt") == {"a": [1]}
+    for seconds in (2.0, 3.0):
+        ticks = chain([0.0], repeat(seconds))
+        with meter.Meter(folder.ledger, key="k", clock=ticks.__next__):
+            pass
+    lines = meter.read(folder.ledger, "k")
+    assert [line["attempt"] for line in lines] == [1, 2]
+    assert [sum(line["seconds"].values()) for line in lines] == [2.0, 3.0]
+
+
+def test_a_ledger_on_a_store_lives_through_its_process(store, tmp_path):
+    ledger = place(store.uri("beats")) / "ledger"
+    code = (
+        "import sys, time, os\nfrom autoaug_ray import meter\n"
+        "from autoaug_ray.storage import place\n"
+        "m = meter.Meter(place(sys.argv[1]), key='k', heartbeat=0.1)\n"
+        "time.sleep(1.0); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(ledger)]).returncode == 9
+    (line,) = meter.read(ledger)
+    assert 0.5 < line["seconds"]["other"] < 3.0
+    assert meter.Meter(ledger, key="k").attempt == 2
+
+
+def test_a_quarantine_and_its_bank(root):
+    bank = Bank(root / "bank")
+    assert bank.shards() == [] and bank.quarantined() == {} and bank.captions() == {}
+    bank.quarantine("one", ["a"], "broken")
+    bank.quarantine("two", ["b"], "broken too")
+    assert [line["error"] for line in bank.quarantined().values()] == ["broken", "broken too"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ftp://x/y", "unknown kind 'ftp'"),
+        ("s3:///y", "no bucket; expected s3://bucket/prefix"),
+        ("s3://key:secret@bucket/y", "credentials, which belong into the environment"),
+        ("s3://bucket/y?secret_key=secret", "credentials, which belong into the environment"),
+    ],
+)
+def test_wrong_uris_are_one_sentence_without_secrets(text, said):
+    with pytest.raises(UserError) as error:
+        place(text)
+    assert said in str(error.value) and "secret@" not in str(error.value)
+    assert "=secret" not in str(error.value)
+
+
+def test_an_unusable_store_is_said_before_any_work(store, capsys):
+    uri = store.uri("x").replace(BUCKET, "nobody-made-this", 1)
+    assert cli.main(["--storage", uri]) == 2
+    assert f"error: storage {uri}: cannot be used (" in capsys.readouterr().err
+    assert cli.main(["--storage", "s4://bucket/x"]) == 2
+    assert "unknown kind 's4'; allowed:" in capsys.readouterr().err
+
+
+def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
+    root = place(store.uri("outage"))
+    write_whole(root / "before", b"1")
+    monkeypatch.setattr(storage, "PATIENCE", 2.0)
+    store.stop()
+    try:
+        with pytest.raises(RunError, match=r"outage/x\?.*did not answer for"):
+            write_whole(root / "x", b"1")
+        monkeypatch.setattr(storage, "PATIENCE", 120.0)
+        thread = threading.Timer(2.0, store.start)
+        thread.start()
+        write_whole(root / "x", b"2")
+        thread.join()
+        assert (root / "x").read_bytes() == b"2"
+    finally:
+        if store.process.poll() is not None:
+            store.start()
+
+
+STUDY = """
+dataset: {name: fashion-mnist-mini}
+model: {name: cnn, width: 2}
+train: {epochs: 1, batch_size: 256}
+seeds: 2
+methods:
+  none:
+  bilevel: {every: 8}
+"""
+
+
+def test_a_study_on_a_store_is_the_study_on_a_disk(store, tmp_path, capsys):
+    (tmp_path / "tiny.yaml").write_text(STUDY)
+    uri = store.uri("runs")
+    assert cli.main([str(tmp_path / "tiny.yaml"), "--storage", uri]) == 0
+    said = capsys.readouterr().out
+    assert f"report: {place(uri) / 'tiny' / 'report.html'}" in said
+    assert cli.main([str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "runs")]) == 0
+    there, here = Folder(place(uri) / "tiny"), Folder(tmp_path / "runs" / "tiny")
+    rows = [
+        {(r["run_key"], r["epoch"]): r["test_accuracy"] for r in f.read_rows()}
+        for f in (there, here)
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 6
+    assert b"<html" in (there.root / "report.html").read_bytes()
+    assert (there.policy("bilevel", 0) / "policy.pt").is_file()
+    assert cli.main([str(tmp_path / "tiny.yaml"), "--storage", uri, "--resume"]) == 0
+    assert "6 of 6 runs are on disk already" in capsys.readouterr().out
+    assert cli.main([str(tmp_path / "tiny.yaml"), "--storage", uri]) == 2
+    assert "holds rows of an earlier run; add --resume" in capsys.readouterr().err
+    assert not (tmp_path / "s3:").exists() and not Path("s3:").exists()
+    json.loads((there.root / "study.json").read_text())
+    assert isinstance(there.root, Remote)
