@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, forecast, models, storage
+from autoaug_ray import bill, config, data, forecast, models, storage
+from autoaug_ray.bill import Bill
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.meter import device_name
@@ -148,6 +149,11 @@ def _folders(studies: Sequence[Study], out: Place) -> list[Folder]:
     return [Folder(r / s.case if s.case else r) for r, s in zip(roots, studies, strict=True)]
 
 
+def _bills(study: Study, folder: Folder) -> Place:
+    """One machine, and one bill, for all cases of a study."""
+    return (folder.root.parent if study.case else folder.root) / "bill"
+
+
 def carry_out(studies: Sequence[Study], out: Place, bank: Place, console: Console) -> bool:
     """Run the cases of a study, and report them; whether any of its runs failed."""
     from autoaug_ray import across, published, report
@@ -181,6 +187,9 @@ def carry_out(studies: Sequence[Study], out: Place, bank: Place, console: Consol
             if published.grid(beside):
                 console.print(published.table_over_cases(beside))
             tell(published.verdicts_over_cases(beside))
+    ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
+    if paid := bill.read(_bills(*cases[0]), ledgers):
+        tell([bill.sentence(paid)])
     say_failed(failed, console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return bool(failed)
@@ -191,15 +200,16 @@ def run(
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
     from autoaug_ray.progress import Progress
-    from autoaug_ray.study import execute, start_ray
+    from autoaug_ray.study import execute, look, start_ray
 
     start_ray()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    studies = fill_bank(studies, bank, say)
-    for study, folder in zip(studies, folders, strict=True):
-        write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
-        write_sheet(study, folder, bank)
-    plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+    with Bill(_bills(studies[0], folders[0]), look):
+        studies = fill_bank(studies, bank, say)
+        for study, folder in zip(studies, folders, strict=True):
+            write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
+            write_sheet(study, folder, bank)
+        plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
 
 

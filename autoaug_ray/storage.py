@@ -65,6 +65,10 @@ class Remote:
     def stem(self) -> str:
         return PurePosixPath(self.path).stem
 
+    @property
+    def parent(self) -> "Remote":
+        return Remote(self.scheme, str(PurePosixPath(self.path).parent), self.query)
+
     def resolve(self) -> "Remote":
         return self
 

@@ -40,6 +40,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from autoaug_ray import policy, train
+from autoaug_ray.bill import Look
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate.bank import Bank
@@ -139,6 +140,12 @@ def start_ray(cpus: int | None = None) -> None:
         logging_level=logging.ERROR,
         **(local if address == "local" else {}),
     )
+
+
+def look() -> Look:
+    """At the cluster that was joined, for its bill."""
+    nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
+    return Look(nodes, ray.available_resources())
 
 
 def draw(values: Range, rng: np.random.RandomState) -> Any:

@@ -1,0 +1,167 @@
+"""What the machines cost while a study ran: device-hours billed, allotted, held and useful.
+
+The meter charges what attempts held; whoever pays for a cluster pays for its nodes. Between the two
+lie nodes that wait for work or start up, and actors that import torch. A thread of the driver looks
+at the cluster every few seconds, and keeps one small file per session, written anew every time:
+kill -9 loses no more than the time since. Nodes that stay on between two sessions are not seen.
+"""
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from autoaug_ray import meter
+from autoaug_ray.errors import RunError
+from autoaug_ray.record import write_whole
+from autoaug_ray.storage import Place, Remote, listed, read_all
+
+INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
+"""Seconds between two looks at the cluster, with files on this machine and on a store."""
+
+
+class Look(NamedTuple):
+    """At a cluster, now."""
+
+    nodes: Mapping[str, Mapping[str, float]]
+    """Resources ("CPU", "GPU") of every node that is alive, by its id."""
+    free: Mapping[str, float]
+    """Resources that nothing has been given."""
+
+
+class Bill:
+    """The bill of one session, below `folder`; a context manager."""
+
+    def __init__(
+        self,
+        folder: Place,
+        look: Callable[[], Look],
+        *,
+        interval: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if interval is None:
+            interval = REMOTE_INTERVAL if isinstance(folder, Remote) else INTERVAL
+        self._look, self._interval, self._clock = look, interval, clock
+        self._began, self._then = time.time(), clock()
+        self._file = folder / f"{self._began:.0f}-{uuid.uuid4().hex[:8]}.json"
+        self._billed: defaultdict[str, defaultdict[str, float]] = defaultdict(
+            lambda: defaultdict(float)
+        )
+        self._allotted: defaultdict[str, float] = defaultdict(float)
+        self._last: Look | None = None
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Bill":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.note()
+
+    def note(self) -> None:
+        """Charge the time since the last look to what was there then, and look again."""
+        with self._lock, contextlib.suppress(OSError, RunError):
+            now = self._clock()
+            passed, self._then = now - self._then, now
+            if self._last is not None:
+                for node, resources in self._last.nodes.items():
+                    for kind in ("CPU", "GPU"):
+                        self._billed[node][kind] += passed * resources.get(kind, 0.0)
+                for kind in ("CPU", "GPU"):
+                    there = sum(r.get(kind, 0.0) for r in self._last.nodes.values())
+                    self._allotted[kind] += passed * (there - self._last.free.get(kind, 0.0))
+            with contextlib.suppress(Exception):  # a cluster that is going away
+                self._last = self._look()
+            line = {
+                "began": self._began, "at": time.time(),
+                "billed": self._billed, "allotted": self._allotted,
+            }  # fmt: skip
+            write_whole(self._file, json.dumps(line).encode())
+
+    def _watch(self) -> None:
+        self.note()
+        while not self._stop.wait(self._interval):
+            self.note()
+
+
+class Sum(NamedTuple):
+    """Device-hours of all sessions, of the kind of device that the trainings ran on."""
+
+    device: str
+    """GPU or CPU."""
+    sessions: int
+    nodes: int
+    billed: float
+    """Alive time of the nodes x their devices."""
+    allotted: float
+    """Given to trials and actors by the scheduler, from their start to their end."""
+    held: float
+    """By attempts, as the ledgers say: what methods are charged."""
+    useful: float
+    """Of that, in a phase of the work: training, evaluation, generation."""
+    lost: float
+    """Held by attempts that another followed: their process or node died, or the driver did."""
+
+
+def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
+    """The bills in the folder, and what the ledgers say of the same sessions; None if no bill."""
+    bills = [json.loads(data) for data in read_all(listed(folder, "*.json"))]
+    lines = [line for ledger in ledgers for line in meter.read(ledger)]
+    mine = [line for line in lines if any(_within(line, bill) for bill in bills)]
+    if not bills:
+        return None
+    kind = "GPU" if any(line["device"] != "CPU" for line in mine) else "CPU"
+    mine = [line for line in mine if (line["device"] != "CPU") == (kind == "GPU")]
+    last: dict[str, int] = {}
+    for line in mine:
+        last[line["run"]] = max(line["attempt"], last.get(line["run"], 0))
+
+    def hours(some: Sequence[Mapping[str, Any]], useful: bool = False) -> float:
+        seconds = (
+            line["share"] * (sum(line["seconds"].values()) - useful * line["seconds"]["other"])
+            for line in some
+        )
+        return float(sum(seconds)) / 3600
+
+    return Sum(
+        device=kind,
+        sessions=len(bills),
+        nodes=len({node for bill in bills for node in bill["billed"]}),
+        billed=sum(n.get(kind, 0) for bill in bills for n in bill["billed"].values()) / 3600,
+        allotted=sum(bill["allotted"].get(kind, 0) for bill in bills) / 3600,
+        held=hours(mine),
+        useful=hours(mine, useful=True),
+        lost=hours([line for line in mine if line["attempt"] < last[line["run"]]]),
+    )
+
+
+def sentence(s: Sum) -> str:
+    """For people, in the order in which the hours melt away."""
+    text = (
+        f"The bill: {s.billed:.3g} {s.device}-hours of {s.nodes} "
+        f"{'node' if s.nodes == 1 else 'nodes'}, of which {_share(s.allotted, s.billed)} were "
+        f"allotted to trials and actors, {_share(s.held, s.billed)} charged to attempts, and "
+        f"{_share(s.useful, s.billed)} useful (training, evaluation, generation)"
+    )
+    if s.lost:
+        text += f"; {s.lost:.3g} went to attempts that were lost"
+    return text + "."
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part:.3g} ({part / whole:.0%})" if whole else f"{part:.3g}"
+
+
+def _within(line: Mapping[str, Any], bill: Mapping[str, Any]) -> bool:
+    """Whether the attempt began in the session; clocks of two machines differ a little."""
+    began = line["at"] - sum(line["seconds"].values())
+    return bool(bill["began"] - 1 <= began <= bill["at"] + 1)
