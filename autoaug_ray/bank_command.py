@@ -16,9 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def work() -> int:
-        if not options.bank.is_dir():
-            raise UserError(f"--bank: {options.bank} is not a folder.")
-        status: int = options.work(Bank(options.bank), options)
+        root = storage.place(options.bank)
+        if not root.is_dir():
+            raise UserError(f"--bank: {root} is not a folder.")
+        status: int = options.work(Bank(root), options)
         return status
 
     return exit_status(work, interrupted="interrupted")
@@ -27,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="autoaug-ray bank", description=__doc__)
     parser.add_argument(
-        "--bank", type=Path, default=Path("runs/bank"), metavar="DIR",
-        help="the bank's folder (default: runs/bank)",
+        "--bank", default="runs/bank", metavar="DIR",
+        help="the bank's folder, or s3://bucket/prefix (default: runs/bank)",
     )  # fmt: skip
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 

@@ -11,10 +11,13 @@ from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
+import test_bank
+import torch
 
-from autoaug_ray import cli, meter, storage
+from autoaug_ray import bank_command, cli, meter, storage
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.record import Folder, load_state, save_state, write_whole
 from autoaug_ray.storage import Remote, listed, place, read_all, relative
 
@@ -146,6 +149,24 @@ def test_a_quarantine_and_its_bank(root):
     bank.quarantine("one", ["a"], "broken")
     bank.quarantine("two", ["b"], "broken too")
     assert [line["error"] for line in bank.quarantined().values()] == ["broken", "broken too"]
+
+
+def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
+    banks = [Bank(tmp_path / "bank"), Bank(place(store.uri("bank")))]
+    for bank in banks:
+        key, edits = test_bank.make_plan(bank, test_bank.make_pool())
+        test_bank.write(bank, edits[:10])
+        test_bank.write(bank, edits[10:])
+        bank.write_captions([Caption("hash", "cat", "a photo of", "blip", " asleep")])
+    here, there = banks
+    assert here.plans() == there.plans() == [key] and here.captions() == there.captions()
+    assert [p.read_bytes() for p in here.shards()] == [p.read_bytes() for p in there.shards()]
+    assert there.missing([e.key for e in edits]) == [] and there.verify() == []
+    assert torch.equal(
+        here.variants(key, EDITS, test_bank.SHAPE).images,
+        there.variants(key, EDITS, test_bank.SHAPE).images,
+    )
+    assert bank_command.main(["--bank", str(there.root), "ls"]) == 0
 
 
 @pytest.mark.parametrize(
