@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
-from autoaug_ray.record import Folder
+from autoaug_ray.record import Folder, append_line
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
@@ -201,10 +201,7 @@ def _append_outcome(folder: Folder, run: Run, outcome: Outcome, error: str | Non
         "run": run.key, "label": run.label, "phase": run.phase, "seed": run.seed,
         "index": run.index, "outcome": outcome, "error": error,
     }  # fmt: skip
-    path = _outcomes(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(_outcomes(folder), line)
 
 
 def _outcomes(folder: Folder) -> Path:
