@@ -149,6 +149,11 @@ def start_ray(cpus: int | None = None) -> None:
     )
 
 
+def stop_ray() -> None:
+    """Leave the cluster, or end the one that this process started."""
+    ray.shutdown()
+
+
 def draw(values: Range, rng: np.random.RandomState) -> Any:
     """One value of a random range, by Tune's own distributions."""
     domain = {

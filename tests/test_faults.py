@@ -1,8 +1,10 @@
 """Every fault is caused for real, and meets the policy that README gives for it."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -222,3 +224,20 @@ def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path, monkeyp
     report.write(made, folder)
     page = (folder.root / "report.html").read_text()
     assert "train_loss became nan" in page and "does not fit in the memory" in page
+
+
+def test_a_lost_machine_and_a_lost_driver_change_no_result(tmp_path):
+    """`bench faults` compares the results, and the sums of the ledger, itself."""
+    figures = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "autoaug_ray.bench", "faults", "--epochs", "4", "--json", figures],
+        env={**os.environ, "RAY_health_check_period_ms": "500"},
+        capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert len(found["results"]) == found["runs"] == 6
+    legs = found["legs"]
+    assert legs["undisturbed"]["attempts"] == 6 and legs["undisturbed"]["lost_attempts"] == 0
+    assert legs["1 of 2 machines lost"]["lost_attempts"] >= 1
+    assert all(0 <= leg["vain_seconds"] < leg["device_seconds"] for leg in legs.values())

@@ -16,6 +16,7 @@ from autoaug_ray.bench import Outcome
 from autoaug_ray.bench.actors import actors
 from autoaug_ray.bench.alpha import alpha
 from autoaug_ray.bench.decode import decode
+from autoaug_ray.bench.faults import faults
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
 from autoaug_ray.bench.tune import tune
@@ -26,6 +27,7 @@ BENCHES: dict[str, Callable[..., Outcome]] = {
     "actors": actors,
     "alpha": alpha,
     "decode": decode,
+    "faults": faults,
     "hypergradient": hypergradient,
     "tune": tune,
     "generate": generate,
