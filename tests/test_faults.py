@@ -232,7 +232,7 @@ def test_a_lost_machine_and_a_lost_driver_change_no_result(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "autoaug_ray.bench", "faults", "--epochs", "4", "--json", figures],
         env={**os.environ, "RAY_health_check_period_ms": "500"},
-        capture_output=True, text=True, timeout=400,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
