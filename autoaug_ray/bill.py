@@ -109,7 +109,7 @@ class Sum(NamedTuple):
     useful: float
     """Of that, in a phase of the work: training, evaluation, generation."""
     lost: float
-    """Held by attempts that another followed: their process or node died, or the driver did."""
+    """After the last checkpoint of attempts whose process, machine or driver was lost."""
 
 
 def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
@@ -121,26 +121,17 @@ def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
         return None
     kind = "GPU" if any(line["device"] != "CPU" for line in mine) else "CPU"
     mine = [line for line in mine if (line["device"] != "CPU") == (kind == "GPU")]
-    last: dict[str, int] = {}
-    for line in mine:
-        last[line["run"]] = max(line["attempt"], last.get(line["run"], 0))
-
-    def hours(some: Sequence[Mapping[str, Any]], useful: bool = False) -> float:
-        seconds = (
-            line["share"] * (sum(line["seconds"].values()) - useful * line["seconds"]["other"])
-            for line in some
-        )
-        return float(sum(seconds)) / 3600
-
+    held = sum(map(meter.spent, mine)) / 3600
+    idle = sum(line["share"] * line["seconds"]["other"] for line in mine) / 3600
     return Sum(
         device=kind,
         sessions=len(bills),
         nodes=len({node for bill in bills for node in bill["billed"]}),
         billed=sum(n.get(kind, 0) for bill in bills for n in bill["billed"].values()) / 3600,
         allotted=sum(bill["allotted"].get(kind, 0) for bill in bills) / 3600,
-        held=hours(mine),
-        useful=hours(mine, useful=True),
-        lost=hours([line for line in mine if line["attempt"] < last[line["run"]]]),
+        held=held,
+        useful=held - idle,
+        lost=sum(meter.in_vain(line) for line in mine if line["open"]) / 3600,
     )
 
 
@@ -153,7 +144,7 @@ def sentence(s: Sum) -> str:
         f"{_share(s.useful, s.billed)} useful (training, evaluation, generation)"
     )
     if s.lost:
-        text += f"; {s.lost:.3g} went to attempts that were lost"
+        text += f"; {s.lost:.3g} went to work that was lost"
     return text + "."
 
 

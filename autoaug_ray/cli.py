@@ -18,7 +18,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.meter import device_name
 from autoaug_ray.plan import Done
-from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
+from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_faults, write_sheet
 from autoaug_ray.record import Folder, write_whole
 from autoaug_ray.storage import Place, place
 
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = [_one(cases, options, console) for cases in studies]
         return 1 if any(failed) else 0
 
-    return exit_status(work, interrupted="interrupted; the same command with --resume goes on.")
+    again = "the same command with --resume goes on."
+    return exit_status(work, interrupted=f"interrupted; {again}", again=again)
 
 
 def new_console() -> Console:
@@ -209,6 +210,7 @@ def run(
         for study, folder in zip(studies, folders, strict=True):
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
             write_sheet(study, folder, bank)
+            write_faults(study, folder, bank)
         plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
 

@@ -5,10 +5,15 @@ only ever get more: its last line is what the attempt has cost so far. A thread 
 seconds, so that kill -9 loses no more than that; and nobody else writes to the file, so that no
 lock and no merging is needed. A run costs the sum over its attempts. On an object store, where
 nothing can be appended to, the file is its last line, put there anew less often.
+
+`open` in the last line: the attempt did not end, but was lost with its process, machine or driver.
+Of its seconds those up to `kept`, the last checkpoint, were not in vain.
 """
 
 import contextlib
 import json
+import math
+import os
 import threading
 import time
 import uuid
@@ -18,8 +23,8 @@ from typing import Any
 
 import torch
 
-from autoaug_ray.errors import RunError
-from autoaug_ray.storage import Place, Remote, append, listed, read_all
+from autoaug_ray.errors import RunError, storing
+from autoaug_ray.storage import Place, Remote, listed, read_all
 
 PHASES = ("caption", "invert", "generate", "search", "final", "eval", "other")
 """caption, invert and generate make a bank of edited images; search and final are the training
@@ -62,8 +67,13 @@ class Meter:
         self.earlier: defaultdict[str, float] = defaultdict(float)
         self.attempt = 1
         self._file: Place | None = None
+        self._line: dict[str, Any] = {}
+        self._kept = 0.0
         self._stop = threading.Event()
         if ledger is not None:
+            if not isinstance(ledger, Remote):
+                with storing(ledger):
+                    ledger.mkdir(parents=True, exist_ok=True)
             mine = read(ledger, key)
             self.attempt = 1 + len(mine)
             for line in mine:
@@ -71,20 +81,21 @@ class Meter:
                     self.earlier[phase] += seconds
             self._line = {
                 "run": key, "attempt": self.attempt, "share": share,
-                "device": device_name(self.device), **(about or {}),
+                "device": device_name(self.device), "pid": os.getpid(), **(about or {}),
             }  # fmt: skip
             name = f"{key}-{self.attempt:03d}-{uuid.uuid4().hex[:8]}.jsonl"
             self._file = ledger / name
             if heartbeat is None:
                 heartbeat = REMOTE_HEARTBEAT if isinstance(ledger, Remote) else HEARTBEAT
-            threading.Thread(target=self._beat, args=(heartbeat,), daemon=True).start()
+            threading.Thread(target=self._live, args=(heartbeat,), daemon=True).start()
 
     def __enter__(self) -> "Meter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._write()
+        with storing(self._file):
+            self._write(ended=True)
         with self._writing:
             self._file = None
 
@@ -102,6 +113,16 @@ class Meter:
             with self._lock:
                 self._seconds[name] += self._clock() - self._open[1]
                 self._open = None
+
+    def keep(self) -> None:
+        """What was done so far is on disk: were the attempt lost now, none of it would be."""
+        self._kept = sum(self.seconds().values())
+        self._beat()
+
+    def note(self, **about: Any) -> None:
+        """Something more about the attempt, for its ledger."""
+        with self._lock:
+            self._line |= about
 
     def seconds(self) -> dict[str, float]:
         """Of this attempt so far, by phase; they add up to the time since it began."""
@@ -125,23 +146,30 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _beat(self, interval: float) -> None:
-        beat = True
-        while beat:
-            # A line that cannot be written is no loss: the next one says all that it would have.
-            with contextlib.suppress(OSError, RunError):
-                self._write()
-            beat = not self._stop.wait(interval)
+    def _live(self, interval: float) -> None:
+        self._beat()
+        while not self._stop.wait(interval):
+            self._beat()
 
-    def _write(self) -> None:
+    def _beat(self) -> None:
+        # What one line lacks, the next one holds; only the last one must be written.
+        with contextlib.suppress(OSError, RunError):
+            self._write(ended=False)
+
+    def _write(self, *, ended: bool) -> None:
         with self._writing:  # not the clock's lock: a store may take its time
             if self._file is None:
                 return
-            line = json.dumps({**self._line, "at": time.time(), "seconds": self.seconds()})
+            about = {
+                **self._line, "at": time.time(), "open": not ended, "kept": self._kept,
+                "seconds": self.seconds(),
+            }  # fmt: skip
+            line = json.dumps(about).encode() + b"\n"
             if isinstance(self._file, Remote):
-                self._file.write_bytes(f"{line}\n".encode())
-            else:
-                append(self._file, line)
+                self._file.write_bytes(line)
+                return
+            with open(self._file, "ab", buffering=0) as file:
+                file.write(line)
 
 
 def read(ledger: Place, key: str = "*") -> list[dict[str, Any]]:
@@ -154,3 +182,18 @@ def read(ledger: Place, key: str = "*") -> list[dict[str, Any]]:
                 out.append(json.loads(text))
                 break
     return out
+
+
+def spent(line: Mapping[str, Any]) -> float:
+    """Device-seconds of an attempt, by its last line."""
+    return float(line["share"] * math.fsum(line["seconds"].values()))
+
+
+def in_vain(line: Mapping[str, Any]) -> float:
+    """Of these, those after the last checkpoint, of an attempt that was lost."""
+    return spent(line) - float(line["share"] * line["kept"])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory; a CPU's allocator says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = [_pilot(whole, short, options, console) for whole, short in pairs]
         return 1 if any(failed) else 0
 
-    return exit_status(work, interrupted="interrupted; the same command goes on.")
+    again = "the same command goes on."
+    return exit_status(work, interrupted=f"interrupted; {again}", again=again)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
-from autoaug_ray.record import Folder
-from autoaug_ray.storage import Place, append
+from autoaug_ray.record import Folder, append_line
+from autoaug_ray.storage import Place
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
@@ -201,7 +201,7 @@ def _append_outcome(folder: Folder, run: Run, outcome: Outcome, error: str | Non
         "run": run.key, "label": run.label, "phase": run.phase, "seed": run.seed,
         "index": run.index, "outcome": outcome, "error": error,
     }  # fmt: skip
-    append(_outcomes(folder), json.dumps(line))
+    append_line(_outcomes(folder), line)
 
 
 def _outcomes(folder: Folder) -> Place:

@@ -94,6 +94,13 @@ def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
     }
 
 
+def write_faults(study: Study, folder: Folder, root: Place) -> None:
+    """bank_faults.txt in the study's folder, for its report: a line for each."""
+    keys = study.bank_plans.values()
+    lines = dict.fromkeys(line for key in keys for line in Bank(root).faults(key))
+    write_whole(folder.bank_faults, "".join(f"{line}\n" for line in lines).encode())
+
+
 def write_sheet(study: Study, folder: Folder, root: Place) -> None:
     """sheet.png in the study's folder: an image of every class (12 at most), and edits of it."""
     if not study.bank_plans:

@@ -50,6 +50,14 @@ class Progress(Watch):
     def started(self, label: str, trial_id: str) -> None:
         self.running[trial_id] = label
 
+    def lost(self, label: str, trial_id: str, epoch: int) -> None:
+        self.running.pop(trial_id, None)
+        self.console.print(
+            f"{label}: lost a process, or its machine, after epoch {epoch} of a run; going on from "
+            "the last checkpoint",
+            style="yellow", highlight=False,
+        )  # fmt: skip
+
     def ended(self, trial_id: str) -> None:
         self.running.pop(trial_id, None)
         self.update()

@@ -7,6 +7,7 @@
       policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
       ledger/                the meter's
       outcomes.jsonl         how every run that has ended did so (see autoaug_ray.plan)
+      bank_faults.txt        what went wrong with the generated images that the study mixes
       summary.parquet        one row per entry (see autoaug_ray.summary)
       report.html, *.png     the page and its figures
       trials/                Ray Tune's own files
@@ -17,7 +18,9 @@ more seeds without doing anything twice.
 """
 
 import io
+import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from autoaug_ray.errors import StorageError, storing
 from autoaug_ray.storage import Place, Remote, listed, read_all
 
 ROW = pa.schema(
@@ -77,6 +81,15 @@ class Folder:
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
 
+    @property
+    def bank_faults(self) -> Place:
+        return self.root / "bank_faults.txt"
+
+    def check(self) -> None:
+        """Raises StorageError if the folder is gone: to write would make another in its place."""
+        if not isinstance(self.root, Remote) and not self.root.is_dir():
+            raise StorageError(f"{self.root} cannot be used (it is not there any more).")
+
     def policy(self, label: str, seed: int) -> Place:
         return self.policies / label / f"seed-{seed}"
 
@@ -100,6 +113,7 @@ class Folder:
         else:
             path = self.rows / f"{key}.parquet"
             paths = [path] if path.exists() else []
+        # In one read: pq.read_table(path) opens a file twice, and the second may be a newer one.
         tables = (pq.read_table(io.BytesIO(data)) for data in read_all(paths))
         rows = [row for table in tables for row in table.to_pylist()]
         return [row | {name: dict(row[name]) for name in MAPS} for row in rows]
@@ -133,14 +147,26 @@ def load_state(path: Place) -> dict[str, Any]:
 
 
 def write_whole(path: Place, data: bytes) -> None:
-    """Atomically: a reader, or a crash, never meets half a file."""
+    """Atomically: a reader, or a crash, never meets half a file. Raises StorageError."""
     if isinstance(path, Remote):
         path.write_bytes(data)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # half a file, on a disk that is full
+            raise
+
+
+def append_line(path: Place, line: Mapping[str, Any]) -> None:
+    """Add a line of JSON; atomically, so only for files of one writer. Raises StorageError."""
+    with storing(path):
+        before = path.read_bytes() if path.exists() else b""
+    write_whole(path, before + json.dumps(line).encode() + b"\n")

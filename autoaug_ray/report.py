@@ -439,6 +439,7 @@ def _clock_noise(summary: Sequence[Row]) -> float:
 
 def _missing(summary: Sequence[Row]) -> list[str]:
     out = []
+    factor, unit = _time(summary)
     for r in summary:
         parts = []
         if r["missing_seeds"]:
@@ -448,6 +449,11 @@ def _missing(summary: Sequence[Row]) -> list[str]:
             parts.append(f"{_plural(r['failed'], 'run')} failed")
         if r["stopped"]:
             parts.append(f"{_plural(r['stopped'], 'search trial')} stopped early by the scheduler")
+        if r["lost_attempts"]:
+            parts.append(
+                f"{_plural(r['lost_attempts'], 'attempt')} lost with the process, machine or "
+                f"driver, and {factor * r['lost_device_hours']:.2g} {unit} of work done again"
+            )
         if parts:
             out.append(f"{r['label']}: {'; '.join(parts)}.")
     return out
@@ -458,6 +464,7 @@ def _warnings(results: Results) -> list[str]:
         f"Run {key} did not use the settings that it was asked to: do not trust its entry."
         for key in results.misused
     ]
+    out += results.bank_faults
     if results.foreign:
         out.append(
             f"{_plural(results.foreign, 'run')} in this folder with other settings than this "

@@ -88,14 +88,13 @@ class _Crew:
         self.bank, self.settings, self.workers, self.watch = bank, settings, workers, watch
         self._actors: list[Any | None] = []
         """None: to be started when there is work for it."""
+        self._lost = False
 
     def __enter__(self) -> "_Crew":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
-            if actor is not None:
-                ray.kill(actor)
+        self._dismiss(range(len(self._actors)))
 
     @property
     def started(self) -> bool:
@@ -111,10 +110,11 @@ class _Crew:
         if not pieces:
             return []
         most = min(len(pieces), self._most())
+        self._actors.sort(key=lambda actor: actor is None)
         self._actors += [None] * (most - len(self._actors))
         told: list[Done | None] = [None] * len(pieces)
         waiting = deque(range(len(pieces)))
-        free = deque(range(len(self._actors)))
+        free = deque(range(most))
         busy: dict[Any, tuple[int, int]] = {}  # result -> (actor, piece)
         failures: list[tuple[_Piece, str]] = []
         progress = _Progress(self.watch, pieces)
@@ -133,13 +133,17 @@ class _Crew:
             if isinstance(outcome, Done):
                 told[which] = outcome
                 progress.add(piece, outcome)
+                if outcome.rows:
+                    self.watch(
+                        f"  shard {piece.name}: out of memory; {outcome.rows} images at a time "
+                        f"fit on {outcome.device}"
+                    )
             elif outcome.fatal is not None:
                 raise outcome.fatal(outcome.message)
             else:
                 # After an error of its device, or out of memory, a process may be of no more use.
-                failed, self._actors[who] = self._actors[who], None
-                assert failed is not None
-                ray.kill(failed)
+                self._lost = True
+                self._dismiss([who])
                 if piece.attempts <= self.workers.retries:
                     self.watch(f"  shard {piece.name}: {outcome.message}; trying again")
                     waiting.append(which)
@@ -149,6 +153,10 @@ class _Crew:
                     failures.append((piece, outcome.message))
                     self.watch(f"  shard {piece.name} is set aside: {outcome.message}")
             free.append(who)
+            if self._lost and not waiting:
+                # Its machine may be gone: a new actor only starts where an idle one makes room.
+                working = {who for who, _ in busy.values()}
+                self._dismiss(who for who in range(len(self._actors)) if who not in working)
             if progress.done:  # then it is these shards, and not all of them
                 self._quarantine(failures)
             elif len(failures) >= HOPELESS:
@@ -158,6 +166,12 @@ class _Crew:
         self._quarantine(failures)
         progress.say()
         return told
+
+    def _dismiss(self, actors: Iterable[int]) -> None:
+        for who in actors:
+            if (actor := self._actors[who]) is not None:
+                ray.kill(actor)
+                self._actors[who] = None
 
     def _quarantine(self, failures: list[tuple[_Piece, str]]) -> None:
         while failures:

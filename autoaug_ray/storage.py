@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.errors import StorageError, UserError
 
 SCHEMES = ("s3", "gs", "abfs")
 """Amazon's, Google's and Microsoft's stores, by pyarrow's file systems."""
@@ -34,8 +34,8 @@ T = TypeVar("T")
 class Remote:
     """A file or a prefix on an object store, as far as Path's ways are needed.
 
-    An operation that fails is repeated for PATIENCE seconds, and then raises RunError; what is not
-    there raises FileNotFoundError at once, as with Path.
+    An operation that fails is repeated for PATIENCE seconds, and then raises StorageError. What is
+    not there raises FileNotFoundError at once, as with Path.
     """
 
     def __init__(self, scheme: str, path: str, query: str = "") -> None:
@@ -141,7 +141,7 @@ class Remote:
             except OSError as error:
                 waited = time.monotonic() - begin
                 if waited > PATIENCE or any(word in str(error) for word in HOPELESS):
-                    raise RunError(
+                    raise StorageError(
                         f"{self}: the storage did not answer for {waited:.0f} s ({_brief(error)})."
                     ) from error
                 time.sleep(pause)
@@ -226,17 +226,6 @@ def relative(file: Place, folder: Place) -> str:
     """For a link in a page of the folder to another file in the same storage."""
     paths = [one.path if isinstance(one, Remote) else str(one) for one in (file, folder)]
     return Path(os.path.relpath(*paths)).as_posix()
-
-
-def append(file: Place, line: str) -> None:
-    """A line more; on a store, for a file that nobody else writes to."""
-    if isinstance(file, Remote):
-        before = file.read_text() if file.exists() else ""
-        file.write_bytes(f"{before}{line}\n".encode())
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as opened:
-        opened.write(line + "\n")
 
 
 @lru_cache(maxsize=8)

@@ -24,6 +24,7 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # what is lost is said in a line
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
 
 import numpy as np
@@ -42,18 +43,19 @@ from ray.tune.search import Searcher
 from autoaug_ray import policy, train
 from autoaug_ray.bill import Look
 from autoaug_ray.config import Entry, Range, Run, Study
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.meter import Meter
+from autoaug_ray.meter import Meter, device_name, out_of_memory
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.plan import Plan, is_population
-from autoaug_ray.record import Folder, load_state, save_state
-from autoaug_ray.storage import Place, place
+from autoaug_ray.record import Folder, load_state, save_state, write_whole
+from autoaug_ray.storage import Place, Remote, place
 
-CHECKPOINT_SECONDS = 15.0
-"""A run saves its state this often at most, besides where a scheduler needs it."""
+CHECKPOINT_SHARE = 0.02
+"""Of a run's time that saving its state may take, besides where a scheduler needs it."""
 RETRIES = 2
-"""Of a run whose process died; a run that ended by itself, with a RunError, is not repeated."""
+"""Of a run whose process died, in a row without an epoch more than before: a machine may be lost as
+often as it likes. A run that ended by itself, with a RunError, is not repeated."""
 
 
 def execute(
@@ -62,22 +64,27 @@ def execute(
     """Run what the folders do not hold yet; returns the plans with the outcome of every run.
 
     `bank` is the folder of generated images, for methods that mix them. Raises UserError if some
-    entry asks for more than the machines have.
+    entry asks for more than the machines have, and StorageError if a folder cannot be used any
+    more: what runs then has not failed, and goes on with the next call.
     """
     plans = [Plan(study, folder, draw) for study, folder in cases]
     watch.begin(plans)
     if all(plan.complete for plan in plans):
         return plans
-    for study, _ in cases:
+    for study, folder in cases:
         _check_resources(study)
+        if not isinstance(folder.root, Remote):
+            with storing(folder.root):
+                folder.root.mkdir(parents=True, exist_ok=True)
     trials = cases[0][1].trials.resolve()
+    searcher = _PlanSearcher(plans)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(trial, bank=str(bank.resolve()) if bank else None),
             lambda config: _placement(config["cpus"], config["gpus"]),
         ),
         tune_config=tune.TuneConfig(
-            search_alg=_PlanSearcher(plans),
+            search_alg=searcher,
             scheduler=_PerEntry([study for study, _ in cases]),
             num_samples=-1,
             reuse_actors=True,
@@ -91,12 +98,15 @@ def execute(
             storage_path=str(trials),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[_Callback(watch)],
+            callbacks=[_Callback(watch, searcher)],
         ),
     )
     try:
-        with interruptible():
+        with interruptible(), storing(trials):
             tuner.fit()
+    except tune.TuneError:
+        write_whole(trials / "probe", bytes(2**16))  # a full disk, say, would be why
+        raise
     finally:
         watch.end()
     return plans
@@ -148,6 +158,11 @@ def look() -> Look:
     return Look(nodes, ray.available_resources())
 
 
+def stop_ray() -> None:
+    """Leave the cluster, or end the one that this process started."""
+    ray.shutdown()
+
+
 def draw(values: Range, rng: np.random.RandomState) -> Any:
     """One value of a random range, by Tune's own distributions."""
     domain = {
@@ -169,6 +184,8 @@ class Watch:
 
     def update(self, result: Mapping[str, Any] | None = None) -> None: ...
 
+    def lost(self, label: str, trial_id: str, epoch: int) -> None: ...
+
     def ended(self, trial_id: str) -> None: ...
 
     def end(self) -> None: ...
@@ -177,25 +194,53 @@ class Watch:
 def trial(config: dict[str, Any], *, bank: str | None) -> None:
     """One attempt at one run, in a process that may have run others before."""
     asked = Run.model_validate_json(config["run"])
-    folder = Folder(place(config["root"]))
     torch.set_num_threads(max(1, int(config["cpus"])))
     device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
     if device.type == "cuda" and config["gpus"] < 1:
         torch.cuda.set_per_process_memory_fraction(config["gpus"])
     share = config["gpus"] if device.type == "cuda" else config["cpus"]
+    try:
+        _train(config, asked, device, share, bank)
+    except Exception as error:
+        # The same would happen again: only a process that dies is worth another attempt.
+        report = {
+            "label": asked.label,
+            "epoch": 0,
+            "score": 0.0,
+            "error": _told(error, asked, device),
+        }
+        tune.report(report | {"storage": isinstance(error, StorageError)})
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # others may share the device, while this process waits
 
+
+def _train(
+    config: Mapping[str, Any], asked: Run, device: torch.device, share: float, bank: str | None
+) -> None:
+    folder = Folder(place(config["root"]))
+    folder.check()
     attempt = _Attempt(asked, folder, config.get("policy"))
     about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
+    about["node"] = ray.get_runtime_context().get_node_id()
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
-        try:
-            images = Bank(place(bank)) if bank and asked.bank_plan else None
-            for epoch in train.run(attempt.run, meter, attempt.resume, images):
-                attempt.keep(epoch)
-        except Exception as error:
-            # The same would happen again: only a process that dies is worth another attempt.
-            known = isinstance(error, RunError | UserError)
-            message = str(error) if known else "".join(traceback.format_exception(error))
-            tune.report({"label": asked.label, "epoch": 0, "score": 0.0, "error": message})
+        images = Bank(place(bank)) if bank and asked.bank_plan else None
+        for epoch in train.run(attempt.run, meter, attempt.resume, images):
+            if attempt.keep(epoch):
+                meter.keep()
+
+
+def _told(error: Exception, run: Run, device: torch.device) -> str:
+    """One sentence if it is known what to do about it; else the traceback."""
+    if isinstance(error, RunError | UserError):
+        return str(error)
+    if out_of_memory(error):
+        # With a smaller batch it would not be the run that the others are compared with.
+        return (
+            f"{run.label}: a batch of {run.train.batch_size} images does not fit in the memory of "
+            f"its share of {device_name(device)}; lower train.batch_size, for all methods alike, "
+            f"or set train.precision to bf16, or give it more of a device (resources)."
+        )
+    return "".join(traceback.format_exception(error))
 
 
 class _Attempt:
@@ -213,7 +258,7 @@ class _Attempt:
         past = self.resume or {"epoch": 0, "rows": [], "schedule": [], "lineage": []}
         self.rows, self.schedule, self.lineage = past["rows"], past["schedule"], past["lineage"]
         self.run, self.every = asked, 0
-        self.saved = time.monotonic()
+        self.saved, self.saving = time.monotonic(), 0.0
         if genes is not None and isinstance(asked.method, PopulationBased):
             self.every = asked.method.perturb_every
             policy_now = tuple(genes)
@@ -225,8 +270,12 @@ class _Attempt:
                 begin = past["epoch"] / asked.train.epochs
                 self.lineage = [*self.lineage, (begin, policy_now)]
 
-    def keep(self, epoch: train.Epoch) -> None:
-        """Rows, checkpoint and policy on disk, and a word to Tune."""
+    def keep(self, epoch: train.Epoch) -> bool:
+        """Rows, checkpoint and policy on disk, and a word to Tune.
+
+        Whether what has been done need not be done again, were the process to die now.
+        """
+        self.folder.check()
         row, run, state = {**epoch.row, "run_key": self.key}, self.run, epoch.snapshot()
         if row["used_key"] != run.key:
             raise RunError(
@@ -244,9 +293,14 @@ class _Attempt:
         self._report(row, state)
         if row["finished"]:
             self.folder.drop_checkpoint(self.key)
-        elif self.every or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
-            self.folder.save_checkpoint(self.key, state)
-            self.saved = time.monotonic()
+            return True
+        begin = time.monotonic()
+        if not self.every and CHECKPOINT_SHARE * (begin - self.saved) < self.saving:
+            return False
+        self.folder.save_checkpoint(self.key, state)
+        self.saved = time.monotonic()
+        self.saving = self.saved - begin
+        return True
 
     def _keep_policy(self, row: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         if policy.in_schedule(row["epoch"], row["epochs"]):
@@ -313,6 +367,8 @@ class _PlanSearcher(_Unsaved, Searcher):
         super().__init__(metric="score", mode="max")
         self.plans = plans
         self.runs: dict[str, tuple[Plan, Run]] = {}
+        self.fault: StorageError | None = None
+        """Why not to go on."""
 
     def suggest(self, trial_id: str) -> Any:
         ready = ((plan, run) for plan in self.plans if (run := plan.next()) is not None)
@@ -337,13 +393,29 @@ class _PlanSearcher(_Unsaved, Searcher):
         if trial_id not in self.runs:
             return
         plan, run = self.runs.pop(trial_id)
+        result = result or {}
+        if result.get("storage"):
+            self.fault = StorageError(result["error"])
+            return
+        try:
+            plan.folder.check()
+            self._settle(plan, run, result.get("error"), error)
+        except StorageError as fault:
+            self.fault = fault
+
+    def _settle(self, plan: Plan, run: Run, message: str | None, died: bool) -> None:
         rows = plan.folder.read_rows(run.key)
-        if message := (result or {}).get("error"):
+        if message is not None:
             plan.settle(run, "failed", message)
         elif rows and rows[-1]["finished"]:
             plan.settle(run, "finished")
-        elif error:
-            plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
+        elif died:
+            plan.settle(
+                run,
+                "failed",
+                f"its process died {RETRIES + 1} times in a row before it could "
+                "finish another epoch",
+            )
         elif run.phase == "search":
             # By its scheduler; or a member of a population went on from one that was at the end.
             plan.settle(run, "stopped")
@@ -464,20 +536,30 @@ class _Explore:
 
 
 class _Callback(_Unsaved, tune.Callback):
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, watch: Watch, searcher: _PlanSearcher) -> None:
+        self.watch, self.searcher = watch, searcher
+        self.furthest: defaultdict[str, int] = defaultdict(int)
+        """Epoch that some attempt at the trial has finished."""
 
     def on_step_end(self, iteration: int, trials: Any, **_: Any) -> None:
         if _interrupted.is_set():
             raise KeyboardInterrupt
+        if self.searcher.fault is not None:
+            raise self.searcher.fault
 
     def on_trial_result(
         self, iteration: int, trials: Any, trial: Any, result: Any, **_: Any
     ) -> None:
+        if result["epoch"] > self.furthest[trial.trial_id]:
+            self.furthest[trial.trial_id] = result["epoch"]
+            trial.max_failures = trial.num_failures + RETRIES
         self.watch.update(result)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self.watch.started(trial.config["label"], trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        self.watch.lost(trial.config["label"], trial.trial_id, self.furthest[trial.trial_id])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self.watch.ended(trial.trial_id)

@@ -64,6 +64,8 @@ SUMMARY = pa.schema(
         ("attempts", pa.int64()),
         ("stopped", pa.int64()),  # search trials that the scheduler stopped
         ("failed", pa.int64()),  # runs that failed and are not whole
+        ("lost_attempts", pa.int64()),  # with their process, machine or driver
+        ("lost_device_hours", pa.float64()),  # of these: what came after their last checkpoints
         ("displacement", pa.float64()),  # pixels; of the finals' last epoch, mean over seeds
         ("color_change", pa.float64()),  # [0, 1] units; likewise
         ("choices", pa.string()),  # JSON: what the search chose
@@ -94,12 +96,16 @@ class Results:
     """label -> seed -> key of the search run in which the seed learned its hyperparameters."""
     ledger: dict[str, list[Row]]
     """label -> last line of every attempt."""
+    lost: dict[str, list[Row]]
+    """label -> of these, attempts that were lost with their process, machine or driver."""
     failures: list[Row]
     """Runs that failed and are not whole, as `plan.read_outcomes` tells them."""
     stopped: list[Row]
     """Likewise, search trials that the scheduler stopped."""
     misused: list[str]
     """Keys of final trainings that did not use the settings that they were asked to."""
+    bank_faults: list[str]
+    """Sentences about what went wrong with the generated images."""
     foreign: int
     """Runs in the folder with other settings than the study's."""
 
@@ -153,6 +159,18 @@ def collect(study: Study, folder: Folder) -> Results:
         for line in outcomes.values()
         if line["label"] in entries and line["run"] not in foreign | whole
     ]
+    last = {line["run"]: line["attempt"] for line in lines}
+    lost = {
+        label: [
+            line
+            for line in mine
+            # Else it may be running.
+            if line.get("open")
+            and (line["attempt"] < last[line["run"]] or line["run"] in outcomes.keys() | whole)
+        ]
+        for label, mine in ledger.items()
+    }
+    faults = folder.bank_faults
     return Results(
         study=study,
         finals=finals,
@@ -160,6 +178,7 @@ def collect(study: Study, folder: Folder) -> Results:
         searches=dict(searches),
         learning=dict(learning),
         ledger=ledger,
+        lost=lost,
         failures=[line for line in ended if line["outcome"] == "failed"],
         stopped=[line for line in ended if line["outcome"] == "stopped"],
         misused=[
@@ -168,6 +187,7 @@ def collect(study: Study, folder: Folder) -> Results:
             for rows in by_seed.values()
             if rows[-1]["used_key"] != rows[-1]["run_key"]
         ],
+        bank_faults=faults.read_text().splitlines() if faults.exists() else [],
         foreign=len(foreign),
     )
 
@@ -266,6 +286,8 @@ def summarise_results(results: Results) -> list[Row]:
                 "attempts": len(lines),
                 "stopped": sum(line["label"] == label for line in results.stopped),
                 "failed": sum(line["label"] == label for line in results.failures),
+                "lost_attempts": len(results.lost[label]),
+                "lost_device_hours": math.fsum(map(meter.in_vain, results.lost[label])) / 3600,
                 "displacement": _mean(row["displacement"] for row in last),
                 "color_change": _mean(row["color_change"] for row in last),
                 "choices": json.dumps(results.choices[label]),

@@ -1,4 +1,6 @@
+import errno
 import os
+import subprocess
 
 # One intra-op thread per process, before torch is imported: tests share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,3 +39,32 @@ def final_run(tiny):
         return study.run(study.entry("entry"), "final", seed=seed, choices={})
 
     return make
+
+
+class SmallDisk:
+    """A disk of 4 MB that a test may fill."""
+
+    def __init__(self, root):
+        self.root, self._filler = root, root / "filler"
+
+    def fill(self):
+        with open(self._filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+    def free(self):
+        self._filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    root = tmp_path / "disk"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root can mount a small disk")
+    yield SmallDisk(root)
+    subprocess.run(["umount", "--lazy", str(root)], check=True)

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from autoaug_ray import meter as m
+from autoaug_ray.errors import StorageError
 
 
 class Clock:
@@ -88,3 +89,33 @@ def test_a_line_cut_short_does_not_count(tmp_path):
     good = {"run": "k", "seconds": {"final": 1.0}}
     (tmp_path / "k-001-x.jsonl").write_text(json.dumps(good) + "\n" + '{"run": "k", "sec')
     assert m.read(tmp_path) == [good]
+
+
+def test_what_was_lost_came_after_the_last_checkpoint(tmp_path):
+    clock = Clock()
+    meter = m.Meter(tmp_path, key="k", clock=clock, share=0.5, heartbeat=1e6)
+    clock.now += 10
+    meter.keep()
+    clock.now += 3
+    meter._beat()
+    (line,) = m.read(tmp_path)
+    assert line["open"] and m.spent(line) == 6.5 and m.in_vain(line) == 1.5
+    with meter:
+        meter.note(rows=7)
+    (line,) = m.read(tmp_path)
+    assert not line["open"] and line["rows"] == 7
+
+
+def test_a_full_disk_costs_no_more_than_the_lines_that_found_no_room(small_disk):
+    small_disk.root.joinpath("there").mkdir()
+    clock = Clock()
+    meter = m.Meter(small_disk.root / "there", key="k", clock=clock, heartbeat=1e6)
+    small_disk.fill()
+    for _ in range(50):  # until the page that it has already is full
+        clock.now += 1
+        meter._beat()
+    assert sum(m.read(small_disk.root / "there")[0]["seconds"].values()) < 50
+    with pytest.raises(StorageError, match="No space left on device"), meter:
+        pass
+    small_disk.free()
+    assert len(m.read(small_disk.root / "there")) == 1

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "autoaug_ray"
 HEAVY = {"ray", "wandb", "diffusers", "transformers", "datasets", "optuna"}
 EDGES = {
-    "ray": {"study.py", "shards.py"},
+    "ray": {"study.py", "shards.py", "bench/faults.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
     "diffusers": {f"generate/{f}.py" for f in ("img2img", "inversion", "work", "pretrain")},
@@ -38,7 +38,7 @@ BELOW = {
         "methods", "maths", "data", "learner", "generate", "storage", "errors", "settings",
     },
     "config.py": {"methods", "data", "models", "learner", "generate", "errors", "settings"},
-    "record.py": {"storage"},
+    "record.py": {"storage", "errors"},
     "train.py": {
         "config", "methods", "data", "models", "learner", "generate", "meter", "maths", "errors",
     },

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ import ray
 import torch
 
 from autoaug_ray import meter, shards, study
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank, decode
 from autoaug_ray.generate.maker import Done, Maker
 from autoaug_ray.generate.plan import Pool
@@ -195,6 +196,8 @@ def test_an_actor_that_is_killed_is_replaced(undisturbed, tmp_path):
     assert sorted(attempts(bank).values()) == [1] * 10 + [2]
     assert sum("its process died; trying again" in line for line in said) == 1
     assert not bank.quarantined()
+    (fault,) = bank.faults(bank.plans()[0])
+    assert fault.startswith("Attempts at shards of generated images that failed")
 
 
 def test_a_driver_that_is_killed_goes_on_where_it_was(undisturbed, tmp_path):
@@ -253,6 +256,13 @@ def test_a_poisoned_shard_is_set_aside_and_the_rest_is_there(tmp_path):
     # what failed was paid for too
     assert bank.cost(key, FIXED)["generate"] == pytest.approx(sum(bank.spent().values()))
 
+    again, aside = bank.faults(key)
+    assert again.startswith("Attempts at shards of generated images")
+    assert aside == (
+        f"Shard {name} of 8 generated images is set aside, since it failed every time "
+        "(ValueError: poisoned)."
+    )
+
     _, _, said = fill(tmp_path / "bank", [some], shard_size=8)
     assert said[0] == "40 edits, 0 to make" and "8 are set aside" in said[1]
 
@@ -266,6 +276,50 @@ def test_if_every_shard_fails_it_is_not_the_shards(tmp_path, monkeypatch):
         fill(begun.root, [make_pool()], maker=BrokenMaker, retries=0, actors=1)
     assert len(meter.read(begun.ledger)) == 1 + 2  # of its 4 shards
     assert not begun.quarantined()
+
+
+def test_a_full_disk_is_no_fault_of_the_shard(small_disk):
+    root = small_disk.root / "bank"
+    small_disk.fill()
+    with pytest.raises(StorageError, match=f"^{root}.* cannot be used .No space left on device.."):
+        fill(root, [make_pool(3)])
+    small_disk.free()
+    bank, (key,), _ = fill(root, [make_pool(3)])
+    assert bank.verify() == bank.faults(key) == [] and not bank.quarantined()
+
+
+def test_an_actor_whose_machine_is_gone_needs_the_room_of_an_idle_one(tmp_path):
+    class Other:
+        """Takes the room that a dead actor leaves, as if the machine were gone."""
+
+        def __init__(self, stop):
+            self.stop = stop
+
+        def hold(self):
+            limit = time.monotonic() + 60
+            while not self.stop.exists() and time.monotonic() < limit:
+                time.sleep(0.05)
+
+    study.start_ray()
+    root, stop = tmp_path / "bank", tmp_path / "stop"
+    root.mkdir()
+    (root / "kill").touch()
+    cpus = ray.cluster_resources()["CPU"] / 2
+    held = [None]
+
+    def hold():
+        while (root / "kill").exists():
+            time.sleep(0.01)
+        other = ray.remote(Other).options(num_cpus=cpus).remote(stop)
+        held[0] = other.hold.remote()
+
+    threading.Thread(target=hold).start()
+    bank, _, said = fill(root, [make_pool()], cpus=cpus, batch_size=1)
+    assert ray.wait(held, timeout=0)[0] == [], "the room was given back before the bank was full"
+    stop.touch()
+    ray.get(held)
+    assert sum("its process died; trying again" in line for line in said) == 1
+    assert bank.verify() == []
 
 
 def test_what_every_shard_would_meet_is_said_once(tmp_path):

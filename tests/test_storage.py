@@ -15,10 +15,10 @@ import test_bank
 import torch
 
 from autoaug_ray import bank_command, cli, meter, storage
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.errors import StorageError, UserError
 from autoaug_ray.generate.bank import Bank, Caption
 from autoaug_ray.generate.settings import EDITS
-from autoaug_ray.record import Folder, load_state, save_state, write_whole
+from autoaug_ray.record import Folder, append_line, load_state, save_state, write_whole
 from autoaug_ray.storage import Remote, listed, place, read_all, relative
 
 BUCKET = "autoaug"
@@ -94,9 +94,9 @@ def test_files_are_written_read_listed_and_removed(root):
     assert not files[0].exists() and listed(root / "nowhere", "*") == []
     with pytest.raises(FileNotFoundError):
         files[0].read_bytes()
-    storage.append(root / "lines", "x")
-    storage.append(root / "lines", "y")
-    assert (root / "lines").read_text() == "x\ny\n"
+    append_line(root / "lines", {"x": 1})
+    append_line(root / "lines", {"y": 2})
+    assert (root / "lines").read_text() == '{"x": 1}\n{"y": 2}\n'
     assert relative(root / "case" / "report.html", root) == "case/report.html"
 
 
@@ -199,7 +199,7 @@ def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
     monkeypatch.setattr(storage, "PATIENCE", 2.0)
     store.stop()
     try:
-        with pytest.raises(RunError, match=r"outage/x\?.*did not answer for"):
+        with pytest.raises(StorageError, match=r"outage/x\?.*did not answer for"):
             write_whole(root / "x", b"1")
         monkeypatch.setattr(storage, "PATIENCE", 120.0)
         thread = threading.Timer(2.0, store.start)

@@ -253,7 +253,7 @@ def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed():
     from autoaug_ray import study
 
     before = signal.getsignal(signal.SIGINT)
-    step = study._Callback(study.Watch()).on_step_end
+    step = study._Callback(study.Watch(), study._PlanSearcher([])).on_step_end
     with study.interruptible():
         step(0, [])
         with contextlib.suppress(KeyboardInterrupt):

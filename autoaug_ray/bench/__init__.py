@@ -3,6 +3,7 @@
     actors          images per second of one generation actor and of several
     alpha           whether a search turns away from noise among the generated images
     decode          images per second from files that do not fit in memory
+    faults          what a lost machine and a lost driver cost a study
     hypergradient   what each way to the augmenter's gradient costs, and how right it is
     tune            what share of a study's machine time is not training
     generate        what an edited image costs, in batches and one by one

@@ -16,16 +16,18 @@ from autoaug_ray.bench import Outcome
 from autoaug_ray.bench.actors import actors
 from autoaug_ray.bench.alpha import alpha
 from autoaug_ray.bench.decode import decode
+from autoaug_ray.bench.faults import faults
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
 from autoaug_ray.bench.tune import tune
-from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.errors import StorageError, UserError, exit_status
 from autoaug_ray.record import write_whole
 
 BENCHES: dict[str, Callable[..., Outcome]] = {
     "actors": actors,
     "alpha": alpha,
     "decode": decode,
+    "faults": faults,
     "hypergradient": hypergradient,
     "tune": tune,
     "generate": generate,
@@ -60,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(path: Path, figures: Mapping[str, Any]) -> None:
     try:
         write_whole(path, json.dumps(figures, indent=1).encode())
-    except OSError as error:
-        raise UserError(f"--json {path} cannot be written ({error}).") from None
+    except StorageError as error:
+        raise UserError(f"--json {error}") from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -46,8 +46,8 @@ from autoaug_ray.generate.plan import (
     neighbours_name,
 )
 from autoaug_ray.generate.settings import EDITS, Generation, Kind
-from autoaug_ray.record import write_whole
-from autoaug_ray.storage import Place, append, listed, opened
+from autoaug_ray.record import append_line, write_whole
+from autoaug_ray.storage import Place, listed, opened
 
 LOSSLESS = 64
 """Images up to this many pixels a side are PNG; larger ones JPEG, a quarter of the size."""
@@ -309,8 +309,7 @@ class Bank:
     # Quarantine
 
     def quarantine(self, name: str, keys: Sequence[str], error: str) -> None:
-        line = {"shard": name, "keys": list(keys), "error": error}
-        append(self.quarantine_file, json.dumps(line))
+        append_line(self.quarantine_file, {"shard": name, "keys": list(keys), "error": error})
 
     def quarantined(self) -> dict[str, dict[str, Any]]:
         """What is set aside, by the shard's name: its keys and its error."""
@@ -376,8 +375,40 @@ class Bank:
         """Device-seconds of every name in the ledger, all attempts."""
         out: defaultdict[str, float] = defaultdict(float)
         for line in meter.read(self.ledger):
-            out[line["run"]] += sum(line["seconds"].values()) * line["share"]
+            out[line["run"]] += meter.spent(line)
         return dict(out)
+
+    def faults(self, plan_key: str) -> list[str]:
+        """What went wrong while the plan's edits were made, a sentence each; nothing if all did
+        well."""
+        needed = {edit.key for edit in self.read_plan(plan_key).edits}
+        aside = {
+            name: line
+            for name, line in self.quarantined().items()
+            if needed.intersection(line["keys"])
+        }
+        names = {path.stem for path in self.shards() if needed.intersection(self._keys_of(path))}
+        lines = [line for line in meter.read(self.ledger) if line["run"] in names | aside.keys()]
+        last = {line["run"]: line["attempt"] for line in lines}
+        again = [line for line in lines if line["attempt"] < last[line["run"]]]
+        out = []
+        if again:
+            hours = sum(map(meter.spent, again)) / 3600
+            out.append(
+                f"Attempts at shards of generated images that failed and were made again: "
+                f"{len(again)} ({hours:.2g} device-hours)."
+            )
+        out += [
+            f"Shard {name} of {len(line['keys'])} generated images is set aside, since it failed "
+            f"every time ({line['error']})."
+            for name, line in aside.items()
+        ]
+        if rows := [line["rows"] for line in lines if "rows" in line]:
+            out.append(
+                f"Memory was too small for as many generated images at a time as were asked for: "
+                f"{min(rows)} instead."
+            )
+        return out
 
     def encoded(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes, str | None]]:
         """Key, encoded image and reject reason of those that are there, shard by shard."""

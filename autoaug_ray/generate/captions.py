@@ -40,6 +40,7 @@ class Captioner:
         self._dtype = half.get(precision, torch.float32)
         self._device = device
         self._name = model
+        self.rows = BATCH
         self._processor, self._model = _load(model, self._dtype)
         self._model.to(device)
         for module in self._model.modules():
@@ -64,8 +65,8 @@ class Captioner:
             alike[length[prompt]].append(i)
         said = [""] * len(prompts)
         for members in alike.values():
-            for start in range(0, len(members), BATCH):
-                part = members[start : start + BATCH]
+            for start in range(0, len(members), self.rows):
+                part = members[start : start + self.rows]
                 inputs = self._inputs(images[part], [prompts[i] for i in part])
                 for i, text in zip(part, self._generate(inputs), strict=True):
                     said[i] = text

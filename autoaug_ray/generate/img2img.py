@@ -104,7 +104,7 @@ class Editor:
         if settings.solver == "dpm++":
             abar = pipe.scheduler.alphas_cumprod
             self._timesteps = timesteps(abar, settings.strength, settings.calls)
-        self._rows = ROWS if device.type == "cpu" else batch_size
+        self.rows = ROWS if device.type == "cpu" else batch_size
         if tokens is not None:
             from autoaug_ray.generate import inversion
 
@@ -214,9 +214,9 @@ class Editor:
 
     def _calls(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], list[T]]]:
         """The items of each call of a network; and these filled up to its number of rows."""
-        for i in range(0, len(items), self._rows):
-            some = items[i : i + self._rows]
-            yield some, [*some, *[some[-1]] * (self._rows - len(some))]
+        for i in range(0, len(items), self.rows):
+            some = items[i : i + self.rows]
+            yield some, [*some, *[some[-1]] * (self.rows - len(some))]
 
 
 def load(settings: Generation, device: torch.device) -> Pipeline:

@@ -5,9 +5,9 @@ charged; writes its file whole; and returns figures only.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from autoaug_ray.generate.work import Work
 
 
+T = TypeVar("T")
+
+
 class Done(NamedTuple):
     """What is told of a piece of work."""
 
@@ -36,6 +39,7 @@ class Done(NamedTuple):
     seconds: float = 0.0  # in the model, of one device; for edits only
     tflop: float = 0.0  # done in them; 0: unknown
     device: str = ""
+    rows: int = 0  # images per call, if the memory was too small for as many as were asked for
 
 
 class Failure(NamedTuple):
@@ -59,18 +63,21 @@ class Maker:
 
     def work(self, what: str, name: str, phase: str, arguments: Sequence[Any]) -> Done | Failure:
         """The method `what`, in the ledger under `name`."""
-        about = {"phase": phase}
-        with Meter(
-            self.bank.ledger, key=name, about=about, device=self.device, share=self.share
-        ) as meter:
-            try:
+        self._rows = 0
+        try:
+            with Meter(
+                self.bank.ledger, key=name, about={"phase": phase}, device=self.device,
+                share=self.share,
+            ) as meter:  # fmt: skip
                 with meter.phase(phase):
                     done: Done = getattr(self, what)(*arguments)
-            except (UserError, RunError) as error:
-                return Failure(str(error), type(error))
-            except Exception as error:
-                return Failure(f"{type(error).__name__}: {error}", None)
-            return done._replace(device=device_name(self.device))
+                if self._rows:
+                    meter.note(rows=self._rows)
+        except (UserError, RunError) as error:
+            return Failure(str(error), type(error))
+        except Exception as error:
+            return Failure(f"{type(error).__name__}: {error}", None)
+        return done._replace(device=device_name(self.device), rows=self._rows)
 
     def embed(self, names: Sequence[str]) -> Done:
         """Neighbouring classes of every class, nearest first."""
@@ -98,7 +105,10 @@ class Maker:
                     device=self.device,
                     precision=self.settings.precision,
                 )
-        texts = self._captioner.continuations(_tensor(images), names, prefix)
+        captioner = self._captioner
+        texts = self._fitting(
+            captioner, lambda: captioner.continuations(_tensor(images), names, prefix)
+        )
         self.bank.write_captions(
             [row._replace(continuation=text) for row, text in zip(rows, texts, strict=True)]
         )
@@ -138,7 +148,7 @@ class Maker:
         sources = [torch.tensor(image) for image in images]
         jobs = [Job(sources[i], e.prompt, e.seed) for i, e in zip(index, edits, strict=True)]
         begin = _now(self.device)
-        edited = editor.edit(jobs)
+        edited = self._fitting(editor, lambda: editor.edit(jobs))
         seconds = _now(self.device) - begin
         rejects = [one.reject for one in edited]
         self.bank.write_shard(
@@ -150,6 +160,22 @@ class Maker:
             seconds=seconds * self.share,
             tflop=self._tflop(len(edits), len(images), len({edit.prompt for edit in edits})),
         )
+
+    def _fitting(self, model: "Captioner | Editor", make: Callable[[], T]) -> T:
+        """`make()`, with half as many images per call whenever the device's memory is too small."""
+        while True:
+            try:
+                return make()
+            except torch.OutOfMemoryError:
+                if model.rows == 1:
+                    raise RunError(
+                        f"generate: not even one image at a time fits in the memory of "
+                        f"{device_name(self.device)}; set generate.size or generate.precision "
+                        "lower, or workers.gpus higher."
+                    ) from None
+            # Out here nothing holds the tensors of the call that failed any more.
+            torch.cuda.empty_cache()
+            self._rows = model.rows = model.rows // 2
 
     def _tflop(self, edits: int, sources: int, prompts: int) -> float:
         """Of so many edits; 0 for a model that cannot be counted, which is no reason to stop."""

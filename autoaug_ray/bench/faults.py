@@ -1,0 +1,221 @@
+"""What the loss of a machine, and of the driver, costs a study; and that neither changes a result.
+
+The machines are raylets on this one, a CPU each; a head without any holds no runs. The study is run
+three times: undisturbed; while a raylet and its run are killed (SIGKILL) as soon as that is past a
+checkpoint; and by a driver that is killed so, and then resumed. (A run may outlive its driver, and
+end well.) Neither ASHA nor PBA is in it: what they decide depends on which trial is first.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from autoaug_ray import config
+from autoaug_ray import meter as metering
+from autoaug_ray.bench import DATASET, Outcome
+from autoaug_ray.bench.tune import attempts
+from autoaug_ray.config import Study
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.plan import read_outcomes
+from autoaug_ray.record import Folder
+from autoaug_ray.summary import summarise
+
+SMALL = {"train_size": 640, "test_size": 200}  # images
+STORE = 80 * 2**20  # bytes of each raylet's object store
+PATIENCE = 300.0  # seconds until a fault must have found its moment
+
+
+def _study(epochs: int) -> Study:
+    tree = {
+        "dataset": {**DATASET.model_dump(exclude_defaults=True), **SMALL},
+        "train": {"epochs": epochs}, "seeds": 2,
+        "methods": {"none": {}, "randaugment": {"magnitude": {"grid": [5, 9]}}},
+    }  # fmt: skip
+    return config.study(tree, name="bench-faults")
+
+
+def faults(
+    *,
+    nodes: Annotated[int, "machines that hold a run each, besides the head"] = 2,
+    epochs: Annotated[int, "of every run"] = 12,
+) -> Outcome:
+    """What the loss of a machine, and of the driver, costs a study; it changes no result."""
+    if nodes < 2:
+        raise UserError(f"--nodes must be at least 2, for one to be lost, got {nodes}.")
+    if "RAY_ADDRESS" in os.environ:
+        raise UserError("RAY_ADDRESS is set, but faults kills machines of its own; unset it.")
+    study = _study(epochs)
+    with tempfile.TemporaryDirectory(prefix="faults-") as place, _cluster(nodes, place) as cluster:
+        undisturbed, bereft, resumed = (Folder(Path(place, name)) for name in ("a", "b", "c"))
+        _run(study, undisturbed)
+        with _once(bereft, cluster.kill):
+            _run(study, bereft)
+        cluster.add()
+        _lose_driver(study, resumed)
+        _run(study, resumed)
+        legs = {
+            "undisturbed": _leg(study, undisturbed, nodes),
+            f"1 of {nodes} machines lost": _leg(study, bereft, nodes),
+            "driver lost, resumed": _leg(study, resumed, nodes),
+        }
+    results = [leg.pop("results") for leg in legs.values()]
+    if any(found != results[0] for found in results):
+        raise RunError(f"faults: the results differ: {results}.")
+    figures = {
+        "nodes": nodes, "epochs": epochs, "runs": len(results[0]), "legs": legs,
+        "results": results[0],
+    }  # fmt: skip
+    return Outcome(figures, [_table(figures)])
+
+
+class _Cluster:
+    def __init__(self, nodes: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(nodes):
+            self.add()
+        self.address: str = self._cluster.address
+
+    def add(self) -> None:
+        self._cluster.add_node(num_cpus=1, object_store_memory=STORE)
+
+    def kill(self, line: Mapping[str, Any]) -> None:
+        """The machine on which this attempt runs, and with it the attempt."""
+        (node,) = (n for n in self._cluster.worker_nodes if n.node_id == line["node"])
+        (raylet,) = node.all_processes["raylet"]
+        for pid in (raylet.process.pid, line["pid"]):
+            os.kill(pid, signal.SIGKILL)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@contextlib.contextmanager
+def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
+    """Joined by this process, and by those that it starts."""
+    # Not where other programs look for a cluster to join.
+    os.environ["RAY_TMPDIR"] = place
+    from autoaug_ray.study import start_ray, stop_ray
+
+    cluster = _Cluster(nodes)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        start_ray()
+        yield cluster
+    finally:
+        stop_ray()
+        cluster.shutdown()
+        del os.environ["RAY_ADDRESS"], os.environ["RAY_TMPDIR"]
+
+
+def _run(study: Study, folder: Folder) -> None:
+    from autoaug_ray.study import Watch, execute, start_ray
+
+    start_ray()
+    (plan,) = execute([(study, folder)], Watch())
+    for done in plan.done:
+        if done.outcome != "finished":
+            raise RunError(f"{done.run.label} {done.outcome}: {done.error}")
+
+
+def _under_way(folder: Folder) -> Mapping[str, Any] | None:
+    """An attempt that is past a checkpoint, after some run has finished."""
+    if not folder.finished():
+        return None
+    lines = metering.read(folder.ledger)
+    return next((line for line in lines if line["open"] and line["kept"] > 0), None)
+
+
+@contextlib.contextmanager
+def _once(folder: Folder, act: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Meanwhile, as soon as an attempt is under way, do that to it."""
+    stop, errors = threading.Event(), []
+
+    def work() -> None:
+        try:
+            while not stop.wait(0.05):
+                if (line := _under_way(folder)) is not None:
+                    return act(line)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _lose_driver(study: Study, folder: Folder) -> None:
+    driver = multiprocessing.get_context("spawn").Process(target=_run, args=(study, folder))
+    driver.start()
+    limit = time.monotonic() + PATIENCE
+    while _under_way(folder) is None:
+        if not driver.is_alive() or time.monotonic() > limit:
+            raise RunError("faults: the driver ended before it could be killed.")
+        time.sleep(0.05)
+    driver.kill()
+    driver.join()
+
+
+def _leg(study: Study, folder: Folder, nodes: int) -> dict[str, Any]:
+    """Figures of one time. Raises RunError if its ledger is not right."""
+    lines, made = metering.read(folder.ledger), attempts(folder.ledger)
+    wall = max(a.ended for a in made) - min(a.began for a in made)
+    summary = summarise(study, folder)
+    spent = math.fsum(map(metering.spent, lines))
+    charged = 3600 * math.fsum(row["total_device_hours"] for row in summary)
+    finished = [line["run"] for line in read_outcomes(folder)]
+    if len(finished) != len(set(finished)):
+        raise RunError("faults: a run has finished twice.")
+    if abs(charged - spent) > 1e-6 * spent or spent > nodes * wall:
+        raise RunError(
+            f"faults: {charged} device-seconds are charged, {spent} are in the ledger, and "
+            f"{nodes} machines had {nodes * wall}."
+        )
+    return {
+        "results": {
+            key: row["test_accuracy"] if row["phase"] == "final" else row["val_accuracy"]
+            for key, row in sorted(folder.finished().items())
+        },
+        "attempts": len(lines), "wall_seconds": wall, "device_seconds": spent,
+        "lost_attempts": sum(row["lost_attempts"] for row in summary),
+        "vain_seconds": 3600 * math.fsum(row["lost_device_hours"] for row in summary),
+    }  # fmt: skip
+
+
+def _table(f: Mapping[str, Any]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"{f['runs']} runs of {f['epochs']} epochs on {f['nodes']} machines, a CPU each",
+        caption="Every run ended with the same accuracy, to the last bit, and none twice; the "
+        "ledger's attempts add up to what is charged. Wall-clock: from the beginning of the first "
+        "attempt to the end of the last.",
+    )
+    table.add_column("")
+    for name in ("attempts", "lost", "wall s", "CPU-s charged", "of them in vain"):
+        table.add_column(name, justify="right")
+    for name, leg in f["legs"].items():
+        table.add_row(
+            name, str(leg["attempts"]), str(leg["lost_attempts"]), f"{leg['wall_seconds']:.1f}",
+            f"{leg['device_seconds']:.1f}", f"{leg['vain_seconds']:.1f}",
+        )  # fmt: skip
+    return table

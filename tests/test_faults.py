@@ -1,0 +1,243 @@
+"""Every fault is caused for real, and meets the policy that README gives for it."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from autoaug_ray import meter, report, study, train
+from autoaug_ray.errors import RunError, StorageError, exit_status
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.maker import Failure, Maker
+from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
+from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.plan import read_outcomes
+from autoaug_ray.record import Folder
+
+ROOT = Path(__file__).parent.parent
+
+
+@contextlib.contextmanager
+def meanwhile(act):
+    """Calls `act` again and again, until it returns True or the block ends."""
+    stop, errors = threading.Event(), []
+
+    def work():
+        try:
+            while not stop.wait(0.02) and not act():
+                pass
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors, errors
+
+
+def execute(made, folder):
+    study.start_ray(2)
+    (plan,) = study.execute([(made, folder)], study.Watch())
+    return plan
+
+
+def attempts(folder, key):
+    return [line for line in meter.read(folder.ledger) if line["run"] == key]
+
+
+def final(made, label, seed):
+    return made.run(made.entry(label), "final", seed=seed, choices={})
+
+
+def undisturbed(run):
+    """The test accuracy that it reaches without Ray, without a folder, and in one piece."""
+    *_, last = train.run(run)
+    return last.row["test_accuracy"]
+
+
+def test_a_run_is_given_up_only_if_it_dies_again_and_again_without_an_epoch_more(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "RETRIES", 1)
+    made = tiny({}, seeds=[0, 1], train={"epochs": 16, "batch_size": 32, "iters_per_epoch": 40})
+    folder, killed = Folder(tmp_path / "runs"), {}
+    lucky, unlucky = (final(made, "none", seed).key for seed in (0, 1))
+
+    def kill():
+        for line in meter.read(folder.ledger):
+            run, n = line["run"], line["attempt"]
+            epochs = len(folder.read_rows(run))
+            due = n <= 2 and epochs >= killed.get((run, n - 1), 0) + 2 if run == lucky else n <= 2
+            if due and line["open"] and (run, n) not in killed:
+                os.kill(line["pid"], signal.SIGKILL)
+                killed[run, n] = epochs
+
+    with meanwhile(kill):
+        plan = execute(made, folder)
+    outcomes = {done.run.key: done for done in plan.done}
+    assert outcomes[lucky].outcome == "finished"
+    assert outcomes[unlucky].outcome == "failed"
+    assert outcomes[unlucky].error == (
+        "its process died 2 times in a row before it could finish another epoch"
+    )
+    tries = attempts(folder, lucky)
+    assert [line["open"] for line in tries] == [True] * 2 + [False]
+    assert all(line["kept"] > 0 for line in tries), "every attempt went on from a checkpoint"
+    assert [line["open"] for line in attempts(folder, unlucky)] == [True] * 2
+    assert folder.finished()[lucky]["test_accuracy"] == undisturbed(final(made, "none", 0))
+
+    (row,) = report.summarise(made, folder)
+    assert row["lost_attempts"] == 4 and row["failed"] == 1
+    spent = sum(map(meter.spent, meter.read(folder.ledger))) / 3600
+    assert row["total_device_hours"] == pytest.approx(spent)
+    assert 0 < row["lost_device_hours"] < spent
+    said = [line for line in report.verdicts([row], made, folder) if line.startswith("none: ")]
+    assert "4 attempts lost with the process, machine or driver, and " in said[0]
+    report.write(made, folder)
+    assert "died 2 times in a row" in (folder.root / "report.html").read_text()
+
+    again = execute(made, folder)  # what failed is tried again, what has finished is not
+    assert {done.run.key: done.outcome for done in again.done} == {
+        lucky: "finished", unlucky: "finished",
+    }  # fmt: skip
+    assert len(attempts(folder, lucky)) == len(attempts(folder, unlucky)) == 3
+
+
+def test_a_place_that_cannot_be_used_ends_the_study_and_no_run_has_failed(
+    tiny, tmp_path, small_disk, capsys
+):
+    made = tiny({}, seeds=[0], train={"epochs": 12, "batch_size": 32, "iters_per_epoch": 40})
+    folder, away = Folder(small_disk.root / "runs"), small_disk.root / "away"
+    key = final(made, "none", 0).key
+
+    def once(epochs, act):
+        def when_it_runs():
+            if len(folder.read_rows(key)) >= epochs:
+                act()
+                return True
+
+        return meanwhile(when_it_runs)
+
+    def work():
+        execute(made, folder)
+        return 0
+
+    with once(2, small_disk.fill):
+        assert exit_status(work, interrupted="", again="the same command goes on.") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {folder.root}")
+    assert said.endswith(" cannot be used (No space left on device); the same command goes on.\n")
+    small_disk.free()
+    assert not read_outcomes(folder)
+    before = len(folder.read_rows(key))
+    assert 2 <= before < 12 and not list(folder.root.rglob("*.tmp"))
+
+    with once(before + 1, lambda: folder.root.rename(away)):
+        with pytest.raises(StorageError, match="runs.* cannot be used"):
+            execute(made, folder)
+    assert not list(folder.root.rglob("*.parquet")), "rows were written where nobody looks"
+    if folder.root.exists():
+        folder.root.rename(tmp_path / "rest")  # Tune's own
+    away.rename(folder.root)
+
+    (done,) = execute(made, folder).done
+    assert done.outcome == "finished" and len(attempts(folder, key)) == 3
+    assert folder.finished()[key]["test_accuracy"] == undisturbed(final(made, "none", 0))
+    assert [line["outcome"] for line in read_outcomes(folder)] == ["finished"]
+
+
+@pytest.mark.parametrize("fits", [4, 0])
+def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
+    tmp_path, monkeypatch, fits
+):
+    """Here nothing but a graphics card raises this error by itself, so that a UNet has to."""
+    pytest.importorskip("diffusers")
+    import tiny_sd
+
+    settings = Generation(model=str(tiny_sd.save(tmp_path / "sd")), calls=2)
+    pool = Pool(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2), ("a", "b"))
+    marks = fingerprints(pool, settings, ["fixed"])
+    edits = build(pool, draw(pool, (), settings, ["fixed"]), {}, settings, marks, len)
+    bank = Bank(tmp_path / "bank")
+    maker = Maker(str(bank.root), settings, Workers())
+    unet = maker._editor_with(None)._pipe.unet
+    forward = unet.forward
+
+    def small(rows, *arguments, **more):
+        if len(rows) > 2 * fits:  # with the prompt and without
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(rows, *arguments, **more)
+
+    monkeypatch.setattr(unet, "forward", small)
+    work = (edits[:6], list(pool.images.numpy()), [e.source for e in edits[:6]], marks)
+    outcome = maker.work("edit", "shard", "generate", work)
+    (line,) = meter.read(bank.ledger)
+    if not fits:
+        assert outcome == Failure(
+            "generate: not even one image at a time fits in the memory of CPU; set generate.size "
+            "or generate.precision lower, or workers.gpus higher.", RunError,
+        )  # fmt: skip
+        return
+    assert outcome.made == 6 and outcome.rows == line["rows"] == 4
+    assert bank.verify() == [] and len(bank.shards()) == 1
+
+
+def greedy(config, *, bank):
+    """`study.trial`, in which a step of trivialaugment asks for more memory than there is."""
+    from autoaug_ray.methods.discrete import TrivialAugment
+
+    TrivialAugment.step = lambda *_: {"train_loss": torch.zeros(2**50)}
+    study.trial(config, bank=bank)
+
+
+def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path, monkeypatch):
+    wild = {"lr": 100, "weight_decay": 1, "schedule": "constant", "iters_per_epoch": 40}
+    made = tiny({"trivialaugment": {}}, train={"epochs": 2, "batch_size": 32, **wild})
+    folder = Folder(tmp_path / "runs")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(study, "trial", greedy)
+    try:
+        failed = {done.run.label: done for done in execute(made, folder).done}
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert {done.outcome for done in failed.values()} == {"failed"}
+    assert failed["none"].error.startswith("none: train_loss became nan in epoch 1 (steps 1 to 40)")
+    assert failed["trivialaugment"].error == (
+        "trivialaugment: a batch of 32 images does not fit in the memory of its share of CPU; "
+        "lower train.batch_size, for all methods alike, or set train.precision to bf16, or give "
+        "it more of a device (resources)."
+    )
+    lines = meter.read(folder.ledger)
+    assert len(lines) == 2 and not any(line["open"] for line in lines)
+    report.write(made, folder)
+    page = (folder.root / "report.html").read_text()
+    assert "train_loss became nan" in page and "does not fit in the memory" in page
+
+
+def test_a_lost_machine_and_a_lost_driver_change_no_result(tmp_path):
+    """`bench faults` compares the results, and the sums of the ledger, itself."""
+    figures = tmp_path / "figures.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "autoaug_ray.bench", "faults", "--epochs", "4", "--json", figures],
+        env={**os.environ, "RAY_health_check_period_ms": "500"},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert len(found["results"]) == found["runs"] == 6
+    legs = found["legs"]
+    assert legs["undisturbed"]["attempts"] == 6 and legs["undisturbed"]["lost_attempts"] == 0
+    assert legs["1 of 2 machines lost"]["lost_attempts"] >= 1
+    assert all(0 <= leg["vain_seconds"] < leg["device_seconds"] for leg in legs.values())
