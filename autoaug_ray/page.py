@@ -105,12 +105,17 @@ def accuracy_vs_cost(lines: Sequence[Row], time_name: str, enough: int) -> Row |
                     "meta": r["label"], "showlegend": False, "text": ["", at], "hoverinfo": "text",
                 }
             )  # fmt: skip
+    ys = [y for t in traces if "meta" in t for y in t["y"]]
+    room = max(1.0, 0.4 * (max(ys) - min(ys)))  # a wider interval runs out of the frame
     layout = {
         "xaxis": {
             "type": "log", "dtick": "D1" if right > 20 else "D2", "ticksuffix": "x",
             "title": {"text": f"relative cost (log scale; {escape(reference)} = 1)"},
         },
-        "yaxis": {"title": {"text": "test accuracy (%)"}},
+        "yaxis": {
+            "title": {"text": "test accuracy (%)"},
+            "range": [max(min(ys) - room, -2), min(max(ys) + room, 102)],
+        },
         "legend": {"orientation": "h", "y": -0.2}, "margin": {"l": 55, "r": 10, "t": 10, "b": 40},
         "height": 560, "plot_bgcolor": "white", "hoverlabel": {"align": "left"},
         "font": {"family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13},

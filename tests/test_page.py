@@ -20,7 +20,7 @@ HOSTILE = "</script><b id='planted'>{{ 7 * 7 }}"
 
 
 def study(root: Path) -> Hand:
-    published = {"measure": "micro", "source": HOSTILE, "entries": {"bilevel": 80.5}}
+    published = {"measure": "micro", "source": HOSTILE, "entries": {"bilevel": {"accuracy": 80.5}}}
     hand = Hand(root, published=published)
     hand.finals("none", 0.60, 0.61, 0.62)
     hand.finals("randaugment", 0.70, 0.72, 0.71, seconds=(15.0,), choices={"magnitude": 9})
@@ -101,11 +101,11 @@ def test_an_entry_is_hidden_in_tables_and_figure(driver: Any) -> None:
 @browser_needed
 def test_a_click_on_the_legend_is_the_same(driver: Any) -> None:
     def click() -> None:
+        shown = "randaugment" in drawn(driver)
         for item in driver.find_elements("css selector", "#plot .legend .traces"):
             if item.text == "randaugment":
                 toggle = item.find_element("css selector", ".legendtoggle")
                 ActionChains(driver).move_to_element(toggle).click().perform()
-        shown = "randaugment" in drawn(driver)
         WebDriverWait(driver, 5).until(lambda d: ("randaugment" in drawn(d)) != shown)
 
     click()
