@@ -9,18 +9,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from autoaug_ray import figures, mix_figures, published, report
+from autoaug_ray import figures, mix_figures, page, published, report
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
 from autoaug_ray.mix_figures import Point
@@ -152,7 +151,7 @@ def write(cases: Cases, root: Place, control: str | None = None) -> Place:
 
 
 def table(cases: Cases, control: str | None = None) -> Table:
-    """For the terminal: entries x cases."""
+    """For the terminal: entries x cases, or cases x entries where there are more of them."""
     found = gather(cases, control)
     spread = len(found.cases) < 5
     caption = (
@@ -162,17 +161,22 @@ def table(cases: Cases, control: str | None = None) -> Table:
     )
     if found.ranking is not None:
         caption += f" Rank: mean over {_of_blocks(found)}; 1 is best."
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    out.add_column("method", overflow="fold")
-    for case in found.cases:
-        out.add_column(case.name, justify="right", overflow="fold")
-    out.add_column("rank", justify="right")
+    grid = []
     for line in _lines(found):
         cells = []
         for cell in line["cells"]:
             text = cell["text"] if spread else cell["short"]
             cells.append(f"[bold]{text}[/]" if cell["best"] else text)
-        out.add_row("  " * bool(line["control_of"]) + line["label"], *cells, line["rank"])
+        grid.append(["  " * bool(line["control_of"]) + line["label"], *cells, line["rank"]])
+    grid.insert(0, ["method", *(case.name for case in found.cases), "rank"])
+    if len(found.cases) > len(found.entries):  # terminals are higher than wide
+        grid = [list(column) for column in zip(*grid, strict=True)]
+        grid[0] = ["case", *(name.strip() for name in grid[0][1:])]
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for i, name in enumerate(grid[0]):
+        out.add_column(escape(name), justify="right" if i else "left", overflow="fold")
+    for row in grid[1:]:
+        out.add_row(*row)
     return out
 
 
@@ -517,12 +521,9 @@ def _alpha(found: Across) -> Figure | None:
 
 
 def _page(found: Across, pictures: Mapping[str, bytes | None], root: Place) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name("across.html.j2").read_text())
     beside = _published(found)
-    return template.render(
+    return page.render(
+        "across.html.j2",
         name=found.cases[0].study.name,
         reference=found.reference,
         control=found.control,

@@ -7,17 +7,15 @@ The words are made here, from the summary alone; the figures are in `figures`, t
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from autoaug_ray import figures, mix_figures, published
+from autoaug_ray import figures, mix_figures, page, published
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
 from autoaug_ray.record import Folder, write_whole
@@ -65,7 +63,7 @@ def write(study: Study, folder: Folder, classes: Sequence[str] = ()) -> Place:
     sheet = folder.root / "sheet.png"
     pictures["sheet"] = sheet.read_bytes() if sheet.is_file() else None
     path = folder.root / "report.html"
-    write_whole(path, _page(results, summary, pictures, bool(moved)).encode())
+    write_whole(path, _page(results, folder, summary, pictures, bool(moved)).encode())
     return path
 
 
@@ -536,14 +534,11 @@ def phases_of(summary: Sequence[Row]) -> dict[str, str]:
 
 def _page(
     results: Results,
+    folder: Folder,
     summary: Sequence[Row],
     pictures: Mapping[str, bytes | None],
     shifted: bool,
 ) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text())
     settings = results.study.model_dump(mode="json", exclude_defaults=True)
     searches = {
         label: [
@@ -562,7 +557,9 @@ def _page(
     uneven = _uneven(results)
     paper = results.study.published
     table_lines = lines(summary)
-    return template.render(
+    _, time_name = _time(summary)
+    return page.render(
+        "report.html.j2",
         study=results.study,
         case=getattr(results.study, "case", None),
         uneven=uneven,
@@ -582,7 +579,10 @@ def _page(
             "cost": published.gives_cost(paper),
             "verdicts": published.verdicts(summary, paper),
         },
-        time_name=_time(summary)[1],
+        time_name=time_name,
+        plot=page.accuracy_vs_cost(table_lines, time_name, ENOUGH),
+        library=page.library(),
+        policies=page.policies(results, folder),
         phases=phases_of(summary),
         pictures={name: base64.b64encode(png).decode() for name, png in pictures.items() if png},
         shifted=shifted,

@@ -157,8 +157,8 @@ def test_page(hand: Hand) -> None:
     text = report.write(hand.study, hand.folder).read_text()
     section = text.split("Beside the published figures")[1].split("<h2>")[0]
     ran, quoted = section.split("<tbody>")[1:]
-    assert ran.count("<tr>") == 3 and 'class="quoted"' not in ran
-    assert quoted.count('<tr class="quoted">') == 1 and "quoted, not run" in quoted
+    assert ran.count("<tr") == 3 and 'class="quoted"' not in ran
+    assert quoted.count(' class="quoted">') == 1 and "quoted, not run" in quoted
     assert '<td data-v="61.5">61.50</td>' in ran  # by which the column is sorted
     assert '<td data-v="60.0">&gt; 60</td>' in ran
     assert BILEVEL in ran

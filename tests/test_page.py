@@ -1,0 +1,186 @@
+"""The page as its reader has it: opened from file:// in a browser, and clicked."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hand import Hand
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.support.ui import WebDriverWait
+
+from autoaug_ray import page, report
+
+MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+browser_needed = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+HOSTILE = "</script><b id='planted'>{{ 7 * 7 }}"
+
+
+def study(root: Path) -> Hand:
+    published = {"measure": "micro", "source": HOSTILE, "entries": {"bilevel": {"accuracy": 80.5}}}
+    hand = Hand(root, published=published)
+    hand.finals("none", 0.60, 0.61, 0.62)
+    hand.finals("randaugment", 0.70, 0.72, 0.71, seconds=(15.0,), choices={"magnitude": 9})
+    more = {"log": {"std/shear": 0.25}}
+    hand.finals("bilevel", 0.80, 0.82, 0.81, seconds=(40.0,), more=more)
+    hand.finals("bilevel learn:off", 0.50, 0.51, 0.52, seconds=(20.0,))
+    hand.run("bilevel", seed=7, error=HOSTILE)
+    for seed in (0, 1, 2):
+        place = hand.folder.policy("bilevel", seed)
+        place.mkdir(parents=True)
+        (place / "policy.pt").touch()
+    return hand
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    hand = study(tmp_path_factory.mktemp("study"))
+    path = report.write(hand.study, hand.folder)
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
+        options.add_argument(argument)
+    out = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    out.get(path.as_uri())
+    WebDriverWait(out, 30).until(
+        lambda d: d.execute_script("return document.querySelectorAll('#plot .point').length > 4")
+    )
+    yield out
+    out.quit()
+
+
+def entries(driver: Any) -> list[str]:
+    """Of the first table, as they are shown."""
+    return driver.execute_script(
+        "return [...document.querySelector('table.sortable').tBodies[0].rows]"
+        ".filter(r => r.offsetHeight > 0).map(r => r.dataset.entry)"
+    )
+
+
+def drawn(driver: Any) -> set[str]:
+    return set(
+        driver.execute_script(
+            "return plot.data.filter(t => t.visible === true && t.meta).map(t => t.meta)"
+        )
+    )
+
+
+ORDER = ["none", "randaugment", "bilevel", "bilevel learn:off"]
+
+
+@browser_needed
+def test_a_click_on_a_heading_sorts_and_controls_stay(driver: Any) -> None:
+    assert entries(driver) == ORDER
+    head = driver.find_elements("css selector", "table.sortable th")[1]
+    head.click()
+    assert entries(driver) == ORDER and head.get_attribute("aria-sort") == "ascending"
+    head.click()
+    assert entries(driver) == ["bilevel", "bilevel learn:off", "randaugment", "none"]
+    driver.find_elements("css selector", "table.sortable th")[0].click()
+    assert entries(driver) == ORDER
+
+
+@browser_needed
+def test_an_entry_is_hidden_in_tables_and_figure(driver: Any) -> None:
+    box = driver.find_element("css selector", '.filters input[value="bilevel"]')
+    section = driver.find_element("css selector", 'section[data-entry="bilevel"]')
+    assert drawn(driver) == set(ORDER) and section.is_displayed()
+    box.click()
+    left = [label for label in ORDER if label != "bilevel"]
+    assert entries(driver) == left and drawn(driver) == set(left)
+    assert not section.is_displayed()
+    driver.find_element("css selector", '.filters button[data-all=""]').click()
+    assert entries(driver) == [] and drawn(driver) == set()
+    driver.find_element("css selector", '.filters button[data-all="yes"]').click()
+    assert entries(driver) == ORDER and drawn(driver) == set(ORDER) and box.is_selected()
+
+
+@browser_needed
+def test_a_click_on_the_legend_is_the_same(driver: Any) -> None:
+    def click() -> None:
+        shown = "randaugment" in drawn(driver)
+        for item in driver.find_elements("css selector", "#plot .legend .traces"):
+            if item.text == "randaugment":
+                toggle = item.find_element("css selector", ".legendtoggle")
+                ActionChains(driver).move_to_element(toggle).click().perform()
+        WebDriverWait(driver, 5).until(lambda d: ("randaugment" in drawn(d)) != shown)
+
+    click()
+    assert "randaugment" not in entries(driver)
+    box = driver.find_element("css selector", '.filters input[value="randaugment"]')
+    assert not box.is_selected()
+    click()
+    assert entries(driver) == ORDER
+
+
+@browser_needed
+def test_a_point_tells_its_figures(driver: Any) -> None:
+    index = driver.execute_script(
+        "plot.scrollIntoView({block: 'center'});"
+        "return plot.data.findIndex(t => t.meta === 'bilevel' && t.text)"
+    )
+    point = driver.execute_script(
+        "const name = plot.data[arguments[0]].name;"
+        "return [...document.querySelectorAll('#plot .scatterlayer .trace')]"
+        ".find(t => t.__data__[0].trace.index === arguments[0]).querySelector('.point')",
+        index,
+    )
+    ActionChains(driver).move_to_element(point).perform()
+    hover = WebDriverWait(driver, 5).until(
+        lambda d: d.find_elements("css selector", "#plot .hoverlayer .hovertext")
+    )
+    text = " ".join(hover[0].text.replace("\u00a0", " ").split())
+    for said in ("bilevel", "81.00 ± 1.00", "+20.00 [+17.52, +22.48]", "relative cost 4.00",
+                 "CPU-", "seeds 0, 1, 2"):  # fmt: skip
+        assert said in text, text
+
+
+@browser_needed
+def test_it_fetches_nothing_and_fits(driver: Any) -> None:
+    names = driver.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+    )
+    assert [n for n in names if not n.startswith(("data:", "blob:"))] == []
+    assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+    fits = "return document.documentElement.scrollWidth <= innerWidth"
+    assert driver.execute_script(fits)
+    driver.set_window_size(500, 1000)
+    WebDriverWait(driver, 5).until(lambda d: d.execute_script(fits))
+    driver.set_window_size(1300, 1000)
+
+
+@browser_needed
+def test_what_comes_from_the_study_is_text_in_the_browser(driver: Any) -> None:
+    assert driver.find_elements("id", "planted") == []
+    assert HOSTILE in driver.execute_script("return document.body.textContent")
+
+
+def test_a_hostile_label_is_escaped_everywhere(tmp_path: Path) -> None:
+    """No study can have such a label today; the page does not rely on it."""
+    hand = study(tmp_path)
+    lines = report.lines(list(hand.rows().values()))
+    figure = page.accuracy_vs_cost([{**r, "label": HOSTILE} for r in lines], "CPU-hours", 3)
+    assert figure is not None
+    traces = [t for t in figure["data"] if t.get("meta")]
+    assert all("<" not in t["name"] for t in traces if "name" in t)
+    assert not any("<b id" in text for t in traces for text in t.get("text", []))
+    text = report.write(hand.study, hand.folder).read_text()
+    assert "<b id" not in text and "&lt;/script&gt;&lt;b id" in text
+
+
+def test_what_was_learned_stands_there_with_the_way_to_load_it(tmp_path: Path) -> None:
+    hand = study(tmp_path)
+    text = report.write(hand.study, hand.folder).read_text()
+    assert "<td>spread of shear</td><td>0.250 ± 0.000</td>" in text
+    assert "load_policy(&#34;policies/bilevel/seed-0/policy.pt&#34;)" in text
+
+
+def test_sub_policies_are_ranked() -> None:
+    settings = '{"method": {"sub_policies": [[["Invert", 0.1, 0.2]], [["Color", 1.0, 0.5]]], %s}}'
+    weighted = page._sub_policies({"settings": settings % '"weights": [0.25, 0.75]'})
+    assert weighted == ["0.750: Color 1.00 0.50", "0.250: Invert 0.10 0.20"]
+    plain = page._sub_policies({"settings": settings % '"weights": []'})
+    assert plain == ["Invert 0.10 0.20", "Color 1.00 0.50"]
