@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, forecast, models
+from autoaug_ray import config, data, forecast, models, track
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.meter import device_name
@@ -20,7 +20,7 @@ from autoaug_ray.plan import Done
 from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_sheet
 from autoaug_ray.record import Folder, write_whole
 
-COMMANDS = ("bank", "init", "pilot")
+COMMANDS = ("bank", "init", "pilot", "report")
 """Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 
@@ -56,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="run_all.py",
         description="Which augmentation is worth its compute: run studies and report accuracy "
         "against device-hours. Sub-commands, each with a --help of its own: init (a study of a "
-        "folder of images), pilot (a cheap early answer), bank (look at generated images).",
+        "folder of images), pilot (a cheap early answer), bank (look at generated images), "
+        "report (a study's page anew, or in W&B).",
     )
     parser.add_argument(
         "studies", nargs="*", type=Path, metavar="STUDY.yaml", default=[QUICKSTART],
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true",
         help="list the runs and forecast their cost from a few timed steps; run nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wandb", choices=track.MODES, default=track.default_mode(),
+        help="W&B runs of all trainings: offline files below the study's folder, for wandb sync, "
+        "or online, with WANDB_API_KEY (default: WANDB_MODE, or else online if there is a key, "
+        "offline if not)",
     )  # fmt: skip
     parser.add_argument(
         "--smoke", action="store_true",
@@ -131,24 +138,34 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
         if any(kinds_of(study) for study in studies):
             console.print(_dry_run_bank(studies))
         return False
-    return carry_out(studies, options.out, options.bank or options.out / "bank", console)
+    bank = options.bank or options.out / "bank"
+    return carry_out(studies, options.out, bank, console, options.wandb)
 
 
 def _folders(studies: Sequence[Study], out: Path) -> list[Folder]:
     return [Folder(out / study.name / (study.case or "")) for study in studies]
 
 
-def carry_out(studies: Sequence[Study], out: Path, bank: Path, console: Console) -> bool:
+def carry_out(
+    studies: Sequence[Study], out: Path, bank: Path, console: Console, wandb: str = "off"
+) -> bool:
     """Run the cases of a study, and report them; whether any of its runs failed."""
+    folders = _folders(studies, out)
+    studies, failed = run(studies, folders, bank, console, wandb)
+    page = show(list(zip(studies, folders, strict=True)), out / studies[0].name, console)
+    say_failed(failed, console)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return bool(failed)
+
+
+def show(cases: Sequence[tuple[Study, Folder]], root: Path, console: Console) -> Path:
+    """Write the pages of a study below `root`, print what they say; the page to begin with."""
     from autoaug_ray import across, published, report
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
             console.print(line, highlight=False, markup=False)
 
-    folders = _folders(studies, out)
-    studies, failed = run(studies, folders, bank, console)
-    cases = list(zip(studies, folders, strict=True))
     for study, folder in cases:
         classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
         page = report.write(study, folder, classes)
@@ -163,21 +180,23 @@ def carry_out(studies: Sequence[Study], out: Path, bank: Path, console: Console)
                 console.print(published.table(report.lines(summary), study.published))
             tell(published.verdicts(summary, study.published))
     if len(cases) > 1:
-        page = across.write(cases, out / studies[0].name)
-        console.rule(f"{studies[0].name}, all cases")
+        page = across.write(cases, root)
+        console.rule(f"{cases[0][0].name}, all cases")
         console.print(across.table(cases))
         tell(across.verdicts(cases))
         if beside := across.published_of(cases):
             if published.grid(beside):
                 console.print(published.table_over_cases(beside))
             tell(published.verdicts_over_cases(beside))
-    say_failed(failed, console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return bool(failed)
+    return page
 
 
 def run(
-    studies: Sequence[Study], folders: Sequence[Folder], bank: Path, console: Console
+    studies: Sequence[Study],
+    folders: Sequence[Folder],
+    bank: Path,
+    console: Console,
+    wandb: str = "off",
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
     from autoaug_ray.progress import Progress
@@ -189,7 +208,8 @@ def run(
     for study, folder in zip(studies, folders, strict=True):
         write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
         write_sheet(study, folder, bank)
-    plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+    with track.tracking(folders, wandb, say):
+        plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
 
 
