@@ -32,6 +32,7 @@ from typing import Any
 
 from autoaug_ray import summary
 from autoaug_ray.config import Study
+from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.plan import read_outcomes
 from autoaug_ray.record import Folder, write_whole
 
@@ -65,10 +66,16 @@ def project() -> str:
 
 
 @contextlib.contextmanager
-def tracking(folders: Sequence[Folder], mode: str, say: Callable[[str], None]) -> Iterator[None]:
+def tracking(
+    folders: Sequence[Folder],
+    mode: str,
+    say: Callable[[str], None],
+    patience: float | None = PATIENCE_SECONDS,
+) -> Iterator[None]:
     """Rows that come into the folders while in here are passed on to W&B.
 
-    `say` is told, once, what went wrong; nothing that does so is raised.
+    `say` is told, once, what went wrong; nothing that does so is raised. At the end W&B is waited
+    for `patience` seconds, or for as long as it takes.
     """
     if mode == "off":
         yield
@@ -97,7 +104,7 @@ def tracking(folders: Sequence[Folder], mode: str, say: Callable[[str], None]) -
         raise
     child.stdin.close()
     try:
-        status = child.wait(PATIENCE_SECONDS)
+        status = child.wait(patience)
         listener.join()
     except subprocess.TimeoutExpired:
         child.kill()
@@ -255,6 +262,91 @@ class Tracker:
             if sheet.is_file() and run.step == 0:
                 run.log({STEP: sum(spent.values()), "sheet": wandb.Image(str(sheet))})
             self._end(key, run, len(hours))
+
+
+def publish(cases: Sequence[tuple[Study, str]]) -> str:
+    """Create a W&B report of a study's cases, each with its text in Markdown; its address.
+
+    Raises UserError without wandb-workspaces, RunError if W&B does not take it.
+    """
+    try:
+        from wandb_workspaces import expr
+        from wandb_workspaces.reports import v2
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--wandb needs {error.name}: pip install 'autoaug_ray[wandb-report]'."
+        ) from None
+    import wandb
+
+    accuracy, cost = v2.SummaryMetric("test_accuracy"), v2.SummaryMetric("cost_device_hours")
+    by_method = v2.Config("label")
+
+    def curves(title: str, metric: str) -> Any:
+        return v2.LinePlot(
+            title=title, x=STEP, y=[metric], groupby=by_method, title_x="device-hours, all attempts"
+        )
+
+    def settings_of(study: Study) -> list[Any]:
+        names = sorted({f"method.{name}" for entry in study.entries for name in entry.ranges})
+        return [v2.Config(name) for name in ["label", *names]]
+
+    try:
+        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+        blocks: list[Any] = []
+        for study, text in cases:
+
+            def runs(name: str, *filters: Any, group: str = group_of(study)) -> Any:
+                mine = [expr.Metric("Group") == group, *filters]
+                return v2.Runset(entity=entity, project=project(), name=name, filters=mine)
+
+            finals = runs("final trainings", expr.Metric("JobType") == "final")
+            searches = runs("search trials", expr.Metric("JobType") == "search")
+            axes = [*settings_of(study), v2.SummaryMetric("val_accuracy")]
+            blocks += [
+                v2.H1(group_of(study)),
+                v2.MarkdownBlock(text),
+                v2.PanelGrid(
+                    runsets=[finals],
+                    panels=[
+                        v2.ScatterPlot(
+                            title="Test accuracy against device-hours, search and images included",
+                            x=cost, y=accuracy, log_x=True, running_ymax=True,
+                            layout=v2.Layout(w=24, h=12),
+                        ),
+                        curves("Training loss", "train_loss"),
+                        curves("Delivered displacement, pixels", "displacement"),
+                        curves("Delivered change of colour", "color_change"),
+                        v2.RunComparer(diff_only=True, layout=v2.Layout(w=24, h=12)),
+                    ],
+                ),
+                v2.PanelGrid(
+                    runsets=[searches],
+                    panels=[
+                        curves("Validation accuracy in the search", "val_accuracy"),
+                        v2.ParallelCoordinatesPlot(
+                            title="What was searched",
+                            columns=[v2.ParallelCoordinatesPlotColumn(axis) for axis in axes],
+                            layout=v2.Layout(w=16, h=8),
+                        ),
+                    ],
+                ),
+            ]  # fmt: skip
+        made = v2.Report(
+            entity=entity, project=project(), title=cases[0][0].name, blocks=blocks, width="fluid"
+        )
+        made.save()
+    except Exception as error:
+        raise RunError(
+            f"W&B took no report: {type(error).__name__}: {_first_line(error)}"
+        ) from None
+    return str(made.url)
+
+
+def _first_line(error: Exception) -> str:
+    """Without the key, should the message quote it."""
+    text = (str(error).splitlines() or [""])[0]
+    key = os.environ.get("WANDB_API_KEY")
+    return text.replace(key, "***") if key else text
 
 
 def _quiet() -> Any:
