@@ -127,6 +127,7 @@ class Tracker:
         else:
             # Two folders of the same study are not the same runs.
             self.tracked = {"name": uuid.uuid4().hex[:8], "online": {}, "offline": {}}
+            self._keep()
         self._open: dict[str, Any] = {}
         self._whole: set[str] = set()
 
@@ -189,7 +190,7 @@ class Tracker:
             settings=_quiet(),
             **about,
         )
-        run.define_metric(STEP, summary="max")
+        run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
         self._open[key] = run
         return run
@@ -233,6 +234,9 @@ class Tracker:
         run.finish(exit_code=int(failed))
         self._open.pop(key)
         self.tracked[self.mode][key] = count
+        self._keep()
+
+    def _keep(self) -> None:
         write_whole(self._file, json.dumps(self.tracked, indent=1).encode())
 
     def _generated(self) -> None:
