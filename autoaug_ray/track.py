@@ -402,13 +402,15 @@ def main(arguments: Sequence[str]) -> int:
             if mode == "offline":
                 print(f"W&B: {type(error).__name__}: tracking has stopped.", flush=True)
                 return 1
-            mode, last = "offline", False
-            trackers = [Tracker(folder, mode) for folder in folders]
             print(
                 f"W&B cannot be reached ({type(error).__name__}): going on offline; later, "
                 f"wandb sync {folders[0].root}/wandb/offline-run-*",
                 flush=True,
             )
+            # As a new process: this one's wandb still holds the runs that it could not send.
+            os.environ.pop("WANDB_API_KEY", None)
+            again = [sys.executable, "-m", "autoaug_ray.track", "offline", *roots]
+            os.execv(sys.executable, again)
     return 0
 
 
