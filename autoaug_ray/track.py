@@ -389,6 +389,7 @@ def main(arguments: Sequence[str]) -> int:
     """MODE FOLDER...: until stdin ends. Exit status: 0 all was passed on, 1 not all."""
     mode, *roots = arguments
     os.nice(19)
+    without_key = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
     folders = [Folder(Path(root)) for root in roots]
     os.environ.setdefault("WANDB_DATA_DIR", str((folders[0].root / "wandb" / "data").resolve()))
     trackers = [Tracker(folder, mode) for folder in folders]
@@ -408,9 +409,8 @@ def main(arguments: Sequence[str]) -> int:
                 flush=True,
             )
             # As a new process: this one's wandb still holds the runs that it could not send.
-            os.environ.pop("WANDB_API_KEY", None)
             again = [sys.executable, "-m", "autoaug_ray.track", "offline", *roots]
-            os.execv(sys.executable, again)
+            os.execve(sys.executable, again, without_key)
     return 0
 
 

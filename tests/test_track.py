@@ -198,7 +198,7 @@ def test_mixed_images_bring_a_run_of_their_generation_and_a_table(interrupted):
     runs = by_key(wandb_files.runs(folder.root))
     (made,) = (run for run in runs.values() if run.about.job_type == "generate")
     assert made.summary["device_hours"] == 2.5 and made.summary["device_hours/caption"] == 0.5
-    assert made.about.run_group == "small" and "editor" in made.config
+    assert made.about.run_group == "small" and "captioner" in made.config
     last = runs[key].history[-1]
     assert last["alpha/fixed"] == 0.5 and last["alpha"]["_type"] == "table-file"
     (path,) = folder.root.glob(f"wandb/*{key}/files/{last['alpha']['path']}")
@@ -216,6 +216,7 @@ def online(monkeypatch):
         yield kept
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as wandb_workspaces is imported
 def test_online_the_server_gets_every_row_once_and_a_report(interrupted, online, capsys):
     folder, key, rows = interrupted
     assert report_command.main([str(folder.root), "--wandb"]) == 0, capsys.readouterr()

@@ -68,7 +68,7 @@ def server():
     """
     kept = SimpleNamespace(steps={}, summaries={}, reports=[], unknown=[], url="")
     me = {"id": "u", "entity": "me", "username": "me", "name": "me", "email": "me@localhost",
-          "admin": False, "deletedAt": None, "flags": "{}", "teams": {"edges": []}}  # fmt: skip
+          "admin": False, "deletedAt": None, "flags": "{}", "teams": {"edges": []}, "apiKeys": {"edges": []}}  # fmt: skip
     project = {"id": "1", "internalId": "1", "name": "autoaug_ray", "entityName": "me",
                "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": me,
                "entity": {"id": "e", "name": "me"}}  # fmt: skip
