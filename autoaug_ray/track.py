@@ -212,7 +212,7 @@ class Tracker:
                 out |= {f"alpha/{kind}": m for kind, m in zip(row["kinds"], means, strict=True)}
                 if row["finished"]:
                     data = [[i, *ps] for i, ps in enumerate(row["alpha"])]
-                    out["alpha"] = wandb.Table(columns=["class", *row["kinds"]], data=data)
+                    out["alpha_table"] = wandb.Table(columns=["class", *row["kinds"]], data=data)
             if row["samples"]:
                 out["samples"] = wandb.Image(Image.open(io.BytesIO(row["samples"])))
             run.log(out, step=row["epoch"], commit=True)

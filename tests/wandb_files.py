@@ -66,9 +66,10 @@ def server():
 
     `steps`: id of a run -> the steps that it was sent, which it then knows of when asked.
     """
-    kept = SimpleNamespace(steps={}, summaries={}, reports=[], unknown=[], url="")
+    kept = SimpleNamespace(steps={}, reports=[], unknown=[], url="")
     me = {"id": "u", "entity": "me", "username": "me", "name": "me", "email": "me@localhost",
-          "admin": False, "deletedAt": None, "flags": "{}", "teams": {"edges": []}, "apiKeys": {"edges": []}}  # fmt: skip
+          "admin": False, "deletedAt": None, "flags": "{}",
+          "teams": {"edges": []}, "apiKeys": {"edges": []}}  # fmt: skip
     project = {"id": "1", "internalId": "1", "name": "autoaug_ray", "entityName": "me",
                "createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": me,
                "entity": {"id": "e", "name": "me"}}  # fmt: skip
