@@ -219,7 +219,10 @@ def online(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # as wandb_workspaces is imported
 def test_online_the_server_gets_every_row_once_and_a_report(interrupted, online, capsys):
     folder, key, rows = interrupted
-    assert report_command.main([str(folder.root), "--wandb"]) == 0, capsys.readouterr()
+    failures = []
+    with track.tracking([folder], "online", failures.append, patience=None):
+        pass
+    assert not failures
     folder.write_rows(key, rows)
     assert report_command.main([str(folder.root), "--wandb"]) == 0
     said = capsys.readouterr()
