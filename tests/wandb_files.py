@@ -38,7 +38,11 @@ def runs(folder):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 run.about = record.run
-                run.config |= {i.key: json.loads(i.value_json) for i in record.run.config.update}
+                run.config |= {
+                    i.key: json.loads(i.value_json)
+                    for i in record.run.config.update
+                    if i.key != "_wandb"
+                }
             elif kind == "history":
                 items = record.history.item
                 run.history.append(
