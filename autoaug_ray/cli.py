@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import bill, config, data, forecast, models, storage
+from autoaug_ray import bill, config, data, forecast, models, storage, track
 from autoaug_ray.bill import Bill
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
@@ -22,7 +22,7 @@ from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_faults
 from autoaug_ray.record import Folder, write_whole
 from autoaug_ray.storage import Place, place
 
-COMMANDS = ("bank", "init", "pilot")
+COMMANDS = ("bank", "init", "pilot", "report")
 """Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 
@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="run_all.py",
         description="Which augmentation is worth its compute: run studies and report accuracy "
         "against device-hours. Sub-commands, each with a --help of its own: init (a study of a "
-        "folder of images), pilot (a cheap early answer), bank (look at generated images).",
+        "folder of images), pilot (a cheap early answer), bank (look at generated images), "
+        "report (a study's page anew, or in W&B).",
     )
     parser.add_argument(
         "studies", nargs="*", type=Path, metavar="STUDY.yaml", default=[QUICKSTART],
@@ -95,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true",
         help="list the runs and forecast their cost from a few timed steps; run nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wandb", choices=track.MODES, default=track.default_mode(),
+        help="W&B runs of all trainings: offline files below the study's folder, for wandb sync, "
+        "or online, with WANDB_API_KEY (default: WANDB_MODE, or else online if there is a key, "
+        "offline if not)",
     )  # fmt: skip
     parser.add_argument(
         "--smoke", action="store_true",
@@ -142,7 +149,7 @@ def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console
         if any(kinds_of(study) for study in studies):
             console.print(_dry_run_bank(studies))
         return False
-    return carry_out(studies, options.out, options.bank, console)
+    return carry_out(studies, options.out, options.bank, console, options.wandb)
 
 
 def _folders(studies: Sequence[Study], out: Place) -> list[Folder]:
@@ -155,17 +162,29 @@ def _bills(study: Study, folder: Folder) -> Place:
     return (folder.root.parent if study.case else folder.root) / "bill"
 
 
-def carry_out(studies: Sequence[Study], out: Place, bank: Place, console: Console) -> bool:
+def carry_out(
+    studies: Sequence[Study], out: Place, bank: Place, console: Console, wandb: str = "off"
+) -> bool:
     """Run the cases of a study, and report them; whether any of its runs failed."""
+    folders = _folders(studies, out)
+    studies, failed = run(studies, folders, bank, console, wandb)
+    page = show(list(zip(studies, folders, strict=True)), out / studies[0].name, console)
+    ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
+    if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
+        console.print(bill.sentence(paid), highlight=False, markup=False)
+    say_failed(failed, console)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return bool(failed)
+
+
+def show(cases: Sequence[tuple[Study, Folder]], root: Place, console: Console) -> Place:
+    """Write the pages of a study below `root`, print what they say; the page to begin with."""
     from autoaug_ray import across, published, report
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
             console.print(line, highlight=False, markup=False)
 
-    folders = _folders(studies, out)
-    studies, failed = run(studies, folders, bank, console)
-    cases = list(zip(studies, folders, strict=True))
     for study, folder in cases:
         classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
         page = report.write(study, folder, classes)
@@ -180,24 +199,23 @@ def carry_out(studies: Sequence[Study], out: Place, bank: Place, console: Consol
                 console.print(published.table(report.lines(summary), study.published))
             tell(published.verdicts(summary, study.published))
     if len(cases) > 1:
-        page = across.write(cases, out / studies[0].name)
-        console.rule(f"{studies[0].name}, all cases")
+        page = across.write(cases, root)
+        console.rule(f"{cases[0][0].name}, all cases")
         console.print(across.table(cases))
         tell(across.verdicts(cases))
         if beside := across.published_of(cases):
             if published.grid(beside):
                 console.print(published.table_over_cases(beside))
             tell(published.verdicts_over_cases(beside))
-    ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
-    if paid := bill.read(_bills(*cases[0]), ledgers):
-        tell([bill.sentence(paid)])
-    say_failed(failed, console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return bool(failed)
+    return page
 
 
 def run(
-    studies: Sequence[Study], folders: Sequence[Folder], bank: Place, console: Console
+    studies: Sequence[Study],
+    folders: Sequence[Folder],
+    bank: Place,
+    console: Console,
+    wandb: str = "off",
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
     from autoaug_ray.progress import Progress
@@ -211,7 +229,8 @@ def run(
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
             write_sheet(study, folder, bank)
             write_faults(study, folder, bank)
-        plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+        with track.tracking(folders, wandb, say):
+            plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
 
 

@@ -4,11 +4,11 @@ Both are used in the same few ways, pathlib's. What lies on an object store is w
 and never changed in place, so that a reader, or a crash, never meets half a file there either.
 """
 
-import fnmatch
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
@@ -83,13 +83,11 @@ class Remote:
 
     def glob(self, pattern: str) -> list["Remote"]:
         """Files directly below whose names match."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        found = self._patiently(lambda: self._system.get_file_info(selector))
-        return [
-            self / info.base_name
-            for info in found
-            if info.type == fs.FileType.File and fnmatch.fnmatchcase(info.base_name, pattern)
-        ]
+        return [one for one in self._below(fs.FileType.File) if fnmatchcase(one.name, pattern)]
+
+    def folders(self) -> list["Remote"]:
+        """Prefixes directly below."""
+        return self._below(fs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
         def read() -> bytes:
@@ -123,6 +121,13 @@ class Remote:
 
     def open_input(self) -> pa.NativeFile:
         return self._patiently(lambda: self._system.open_input_file(self.path))
+
+    def _below(self, kind: fs.FileType) -> list["Remote"]:
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        found = self._patiently(lambda: self._system.get_file_info(selector))
+        return sorted(
+            (self / info.base_name for info in found if info.type == kind), key=lambda one: one.path
+        )
 
     def _is(self, *kinds: fs.FileType) -> bool:
         return self._patiently(lambda: self._system.get_file_info(self.path).type in kinds)
@@ -220,6 +225,14 @@ def listed(folder: Place, pattern: str) -> list[Place]:
     """Files directly below whose names match, by name; none if the folder is not there."""
     found: list[Place] = [*folder.glob(pattern)]
     return sorted(found, key=str)
+
+
+def folders(folder: Place) -> list[Place]:
+    """Folders directly below, by name."""
+    if isinstance(folder, Remote):
+        return list(folder.folders())
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [*sorted(path for path in found if path.is_dir())]
 
 
 def relative(file: Place, folder: Place) -> str:

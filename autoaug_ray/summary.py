@@ -297,6 +297,21 @@ def summarise_results(results: Results) -> list[Row]:
     return out
 
 
+def cost_hours(results: Results, row: Row) -> float | None:
+    """Device-hours of training of a final run and of all that it needed: search, images.
+
+    `row` is its last one; None if the run is none of the study's.
+    """
+    label = row["label"]
+    if row["run_key"] not in {rows[-1]["run_key"] for rows in results.finals[label].values()}:
+        return None
+    training = {e.label: _final_seconds(results, e.label) for e in results.study.entries}
+    entry = results.study.entry(label)
+    search = _search_seconds(results, label) + _found_elsewhere(results, training, entry)
+    bank: float = sum(row["bank_hours"].values())
+    return search / 3600 + bank + float(row["device_hours_training"])
+
+
 def write_summary(summary: Sequence[Mapping[str, Any]], path: Place) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(summary), schema=SUMMARY), buffer)

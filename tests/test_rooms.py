@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "autoaug_ray"
-HEAVY = {"ray", "wandb", "diffusers", "transformers", "datasets", "optuna"}
+HEAVY = {"ray", "wandb", "wandb_workspaces", "diffusers", "transformers", "datasets", "optuna"}
 EDGES = {
     "ray": {"study.py", "shards.py", "bench/faults.py"},
+    "wandb": {"track.py"},
+    "wandb_workspaces": {"track.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
     "diffusers": {f"generate/{f}.py" for f in ("img2img", "inversion", "work", "pretrain")},
