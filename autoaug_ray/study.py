@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
+# Tune asks a searcher that it does not know for one trial, and for the next when that one runs:
+# machines would start one after the other, and the autoscaler never see what is wanted.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "200")
 
 import numpy as np
 import ray
@@ -55,12 +58,16 @@ RETRIES = 2
 
 
 def execute(
-    cases: Sequence[tuple[Study, Folder]], watch: "Watch", bank: Path | None = None
+    cases: Sequence[tuple[Study, Folder]],
+    watch: "Watch",
+    bank: Path | None = None,
+    attempt: Callable[..., None] | None = None,
 ) -> list[Plan]:
     """Run what the folders do not hold yet; returns the plans with the outcome of every run.
 
-    `bank` is the folder of generated images, for methods that mix them. Raises UserError if some
-    entry asks for more than the machines have.
+    `bank` is the folder of generated images, for methods that mix them. `attempt` takes the place
+    of `trial`, to measure what surrounds it. Raises UserError if some entry asks for more than the
+    machines have.
     """
     plans = [Plan(study, folder, draw) for study, folder in cases]
     watch.begin(plans)
@@ -71,7 +78,7 @@ def execute(
     trials = cases[0][1].trials
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trial, bank=str(bank.resolve()) if bank else None),
+            tune.with_parameters(attempt or trial, bank=str(bank.resolve()) if bank else None),
             lambda config: _placement(config["cpus"], config["gpus"]),
         ),
         tune_config=tune.TuneConfig(
@@ -329,10 +336,10 @@ class _PlanSearcher(_Unsaved, Searcher):
         if trial_id not in self.runs:
             return
         plan, run = self.runs.pop(trial_id)
-        rows = plan.folder.read_rows(run.key)
+        last = plan.last_row(run)
         if message := (result or {}).get("error"):
             plan.settle(run, "failed", message)
-        elif rows and rows[-1]["finished"]:
+        elif last is not None and last["finished"]:
             plan.settle(run, "finished")
         elif error:
             plan.settle(run, "failed", f"its process died {RETRIES + 1} times")
@@ -355,11 +362,11 @@ class _Mine:
 
     search_alg = None
 
-    def __init__(self, controller: Any, trials: set[Trial]) -> None:
+    def __init__(self, controller: Any, trials: Iterable[Trial]) -> None:
         self._controller, self._trials = controller, trials
 
     def get_trials(self) -> list[Trial]:
-        return [t for t in self._controller.get_trials() if t in self._trials]
+        return list(self._trials)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)
@@ -369,7 +376,8 @@ class _PerEntry(TrialScheduler):
     """Search trials go to the scheduler of their entry and case, final ones to FIFO."""
 
     def __init__(self, studies: Sequence[Study]) -> None:
-        self.trials: dict[tuple[str | None, str], set[Trial]] = defaultdict(set)
+        self.trials: dict[tuple[str | None, str], list[Trial]] = defaultdict(list)
+        self.order: dict[Trial, int] = {}
         self.fifo = FIFOScheduler()
         self.by_entry: dict[tuple[str | None, str], TrialScheduler] = {}
         for study in studies:
@@ -391,8 +399,9 @@ class _PerEntry(TrialScheduler):
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self.order[trial] = len(self.order)
         if self._of(trial) is not self.fifo:
-            self.trials[_entry_of(trial)].add(trial)
+            self.trials[_entry_of(trial)].append(trial)
         self._of(trial).on_trial_add(self._view(tune_controller, trial), trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -408,13 +417,29 @@ class _PerEntry(TrialScheduler):
         self._of(trial).on_trial_remove(self._view(tune_controller, trial), trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        for entry, scheduler in self.by_entry.items():
-            view: Any = _Mine(tune_controller, self.trials[entry])
+        waiting = self._waiting(tune_controller)
+        for scheduler in (*self.by_entry.values(), self.fifo):
+            view: Any = _Mine(tune_controller, [t for t in waiting if self._of(t) is scheduler])
             if (chosen := scheduler.choose_trial_to_run(view)) is not None:
                 return chosen
-        others = set(tune_controller.get_trials()).difference(*self.trials.values())
-        view = _Mine(tune_controller, others)
-        return self.fifo.choose_trial_to_run(view)
+        return None
+
+    def _waiting(self, controller: Any) -> list[Trial]:
+        """Trials without an actor in their order; those that an idle actor can take, if there are.
+
+        Tune gives an idle actor to whatever trial is chosen, and kills the one that was starting
+        for it: where trials are shorter than the start of an actor, none would ever start.
+        """
+        actors, started = controller._trial_to_actor, controller._actor_manager.is_actor_started
+        waiting = [
+            trial
+            for trial in controller.get_live_trials()  # all trials would be more at every step
+            if trial.status in (Trial.PENDING, Trial.PAUSED)
+            and not (trial in actors and started(actors[trial]))
+        ]
+        waiting.sort(key=self.order.__getitem__)
+        fits = controller._actor_cache.has_cached_object
+        return [t for t in waiting if fits(t.placement_group_factory)] or waiting
 
     def debug_string(self) -> str:
         return " | ".join(s.debug_string() for s in (self.fifo, *self.by_entry.values()))
