@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +279,9 @@ class _Attempt:
             tune.report(result)
 
 
+@lru_cache
 def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
+    """The same object for the same resources: Tune looks for it in dicts, and `==` is slow."""
     bundle = {"CPU": float(cpus)}
     if gpus:
         bundle["GPU"] = float(gpus)
@@ -438,8 +441,10 @@ class _PerEntry(TrialScheduler):
             and not (trial in actors and started(actors[trial]))
         ]
         waiting.sort(key=self.order.__getitem__)
-        fits = controller._actor_cache.has_cached_object
-        return [t for t in waiting if fits(t.placement_group_factory)] or waiting
+        idle = controller._actor_cache
+        if not idle.num_cached_objects:
+            return waiting
+        return [t for t in waiting if idle.has_cached_object(t.placement_group_factory)] or waiting
 
     def debug_string(self) -> str:
         return " | ".join(s.debug_string() for s in (self.fifo, *self.by_entry.values()))

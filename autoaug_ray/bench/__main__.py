@@ -18,6 +18,7 @@ from autoaug_ray.bench.alpha import alpha
 from autoaug_ray.bench.decode import decode
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
+from autoaug_ray.bench.scale import scale
 from autoaug_ray.bench.tune import tune
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.record import write_whole
@@ -28,6 +29,7 @@ BENCHES: dict[str, Callable[..., Outcome]] = {
     "decode": decode,
     "hypergradient": hypergradient,
     "tune": tune,
+    "scale": scale,
     "generate": generate,
     "forecast": forecast,
 }
