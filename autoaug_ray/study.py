@@ -43,10 +43,11 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from autoaug_ray import policy, train
+from autoaug_ray import data, policy, train
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate.bank import Bank
+from autoaug_ray.handed import Handed, pack, take
 from autoaug_ray.meter import Meter
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.plan import Plan, is_population
@@ -79,7 +80,11 @@ def execute(
     trials = cases[0][1].trials
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(attempt or trial, bank=str(bank.resolve()) if bank else None),
+            tune.with_parameters(
+                attempt or trial,
+                bank=str(bank.resolve()) if bank else None,
+                handed=_handed([study for study, _ in cases]),
+            ),
             lambda config: _placement(config["cpus"], config["gpus"]),
         ),
         tune_config=tune.TuneConfig(
@@ -174,8 +179,20 @@ class Watch:
     def end(self) -> None: ...
 
 
-def trial(config: dict[str, Any], *, bank: str | None) -> None:
-    """One attempt at one run, in a process that may have run others before."""
+def _handed(studies: Sequence[Study]) -> list[Handed] | None:
+    """The datasets that fit in memory, for a cluster; on one machine trials read their files."""
+    machines = sum(node["Alive"] for node in ray.nodes())
+    if machines == 1 and os.environ.get("RAY_ADDRESS", "local") == "local":
+        return None
+    datasets = {data.whole(study.dataset) for study in studies}
+    return [handed for dataset in datasets if (handed := pack(dataset)) is not None]
+
+
+def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | None) -> None:
+    """One attempt at one run, in a process that may have run others before.
+
+    `handed` is what the driver has sent of the data; None where the driver's files are ours.
+    """
     asked = Run.model_validate_json(config["run"])
     folder = Folder(Path(config["root"]))
     torch.set_num_threads(max(1, int(config["cpus"])))
@@ -188,6 +205,8 @@ def trial(config: dict[str, Any], *, bank: str | None) -> None:
     about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
         try:
+            if handed is not None:
+                take(asked.dataset, handed)
             images = Bank(Path(bank)) if bank and asked.bank_plan else None
             for epoch in train.run(attempt.run, meter, attempt.resume, images):
                 attempt.keep(epoch)

@@ -179,7 +179,7 @@ def _template(study: Study, folder: Folder) -> Path:
 def _sleeper(template: Path, results: int, seconds: float) -> Callable[..., None]:
     """A trial that trains nothing. Its process must not import this package: torch would come."""
 
-    def attempt(config: dict[str, Any], *, bank: str | None) -> None:
+    def attempt(config: dict[str, Any], **_: Any) -> None:
         import hashlib
         import os
         import shutil
