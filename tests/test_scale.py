@@ -4,9 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from ray.tune.experiment import Trial
+from ray.tune.utils.object_cache import _ObjectCache
 
+from autoaug_ray import study
 from autoaug_ray.bench import __main__ as command
 from autoaug_ray.bench.scale import RECORDED, Driver, lasting, shortest, simulate
 
@@ -83,9 +87,9 @@ def test_scale(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text())
     assert figures["driver"]["trial"] > 0 and figures["driver"]["trial_cpu"] > 0
-    for study in figures["measured"]:
-        assert study["trials"] == 20 + 3  # and a final run of each entry
-        assert 1 <= study["processes"] <= 4  # of both sizes; a trial never had one of its own
+    for one in figures["measured"]:
+        assert one["trials"] == 20 + 3  # and a final run of each entry
+        assert 1 <= one["processes"] <= 4  # of both sizes; a trial never had one of its own
     assert [(r["nodes"], r["slots"]) for r in figures["rows"][:3]] == [(1, 1), (1, 4), (4, 4)]
     for row in figures["rows"]:
         busy = [row[name]["busy"] for name in ("alone", "together", "ideal")]
@@ -105,3 +109,33 @@ def test_errors_are_one_sentence(arguments, words, capsys):
     assert command.main(["scale", *arguments]) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_a_starting_actor_is_not_given_up_for_an_idle_one(tiny):
+    """Tune kills the actor that starts for a trial which is chosen while another one is idle."""
+    scheduler = study._PerEntry([tiny({})])
+
+    def trial(cpus):
+        config = {"phase": "final", "case": None, "label": "none"}
+        resources = study._placement(cpus, 0)
+        made = Trial("x", config=config, placement_group_factory=resources, stub=True)
+        made.create_placement_group_factory()
+        scheduler.on_trial_add(controller, made)
+        live.append(made)
+        return made
+
+    live, started, idle = [], set(), _ObjectCache(may_keep_one=True)
+    controller = SimpleNamespace(
+        get_live_trials=lambda: set(live), _trial_to_actor={}, _actor_cache=idle,
+        _actor_manager=SimpleNamespace(is_actor_started=started.__contains__),
+    )  # fmt: skip
+    first, second, third, other = trial(1), trial(1), trial(1), trial(2)
+    assert scheduler.choose_trial_to_run(controller) is first
+    controller._trial_to_actor |= {first: "a", second: "b"}  # both asked for, one has its place
+    started.add("a")
+    assert scheduler.choose_trial_to_run(controller) is second
+    idle.cache_object(study._placement(2, 0), "c")
+    assert scheduler.choose_trial_to_run(controller) is other
+    for each in (second, third, other):
+        each.set_status(Trial.RUNNING)
+    assert scheduler.choose_trial_to_run(controller) is None
