@@ -28,7 +28,7 @@ NODES = (1, 4, 16, 64)
 SHARES = (1.0, 0.25)  # of its node's GPU that a trial holds
 BUSY_AIM = 0.9
 REPORTED = (1, 9)  # results of a trial in the two measured studies
-SLOWEST = 2.0**17  # seconds: a day and a half
+RANGE = (2.0**-4, 2.0**17)  # seconds that a trial may last: a sixteenth to a day and a half
 
 
 class Driver(NamedTuple):
@@ -88,11 +88,11 @@ def shortest(
     spread: Sequence[float], trials: int, slots: int, driver: Driver, results: int
 ) -> float | None:
     """Mean seconds of a trial from which on the slots are BUSY_AIM busy; None if always less."""
-    low, high = 0.0, SLOWEST
+    low, high = RANGE
     if simulate(lasting(spread, trials, high), slots, driver, results).busy < BUSY_AIM:
         return None
-    while high - low > 0.01 * high:
-        middle = (low + high) / 2
+    while high > 1.01 * low:
+        middle = (low * high) ** 0.5
         busy = simulate(lasting(spread, trials, middle), slots, driver, results).busy
         low, high = (low, middle) if busy >= BUSY_AIM else (middle, high)
     return high
@@ -276,7 +276,7 @@ def scale(
 def _driver_table(f: dict[str, Any]) -> Table:
     few, many = f["measured"]
     table = Table(
-        box=SIMPLE_HEAD, caption_justify="left",
+        box=SIMPLE_HEAD, caption_justify="left", min_width=79,
         title=f"the driver: two studies of {few['trials']} trials that only sleep and report",
         caption=f"Held: until it waits for the next event. The second half of the trials cost "
         f"{few['late']:.2f} and {many['late']:.2f} times the first half. On {f['slots']} logical "
