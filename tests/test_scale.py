@@ -79,7 +79,19 @@ def test_trials_last_as_asked_and_keep_their_spread():
 def test_scale(tmp_path):
     """In a process of its own: Ray is started with the CPUs that the benchmark asks for."""
     out = tmp_path / "s.json"
-    arguments = ["scale", "--measured", "20", "--slots", "2", "--trials", "100", "--json", str(out)]
+    arguments = [
+        "scale",
+        "--measured",
+        "20",
+        "--slots",
+        "2",
+        "--trials",
+        "100",
+        "--results",
+        "3",
+        "--json",
+        str(out),
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "autoaug_ray.bench", *arguments],
         capture_output=True, text=True, timeout=300,
