@@ -16,7 +16,7 @@ import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.record import Folder, append_line
-from autoaug_ray.storage import Place
+from autoaug_ray.storage import Place, listed
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
@@ -35,6 +35,7 @@ class Plan:
         self.queue: deque[Run] = deque()
         self.running: dict[str, Run] = {}
         self.done: list[Done] = []
+        self._last: dict[str, Mapping[str, Any] | None] = {}
         self._settled = _read_outcomes(folder)
         self._waiting: dict[str, set[str]] = {}
         """Labels whose final runs are not yet planned -> keys of the runs they wait for."""
@@ -63,6 +64,17 @@ class Plan:
     def complete(self) -> bool:
         return not (self.queue or self.running or self._waiting)
 
+    def last_row(self, run: Run) -> Mapping[str, Any] | None:
+        """Of a run that has ended, if it got that far; read once, when it ends.
+
+        The best of a thousand trials would else be a thousand files, read while all machines wait.
+        """
+        if run.key not in self._last:
+            rows = self.folder.read_rows(run.key)
+            kept = ("settings", "epoch", "val_accuracy", "index", "finished", "found")
+            self._last[run.key] = {name: rows[-1][name] for name in kept} if rows else None
+        return self._last[run.key]
+
     def settle(self, run: Run, outcome: Outcome, error: str | None = None) -> None:
         """A run has ended; may make others ready."""
         self.running.pop(run.key, None)
@@ -80,7 +92,9 @@ class Plan:
         if outcome != "finished":
             self.expected -= 1
             return
-        choices = choices | learned(self.folder.read_rows(run.key)[-1])
+        row = self.last_row(run)
+        assert row is not None
+        choices = choices | learned(row)
         self._hand_out([self.study.run(entry, "final", seed=run.seed, choices=choices)])
 
     def _hand_out(self, runs: Iterable[Run]) -> None:
@@ -131,10 +145,12 @@ class Plan:
         """
         if not is_searched(entry):
             return {}
-        rows = []
-        for done in self.done:
-            if done.run.label == entry.label and done.run.phase == "search":
-                rows += self.folder.read_rows(done.run.key)[-1:]
+        ended = [
+            self.last_row(done.run)
+            for done in self.done
+            if done.run.label == entry.label and done.run.phase == "search"
+        ]
+        rows = [row for row in ended if row is not None]
         if not rows:
             return None
         best = max(rows, key=lambda r: (r["epoch"], r["val_accuracy"], -r["index"]))
@@ -184,10 +200,14 @@ def learned(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_outcomes(folder: Folder) -> dict[str, Outcome]:
     """Runs that need not run again: whole ones, and those that a scheduler stopped."""
-    out: dict[str, Outcome] = {
-        line["run"]: "stopped" for line in read_outcomes(folder) if line["outcome"] == "stopped"
-    }
-    return out | dict.fromkeys(folder.finished(), "finished")
+    lines = read_outcomes(folder)
+    out: dict[str, Outcome] = {x["run"]: "stopped" for x in lines if x["outcome"] == "stopped"}
+    said = {line["run"] for line in lines if line["outcome"] == "finished"}
+    for path in listed(folder.rows, "*.parquet"):
+        # Of a run that ended as the driver died nobody has said so.
+        if path.stem in said or folder.read_rows(path.stem)[-1]["finished"]:
+            out[path.stem] = "finished"
+    return out
 
 
 def read_outcomes(folder: Folder) -> list[Mapping[str, Any]]:

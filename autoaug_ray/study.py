@@ -10,7 +10,8 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # what is lost is said in a line
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
+# Tune asks a searcher that it does not know for one trial, and for the next when that one runs:
+# machines would start one after the other, and the autoscaler never see what is wanted.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "200")
 
 import numpy as np
 import ray
@@ -40,11 +44,12 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from autoaug_ray import policy, train
+from autoaug_ray import data, policy, train
 from autoaug_ray.bill import Look
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
+from autoaug_ray.handed import Handed, pack, take
 from autoaug_ray.meter import Meter, device_name, out_of_memory
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.plan import Plan, is_population
@@ -59,13 +64,17 @@ often as it likes. A run that ended by itself, with a RunError, is not repeated.
 
 
 def execute(
-    cases: Sequence[tuple[Study, Folder]], watch: "Watch", bank: Place | None = None
+    cases: Sequence[tuple[Study, Folder]],
+    watch: "Watch",
+    bank: Place | None = None,
+    attempt: Callable[..., None] | None = None,
 ) -> list[Plan]:
     """Run what the folders do not hold yet; returns the plans with the outcome of every run.
 
-    `bank` is the folder of generated images, for methods that mix them. Raises UserError if some
-    entry asks for more than the machines have, and StorageError if a folder cannot be used any
-    more: what runs then has not failed, and goes on with the next call.
+    `bank` is the folder of generated images, for methods that mix them. `attempt` takes the place
+    of `trial`, to measure what surrounds it. Raises UserError if some entry asks for more than the
+    machines have, and StorageError if a folder cannot be used any more: what runs then has not
+    failed, and goes on with the next call.
     """
     plans = [Plan(study, folder, draw) for study, folder in cases]
     watch.begin(plans)
@@ -80,7 +89,11 @@ def execute(
     searcher = _PlanSearcher(plans)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trial, bank=str(bank.resolve()) if bank else None),
+            tune.with_parameters(
+                attempt or trial,
+                bank=str(bank.resolve()) if bank else None,
+                handed=_handed([study for study, _ in cases]),
+            ),
             lambda config: _placement(config["cpus"], config["gpus"]),
         ),
         tune_config=tune.TuneConfig(
@@ -191,8 +204,20 @@ class Watch:
     def end(self) -> None: ...
 
 
-def trial(config: dict[str, Any], *, bank: str | None) -> None:
-    """One attempt at one run, in a process that may have run others before."""
+def _handed(studies: Sequence[Study]) -> list[Handed] | None:
+    """The datasets that fit in memory, for a cluster; on one machine trials read their files."""
+    machines = sum(node["Alive"] for node in ray.nodes())
+    if machines == 1 and os.environ.get("RAY_ADDRESS", "local") == "local":
+        return None
+    datasets = {data.whole(study.dataset) for study in studies}
+    return [handed for dataset in datasets if (handed := pack(dataset)) is not None]
+
+
+def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | None) -> None:
+    """One attempt at one run, in a process that may have run others before.
+
+    `handed` is what the driver has sent of the data; None where the driver's files are ours.
+    """
     asked = Run.model_validate_json(config["run"])
     torch.set_num_threads(max(1, int(config["cpus"])))
     device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
@@ -200,7 +225,7 @@ def trial(config: dict[str, Any], *, bank: str | None) -> None:
         torch.cuda.set_per_process_memory_fraction(config["gpus"])
     share = config["gpus"] if device.type == "cuda" else config["cpus"]
     try:
-        _train(config, asked, device, share, bank)
+        _train(config, asked, device, share, bank, handed)
     except Exception as error:
         # The same would happen again: only a process that dies is worth another attempt.
         report = {
@@ -215,7 +240,12 @@ def trial(config: dict[str, Any], *, bank: str | None) -> None:
 
 
 def _train(
-    config: Mapping[str, Any], asked: Run, device: torch.device, share: float, bank: str | None
+    config: Mapping[str, Any],
+    asked: Run,
+    device: torch.device,
+    share: float,
+    bank: str | None,
+    handed: list[Handed] | None,
 ) -> None:
     folder = Folder(place(config["root"]))
     folder.check()
@@ -223,6 +253,8 @@ def _train(
     about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
     about["node"] = ray.get_runtime_context().get_node_id()
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
+        if handed is not None:
+            take(asked.dataset, handed)
         images = Bank(place(bank)) if bank and asked.bank_plan else None
         for epoch in train.run(attempt.run, meter, attempt.resume, images):
             if attempt.keep(epoch):
@@ -333,7 +365,9 @@ class _Attempt:
             tune.report(result)
 
 
+@lru_cache
 def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
+    """The same object for the same resources: Tune looks for it in dicts, and `==` is slow."""
     bundle = {"CPU": float(cpus)}
     if gpus:
         bundle["GPU"] = float(gpus)
@@ -404,10 +438,10 @@ class _PlanSearcher(_Unsaved, Searcher):
             self.fault = fault
 
     def _settle(self, plan: Plan, run: Run, message: str | None, died: bool) -> None:
-        rows = plan.folder.read_rows(run.key)
+        last = plan.last_row(run)
         if message is not None:
             plan.settle(run, "failed", message)
-        elif rows and rows[-1]["finished"]:
+        elif last is not None and last["finished"]:
             plan.settle(run, "finished")
         elif died:
             plan.settle(
@@ -435,11 +469,11 @@ class _Mine:
 
     search_alg = None
 
-    def __init__(self, controller: Any, trials: set[Trial]) -> None:
+    def __init__(self, controller: Any, trials: Iterable[Trial]) -> None:
         self._controller, self._trials = controller, trials
 
     def get_trials(self) -> list[Trial]:
-        return [t for t in self._controller.get_trials() if t in self._trials]
+        return list(self._trials)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._controller, name)
@@ -449,7 +483,8 @@ class _PerEntry(TrialScheduler):
     """Search trials go to the scheduler of their entry and case, final ones to FIFO."""
 
     def __init__(self, studies: Sequence[Study]) -> None:
-        self.trials: dict[tuple[str | None, str], set[Trial]] = defaultdict(set)
+        self.trials: dict[tuple[str | None, str], list[Trial]] = defaultdict(list)
+        self.order: dict[Trial, int] = {}
         self.fifo = FIFOScheduler()
         self.by_entry: dict[tuple[str | None, str], TrialScheduler] = {}
         for study in studies:
@@ -471,8 +506,9 @@ class _PerEntry(TrialScheduler):
         return True
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        self.order[trial] = len(self.order)
         if self._of(trial) is not self.fifo:
-            self.trials[_entry_of(trial)].add(trial)
+            self.trials[_entry_of(trial)].append(trial)
         self._of(trial).on_trial_add(self._view(tune_controller, trial), trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -488,13 +524,31 @@ class _PerEntry(TrialScheduler):
         self._of(trial).on_trial_remove(self._view(tune_controller, trial), trial)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        for entry, scheduler in self.by_entry.items():
-            view: Any = _Mine(tune_controller, self.trials[entry])
+        waiting = self._waiting(tune_controller)
+        for scheduler in (*self.by_entry.values(), self.fifo):
+            view: Any = _Mine(tune_controller, [t for t in waiting if self._of(t) is scheduler])
             if (chosen := scheduler.choose_trial_to_run(view)) is not None:
                 return chosen
-        others = set(tune_controller.get_trials()).difference(*self.trials.values())
-        view = _Mine(tune_controller, others)
-        return self.fifo.choose_trial_to_run(view)
+        return None
+
+    def _waiting(self, controller: Any) -> list[Trial]:
+        """Trials without an actor in their order; those that an idle actor can take, if there are.
+
+        Tune gives an idle actor to whatever trial is chosen, and kills the one that was starting
+        for it: where trials are shorter than the start of an actor, none would ever start.
+        """
+        actors, started = controller._trial_to_actor, controller._actor_manager.is_actor_started
+        waiting = [
+            trial
+            for trial in controller.get_live_trials()  # all trials would be more at every step
+            if trial.status in (Trial.PENDING, Trial.PAUSED)
+            and not (trial in actors and started(actors[trial]))
+        ]
+        waiting.sort(key=self.order.__getitem__)
+        idle = controller._actor_cache
+        if not idle.num_cached_objects:
+            return waiting
+        return [t for t in waiting if idle.has_cached_object(t.placement_group_factory)] or waiting
 
     def debug_string(self) -> str:
         return " | ".join(s.debug_string() for s in (self.fifo, *self.by_entry.values()))

@@ -95,6 +95,31 @@ def test_what_is_on_disk_is_not_run_again(study, folder):
     }
 
 
+def test_a_run_is_whole_if_its_rows_are_whatever_was_noted_of_its_end(study, folder):
+    plan = Plan(study, folder, draw)
+    first = take(plan)
+    folder.write_rows(first[0].key, [row(first[0], 0.5)])  # the driver died before it noted this
+    folder.write_rows(first[1].key, [row(first[1], 0.5, epoch=1)])  # cut short
+    finish(plan, folder, first[2])
+    finish(plan, folder, first[3])
+    (folder.rows / f"{first[3].key}.parquet").unlink()  # somebody wants it again
+    rest = {r.key for r in take(Plan(study, folder, draw))}
+    assert rest == {r.key for r in first} - {first[0].key, first[2].key}
+
+
+def test_rows_are_read_once_when_a_run_ends(study, folder, monkeypatch):
+    """The best of a search is not a reading of all its files while every machine waits."""
+    plan = Plan(study, folder, draw)
+    searches = [run for run in take(plan) if run.label == "grid"]
+    for run in searches[:-1]:
+        finish(plan, folder, run)
+        plan.last_row(run)
+    read, original = [], folder.read_rows
+    monkeypatch.setattr(folder, "read_rows", lambda key: read.append(key) or original(key))
+    finish(plan, folder, searches[-1])
+    assert read == [searches[-1].key]
+
+
 def test_more_seeds_later_run_only_the_new_ones(study, folder):
     plan = Plan(study, folder, draw)
     while not plan.complete:

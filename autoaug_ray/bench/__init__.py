@@ -6,6 +6,7 @@
     faults          what a lost machine and a lost driver cost a study
     hypergradient   what each way to the augmenter's gradient costs, and how right it is
     tune            what share of a study's machine time is not training
+    scale           how busy one driver keeps 1 to 64 GPUs
     generate        what an edited image costs, in batches and one by one
     forecast        what Stable Diffusion's edits will cost on GPUs
 

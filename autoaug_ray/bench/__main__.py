@@ -19,6 +19,7 @@ from autoaug_ray.bench.decode import decode
 from autoaug_ray.bench.faults import faults
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
+from autoaug_ray.bench.scale import scale
 from autoaug_ray.bench.tune import tune
 from autoaug_ray.errors import StorageError, UserError, exit_status
 from autoaug_ray.record import write_whole
@@ -30,6 +31,7 @@ BENCHES: dict[str, Callable[..., Outcome]] = {
     "faults": faults,
     "hypergradient": hypergradient,
     "tune": tune,
+    "scale": scale,
     "generate": generate,
     "forecast": forecast,
 }

@@ -45,7 +45,7 @@ from autoaug_ray.maths import image_ops
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
-    "batches", "by_class", "concatenate", "draws", "load", "source_of",
+    "batches", "by_class", "concatenate", "draws", "give", "load", "source_of", "whole",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[Dataset], Source]] = {
@@ -199,8 +199,25 @@ def source_of(dataset: Dataset) -> Source:
 
     Raises UserError for data that is not there, or not whole.
     """
+    source = _given.get(whole(dataset))
+    return _read(whole(dataset)) if source is None else source
+
+
+def give(dataset: Dataset, source: Source) -> None:
+    """What `source_of` returns in this process from now on, without a look at the disk.
+
+    Its tensors may be memory that other processes use: nobody writes into images or labels.
+    """
+    _given[whole(dataset)] = source
+
+
+_given: dict[Dataset, Source] = {}
+
+
+def whole(dataset: Dataset) -> Dataset:
+    """What is read from disk: the same for all cases of a study that differ in what they draw."""
     drawn = {"shift": Shift(), "imbalance": None, "shots": None, "redraw": True}
-    return _read(dataset.model_copy(update=drawn))
+    return dataset.model_copy(update=drawn)
 
 
 @lru_cache(maxsize=2)
