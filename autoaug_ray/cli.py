@@ -180,10 +180,11 @@ def run(
     studies: Sequence[Study], folders: Sequence[Folder], bank: Path, console: Console
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
+    from autoaug_ray import cluster
     from autoaug_ray.progress import Progress
-    from autoaug_ray.study import execute, start_ray
+    from autoaug_ray.study import execute
 
-    start_ray()
+    cluster.join()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     studies = fill_bank(studies, bank, say)
     for study, folder in zip(studies, folders, strict=True):

@@ -1,7 +1,6 @@
 """All runs of a study, in all its cases, in one Ray Tune run."""
 
 import contextlib
-import logging
 import os
 import random
 import signal
@@ -14,20 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported: it reads them then. Our own rows and checkpoints carry a study over a
-# crash, so Tune's snapshots and result files would only be written a second time.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
+from autoaug_ray import cluster  # before ray: it sets what ray reads when it is imported
 
+# isort: split
 import numpy as np
-import ray
 import torch
 from ray import tune
 from ray.tune.experiment import Trial
@@ -71,7 +60,11 @@ def execute(
     trials = cases[0][1].trials
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(trial, bank=str(bank.resolve()) if bank else None),
+            tune.with_parameters(
+                trial,
+                bank=str(bank.resolve()) if bank else None,
+                environment=cluster.wandb_environment(),
+            ),
             lambda config: _placement(config["cpus"], config["gpus"]),
         ),
         tune_config=tune.TuneConfig(
@@ -122,24 +115,6 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def start_ray(cpus: int | None = None) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine, once a process."""
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {
-        "num_cpus": cpus,
-        "include_dashboard": False,
-        "object_store_memory": 128 * 2**20,  # bytes; trials exchange settings and figures only
-    }
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(local if address == "local" else {}),
-    )
-
-
 def draw(values: Range, rng: np.random.RandomState) -> Any:
     """One value of a random range, by Tune's own distributions."""
     domain = {
@@ -166,8 +141,9 @@ class Watch:
     def end(self) -> None: ...
 
 
-def trial(config: dict[str, Any], *, bank: str | None) -> None:
+def trial(config: dict[str, Any], *, bank: str | None, environment: Mapping[str, str]) -> None:
     """One attempt at one run, in a process that may have run others before."""
+    os.environ.update(environment)
     asked = Run.model_validate_json(config["run"])
     folder = Folder(Path(config["root"]))
     torch.set_num_threads(max(1, int(config["cpus"])))
@@ -279,15 +255,14 @@ def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
 
 
 def _check_resources(study: Study) -> None:
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    """What is not there yet but may come is waited for: waiting trials make a cluster grow."""
     for entry in study.entries:
         need = study.resources_of(entry.label)
         for kind, amount in (("CPU", need.cpus), ("GPU", need.gpus)):
-            most = max((n.get(kind, 0) for n in nodes), default=0)
-            if amount > most and "RAY_ADDRESS" not in os.environ:
+            if amount > (most := cluster.most(kind)):
                 raise UserError(
                     f"methods.{entry.label}: resources ask for {amount:g} {kind}, but no machine "
-                    f"here has more than {most:g}."
+                    f"{'of this cluster' if cluster.may_grow() else 'here'} has more than {most:g}."
                 )
 
 

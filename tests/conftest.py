@@ -3,6 +3,7 @@ import os
 # One intra-op thread per process, before torch is imported: tests share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ["RAY_ADDRESS"] = "local"  # whatever other Ray may run on this machine
 
 import pytest
 import torch

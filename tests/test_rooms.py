@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "autoaug_ray"
 HEAVY = {"ray", "wandb", "diffusers", "transformers", "datasets", "optuna"}
 EDGES = {
-    "ray": {"study.py", "shards.py"},
+    "ray": {"cluster.py", "study.py", "shards.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
     "diffusers": {f"generate/{f}.py" for f in ("img2img", "inversion", "work", "pretrain")},
