@@ -125,6 +125,27 @@ def test_kuberay_runs_the_same_versions():
     assert spec["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
 
 
+def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
+    moto = pytest.importorskip("moto")
+    boto3 = pytest.importorskip("boto3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    assert tree["metadata"]["image"] == "ami-EDIT"
+    with moto.mock_aws():
+        profile = tree["metadata"]["profile"]["Name"]
+        boto3.client("iam", "us-east-1").create_instance_profile(InstanceProfileName=profile)
+        ec2 = boto3.client("ec2", tree["provider"]["region"])
+        made = {}
+        for name, node in tree["available_node_types"].items():
+            asked = node["node_config"] | {"ImageId": ec2.describe_images()["Images"][0]["ImageId"]}
+            (made[name],) = ec2.run_instances(**asked, MinCount=1, MaxCount=1)["Instances"]
+    assert {name: i["InstanceType"] for name, i in made.items()} == {
+        "head": "m7i.xlarge", "gpu_spot": "g6.xlarge", "gpu_on_demand": "g6.xlarge",
+    }  # fmt: skip
+    assert [n for n, i in made.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu_spot"]
+
+
 @pytest.mark.skipif(
     sys.platform != "linux"
     or os.geteuid() != 0
