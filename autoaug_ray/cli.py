@@ -218,12 +218,13 @@ def run(
     wandb: str = "off",
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
+    from autoaug_ray import cluster
     from autoaug_ray.progress import Progress
-    from autoaug_ray.study import execute, look, start_ray
+    from autoaug_ray.study import execute
 
-    start_ray()
+    cluster.join()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    with Bill(_bills(studies[0], folders[0]), look):
+    with Bill(_bills(studies[0], folders[0]), cluster.look):
         studies = fill_bank(studies, bank, say)
         for study, folder in zip(studies, folders, strict=True):
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())

@@ -5,14 +5,13 @@ time and writes its file itself. Who makes a piece, when, and how often it was t
 nothing in the file, so that a restart simply makes the files that are not there.
 """
 
-import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from autoaug_ray import study  # before ray: it sets what ray reads when it is imported
+from autoaug_ray import cluster  # before ray: it sets what ray reads when it is imported
 
 # isort: split
 import numpy as np
@@ -185,20 +184,22 @@ class _Crew:
 
     def _most(self) -> int:
         """How many actors the cluster has room for, or as many as were asked for if fewer."""
-        study.start_ray()
+        cluster.join()
         room = 0
-        for node in (n["Resources"] for n in ray.nodes() if n["Alive"]):
+        for node in cluster.machines():
             room += min(
                 int(node.get(kind, 0.0) / share + 1e-6)
                 for kind, share in (("CPU", self.workers.cpus), ("GPU", self.workers.gpus))
                 if share > 0
             )
-        if room == 0 and "RAY_ADDRESS" not in os.environ:
+        if cluster.may_grow():  # waiting actors make it grow, so their number is the user's
+            return self.workers.actors or max(room, 1)
+        if room == 0:
             raise UserError(
                 f"generate: an actor asks for {self.workers.cpus:g} CPU and "
                 f"{self.workers.gpus:g} GPU, which no machine here has."
             )
-        return min(self.workers.actors or 10_000, max(room, 1))
+        return min(self.workers.actors or 10_000, room)
 
 
 class _Progress:

@@ -1,8 +1,6 @@
 """All runs of a study, in all its cases, in one Ray Tune run."""
 
 import contextlib
-import logging
-import os
 import random
 import signal
 import tempfile
@@ -15,22 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported: it reads them then. Our own rows and checkpoints carry a study over a
-# crash, so Tune's snapshots and result files would only be written a second time.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # what is lost is said in a line
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
-# Tune asks a searcher that it does not know for one trial, and for the next when that one runs:
-# machines would start one after the other, and the autoscaler never see what is wanted.
-os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "200")
+from autoaug_ray import cluster  # before ray: it sets what ray reads when it is imported
 
+# isort: split
 import numpy as np
 import ray
 import torch
@@ -45,7 +30,6 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from autoaug_ray import data, policy, train
-from autoaug_ray.bill import Look
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
@@ -147,35 +131,6 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def start_ray(cpus: int | None = None) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine, once a process."""
-    if ray.is_initialized():
-        return
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {
-        "num_cpus": cpus,
-        "include_dashboard": False,
-        "object_store_memory": 128 * 2**20,  # bytes; trials exchange settings and figures only
-    }
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(local if address == "local" else {}),
-    )
-
-
-def look() -> Look:
-    """At the cluster that was joined, for its bill."""
-    nodes = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"]}
-    return Look(nodes, ray.available_resources())
-
-
-def stop_ray() -> None:
-    """Leave the cluster, or end the one that this process started."""
-    ray.shutdown()
-
-
 def draw(values: Range, rng: np.random.RandomState) -> Any:
     """One value of a random range, by Tune's own distributions."""
     domain = {
@@ -206,8 +161,7 @@ class Watch:
 
 def _handed(studies: Sequence[Study]) -> list[Handed] | None:
     """The datasets that fit in memory, for a cluster; on one machine trials read their files."""
-    machines = sum(node["Alive"] for node in ray.nodes())
-    if machines == 1 and os.environ.get("RAY_ADDRESS", "local") == "local":
+    if len(cluster.machines()) == 1 and not cluster.may_grow():
         return None
     datasets = {data.whole(study.dataset) for study in studies}
     return [handed for dataset in datasets if (handed := pack(dataset)) is not None]
@@ -375,15 +329,14 @@ def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
 
 
 def _check_resources(study: Study) -> None:
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    """What is not there yet but may come is waited for: waiting trials make a cluster grow."""
     for entry in study.entries:
         need = study.resources_of(entry.label)
         for kind, amount in (("CPU", need.cpus), ("GPU", need.gpus)):
-            most = max((n.get(kind, 0) for n in nodes), default=0)
-            if amount > most and "RAY_ADDRESS" not in os.environ:
+            if amount > (most := cluster.most(kind)):
                 raise UserError(
                     f"methods.{entry.label}: resources ask for {amount:g} {kind}, but no machine "
-                    f"here has more than {most:g}."
+                    f"{'of this cluster' if cluster.may_grow() else 'here'} has more than {most:g}."
                 )
 
 

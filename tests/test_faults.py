@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray import meter, report, study, train
+from autoaug_ray import cluster, meter, report, study, train
 from autoaug_ray.errors import RunError, StorageError, exit_status
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.maker import Failure, Maker
@@ -48,7 +48,7 @@ def meanwhile(act):
 
 
 def execute(made, folder):
-    study.start_ray(2)
+    cluster.join(2)
     (plan,) = study.execute([(made, folder)], study.Watch())
     return plan
 

@@ -101,13 +101,14 @@ from ray.cluster_utils import Cluster
 from autoaug_ray import data
 from autoaug_ray.config import Study
 from autoaug_ray.record import Folder
-from autoaug_ray.study import Watch, execute, start_ray
+from autoaug_ray import cluster as joined
+from autoaug_ray.study import Watch, execute
 
 small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
 cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
 os.environ["RAY_ADDRESS"] = cluster.address
-start_ray()
+joined.join()
 study = Study.model_validate_json(sys.argv[1])
 data.source_of(study.dataset)
 Path(study.dataset.root).unlink()  # from here on only the driver has it

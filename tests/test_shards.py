@@ -18,7 +18,7 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray import meter, shards, study
+from autoaug_ray import cluster, meter, shards
 from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank, decode
 from autoaug_ray.generate.maker import Done, Maker
@@ -149,7 +149,7 @@ def with_maker(maker, work):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster():
+def by_value():
     # Workers cannot import a test: its classes travel as they are.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
@@ -233,7 +233,7 @@ def test_every_edit_is_of_its_source(undisturbed):
 def test_nothing_is_started_if_nothing_is_missing(undisturbed, monkeypatch):
     bank, _, _ = undisturbed
     before = content(bank), attempts(bank)
-    monkeypatch.setattr(study, "start_ray", lambda: pytest.fail("started"))
+    monkeypatch.setattr(cluster, "join", lambda: pytest.fail("started"))
     _, keys, said = fill(bank.root, [make_pool()], EDITS)
     assert keys == undisturbed[1] and said == ["72 edits, 0 to make"]
     assert (content(bank), attempts(bank)) == before
@@ -300,7 +300,7 @@ def test_an_actor_whose_machine_is_gone_needs_the_room_of_an_idle_one(tmp_path):
             while not self.stop.exists() and time.monotonic() < limit:
                 time.sleep(0.05)
 
-    study.start_ray()
+    cluster.join()
     root, stop = tmp_path / "bank", tmp_path / "stop"
     root.mkdir()
     (root / "kill").touch()
@@ -397,5 +397,5 @@ def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
 
 
 if __name__ == "__main__":
-    study.start_ray(2)
+    cluster.join(2)
     fill(Path(sys.argv[1]), [make_pool()], EDITS, batch_size=1, actors=1)

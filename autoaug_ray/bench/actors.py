@@ -23,10 +23,10 @@ def actors(
     size: Annotated[int, "edits in a shard"] = 32,
 ) -> Outcome:
     """images per second of one generation actor and of several"""
+    from autoaug_ray import cluster
     from autoaug_ray import shards as filling
-    from autoaug_ray.study import start_ray
 
-    start_ray(most)
+    cluster.join(most)
     splits = data.load(DATASET, val_fraction=None, device="cpu")
     n = shards * size // PER_SOURCE
     train = splits.train.load()

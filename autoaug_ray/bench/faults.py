@@ -53,7 +53,7 @@ def faults(
     """What the loss of a machine, and of the driver, costs a study; it changes no result."""
     if nodes < 2:
         raise UserError(f"--nodes must be at least 2, for one to be lost, got {nodes}.")
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
         raise UserError("RAY_ADDRESS is set, but faults kills machines of its own; unset it.")
     study = _study(epochs)
     with tempfile.TemporaryDirectory(prefix="faults-") as place, _cluster(nodes, place) as cluster:
@@ -109,23 +109,27 @@ def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
     """Joined by this process, and by those that it starts."""
     # Not where other programs look for a cluster to join.
     os.environ["RAY_TMPDIR"] = place
-    from autoaug_ray.study import start_ray, stop_ray
+    from autoaug_ray import cluster
 
-    cluster = _Cluster(nodes)
-    os.environ["RAY_ADDRESS"] = cluster.address
+    made = _Cluster(nodes)
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = made.address
     try:
-        start_ray()
-        yield cluster
+        cluster.join()
+        yield made
     finally:
-        stop_ray()
-        cluster.shutdown()
+        cluster.leave()
+        made.shutdown()
         del os.environ["RAY_ADDRESS"], os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def _run(study: Study, folder: Folder) -> None:
-    from autoaug_ray.study import Watch, execute, start_ray
+    from autoaug_ray import cluster
+    from autoaug_ray.study import Watch, execute
 
-    start_ray()
+    cluster.join()
     (plan,) = execute([(study, folder)], Watch())
     for done in plan.done:
         if done.outcome != "finished":

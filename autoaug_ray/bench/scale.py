@@ -239,9 +239,9 @@ def scale(
             raise UserError(f"--study must be a folder with a ledger, got {study}.")
     if measured < 20 or measured % 2:
         raise UserError(f"--measured must be an even number from 20 on, got {measured}.")
-    from autoaug_ray.study import start_ray
+    from autoaug_ray import cluster
 
-    start_ray(slots)
+    cluster.join(slots)
     few, many = (measure(measured, slots, reported, 0.2) for reported in REPORTED)
     more = few.trials * (REPORTED[1] - REPORTED[0])
     result = max(0.0, (many.held_seconds - few.held_seconds) / more)

@@ -98,14 +98,18 @@ def tune(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if slots > (cores or 1):
         raise UserError(f"--slots must be at most {cores}, the cores of this machine, got {slots}.")
-    if "RAY_ADDRESS" in os.environ:
-        raise UserError("RAY_ADDRESS is set, but tune measures this machine; unset it.")
-    from autoaug_ray.study import Watch, execute, start_ray
+    from autoaug_ray import cluster
+    from autoaug_ray.study import Watch, execute
+
+    if (where := cluster.address()) != cluster.LOCAL:
+        raise UserError(
+            f"tune measures this machine, not the Ray cluster at {where}; set RAY_ADDRESS=local."
+        )
 
     epochs = max(1, round(seconds / epoch_seconds()))
     study = _study(epochs, trials)
     before_ray = time.time()
-    start_ray(slots)
+    cluster.join(slots)
     ray_seconds = time.time() - before_ray
     with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
         folder = Folder(Path(root))

@@ -1,0 +1,141 @@
+"""Which machines the work runs on: the cluster that this process is on, or this machine alone."""
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# Before ray is imported: it reads them then. Our own rows and checkpoints carry a study over a
+# crash, so Tune's snapshots and result files would only be written a second time.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "86400")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # what is lost is said in a line
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the command at once
+# Tune asks a searcher that it does not know for one trial, and for the next when that one runs:
+# machines would start one after the other, and the autoscaler never see what is wanted.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "200")
+
+import ray
+import torch
+import yaml
+
+from autoaug_ray.bill import Look
+from autoaug_ray.errors import UserError
+
+HEAD = Path("/tmp/ray/ray_current_cluster")
+"""`ray start` leaves the address of the cluster's head here, on each of its machines."""
+LAUNCHED = Path("~/ray_bootstrap_config.yaml")
+"""`ray up` leaves the cluster's YAML here, on the head."""
+KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
+"""KubeRay sets it in the pods of its clusters."""
+LOCAL = "local"
+
+
+def join(cpus: int | None = None) -> None:
+    """Join the cluster of `address`, or start one of `cpus` on this machine; once a process."""
+    if ray.is_initialized():
+        return
+    where = address()
+    local: dict[str, Any] = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": 128 * 2**20,  # bytes; trials exchange settings and figures only
+    }
+    # Ray reads its token only for a cluster that it finds itself, which then is the one found here.
+    named = where == LOCAL or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(
+            address=where if named else "auto",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(local if where == LOCAL else {}),
+        )
+    except ConnectionError as error:
+        raise UserError(f"cannot join the Ray cluster at {where}: {error}") from None
+    if where != LOCAL:  # whose launcher sets OMP_NUM_THREADS=1 for all that it starts
+        torch.set_num_threads(os.cpu_count() or 1)
+
+
+def leave() -> None:
+    """Or end the one that this process started."""
+    ray.shutdown()
+
+
+def look() -> Look:
+    """At the cluster that was joined, for its bill."""
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    return Look(nodes, ray.available_resources())
+
+
+def address() -> str:
+    """Of the cluster that this process is on: host:port, or "local" for none.
+
+    That is RAY_ADDRESS (in which "local" asks for this machine alone), else the running cluster
+    that `ray start` began or joined on this machine. Raises UserError on the head of a launched
+    cluster and in a Kubernetes pod if Ray doesn't run there: this machine alone isn't what was
+    meant.
+    """
+    if named := os.environ.get("RAY_ADDRESS"):
+        return named
+    if HEAD.exists() and _answers(found := HEAD.read_text().strip()):
+        return found
+    why = None
+    if LAUNCHED.expanduser().exists():
+        why = f"{LAUNCHED} says that this machine is the head of a cluster"
+    elif KUBERAY in os.environ:
+        why = "this is a pod of KubeRay"
+    if why is not None:
+        raise UserError(
+            f"{why}, but no Ray answers here; start it (ray up), or set RAY_ADDRESS to the "
+            "cluster's host:port, or to local for this machine alone."
+        )
+    return LOCAL
+
+
+def most(kind: str) -> float:
+    """How many "CPU" or "GPU" one machine has, or one that the cluster may start; inf: unknown."""
+    return max([n.get(kind, 0.0) for n in (*machines(), *_to_come())], default=0.0)
+
+
+def machines() -> list[dict[str, float]]:
+    """The resources of every machine that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def may_grow() -> bool:
+    """Whether machines may come that are not there yet."""
+    return address() != LOCAL
+
+
+def _to_come() -> Iterator[Mapping[str, float]]:
+    """The resources of a machine of every type that may come."""
+    if not may_grow():
+        return
+    unknown = {"CPU": math.inf, "GPU": math.inf}
+    if not LAUNCHED.expanduser().exists():
+        yield unknown
+        return
+    launched = yaml.safe_load(LAUNCHED.expanduser().read_text())
+    for name, node in launched["available_node_types"].items():
+        if name != launched["head_node_type"] and node.get("max_workers", 1) > 0:
+            yield node["resources"] or unknown
+    if launched["provider"]["type"] == LOCAL:  # one type, of machines that are as they are
+        yield unknown
+
+
+def _answers(head: str) -> bool:
+    host, _, port = head.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,155 @@
+"""Which cluster is joined, the shipped YAMLs, and a cluster over ssh on this machine."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autoaug_ray import cluster
+from autoaug_ray.errors import UserError
+
+# isort: split
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+CLUSTERS = Path(__file__).parent.parent / "clusters"
+LAUNCHED = ("aws", "gcp", "local")
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A machine on which no cluster is, whatever this one is."""
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.delenv(cluster.KUBERAY, raising=False)
+    monkeypatch.setattr(cluster, "HEAD", tmp_path / "ray_current_cluster")
+    monkeypatch.setattr(cluster, "LAUNCHED", tmp_path / "ray_bootstrap_config.yaml")
+
+
+@pytest.fixture
+def head(nowhere):
+    """Of a cluster that answers; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        cluster.HEAD.write_text(where)
+        yield where
+
+
+def test_this_machine_alone_where_no_cluster_is(nowhere):
+    assert cluster.address() == "local" and not cluster.may_grow()
+    cluster.HEAD.write_text("127.0.0.1:1")  # of a cluster that is gone
+    assert cluster.address() == "local"
+
+
+def test_the_cluster_that_runs_here_is_joined_unless_another_is_named(head, monkeypatch):
+    assert cluster.address() == head and cluster.may_grow()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert cluster.address() == "10.0.0.1:6379"
+
+
+def test_a_head_without_ray_is_never_this_machine_alone(nowhere, monkeypatch):
+    monkeypatch.setenv(cluster.KUBERAY, "1")
+    with pytest.raises(UserError, match="pod of KubeRay, but no Ray answers here"):
+        cluster.address()
+    monkeypatch.delenv(cluster.KUBERAY)
+    cluster.LAUNCHED.write_text("{}")
+    with pytest.raises(UserError, match="head of a cluster, but no Ray answers here"):
+        cluster.address()
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # asked for by name
+    assert cluster.address() == "local"
+
+
+def test_what_may_come_is_waited_for_and_what_cannot_is_known(head, monkeypatch):
+    here = {"CPU": 2.0}
+    monkeypatch.setattr(cluster, "machines", lambda: [here])
+    assert cluster.most("GPU") == float("inf")  # nobody says what may come
+    types = {
+        "head": {"resources": {"CPU": 64}},
+        "gpu": {"resources": {"CPU": 4, "GPU": 1}, "max_workers": 3},
+        "never": {"resources": {"GPU": 8}, "max_workers": 0},
+    }
+    launched = {
+        "head_node_type": "head", "available_node_types": types, "provider": {"type": "aws"},
+    }  # fmt: skip
+    cluster.LAUNCHED.write_text(yaml.safe_dump(launched))
+    assert (cluster.most("CPU"), cluster.most("GPU")) == (4, 1)
+    launched["provider"] = {"type": "local"}
+    cluster.LAUNCHED.write_text(yaml.safe_dump(launched))
+    assert cluster.most("GPU") == float("inf")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert (cluster.most("CPU"), cluster.most("GPU")) == (2, 0)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_ray_takes_the_shipped_yaml(name):
+    tree = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())
+    validate_config(prepare_config(tree))
+    assert tree["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    for words in tree["head_start_ray_commands"]:
+        assert "0.0.0.0" not in words  # a dashboard for all to see
+    for version in ("ray", "torch", "torchvision"):
+        assert any(f" {version}==" in words for words in tree["setup_commands"])
+
+
+@pytest.mark.parametrize("name", ("aws", "gcp"))
+def test_no_trial_runs_on_the_head_and_spot_comes_first(name):
+    types = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())["available_node_types"]
+    assert types["head"]["resources"] == {"CPU": 0}
+    spot, on_demand = types["gpu_spot"], types["gpu_on_demand"]
+    assert spot["priority"] > on_demand["priority"]
+    for key in ("InstanceMarketOptions", "scheduling"):
+        spot["node_config"].pop(key, None)
+        on_demand["node_config"].pop(key, None)
+    assert spot["node_config"] == on_demand["node_config"]
+
+
+def test_kuberay_runs_the_same_versions():
+    text = (CLUSTERS / "kuberay.yaml").read_text()
+    spec = yaml.safe_load(text)["spec"]["rayClusterSpec"]
+    setup = " ".join(yaml.safe_load((CLUSTERS / "aws.yaml").read_text())["setup_commands"])
+    assert f" ray=={spec['rayVersion']} " in setup
+    assert f"rayproject/ray:{spec['rayVersion']}-" in text
+    torch = setup[setup.index("torch==") : setup.index(" -e ")]
+    assert torch in text
+    assert spec["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+
+
+def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
+    moto = pytest.importorskip("moto")
+    boto3 = pytest.importorskip("boto3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    assert tree["metadata"]["image"] == "ami-EDIT"
+    with moto.mock_aws():
+        profile = tree["metadata"]["profile"]["Name"]
+        boto3.client("iam", "us-east-1").create_instance_profile(InstanceProfileName=profile)
+        ec2 = boto3.client("ec2", tree["provider"]["region"])
+        made = {}
+        for name, node in tree["available_node_types"].items():
+            asked = node["node_config"] | {"ImageId": ec2.describe_images()["Images"][0]["ImageId"]}
+            (made[name],) = ec2.run_instances(**asked, MinCount=1, MaxCount=1)["Instances"]
+    assert {name: i["InstanceType"] for name, i in made.items()} == {
+        "head": "m7i.xlarge", "gpu_spot": "g6.xlarge", "gpu_on_demand": "g6.xlarge",
+    }  # fmt: skip
+    assert [n for n, i in made.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu_spot"]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux"
+    or os.geteuid() != 0
+    or not all(shutil.which(tool) for tool in ("sshd", "ssh", "rsync", "nc", "unshare")),
+    reason="needs root, sshd, rsync, nc and unshare",
+)
+def test_up_submit_down_over_ssh():
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [CLUSTERS / "try_local.sh"], env=os.environ | {"PATH": path}, timeout=300,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    for step in ("ray up: ", "on the storage: the rows of none predefined", "ray down: "):
+        assert step in done.stdout
