@@ -114,7 +114,8 @@ class Folder:
             path = self.rows / f"{key}.parquet"
             paths = [path] if path.exists() else []
         # In one read: pq.read_table(path) opens a file twice, and the second may be a newer one.
-        tables = (pq.read_table(io.BytesIO(data)) for data in read_all(paths))
+        # Without threads: those that are left abort a process, at its end, that also used S3.
+        tables = (pq.read_table(io.BytesIO(data), use_threads=False) for data in read_all(paths))
         rows = [row for table in tables for row in table.to_pylist()]
         return [row | {name: dict(row[name]) for name in MAPS} for row in rows]
 

@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-from pyarrow import fs
 
 from autoaug_ray.errors import StorageError, UserError
 
@@ -29,6 +28,9 @@ HOPELESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "credentials")
 """Parts of messages of errors that waiting does not mend."""
 
 T = TypeVar("T")
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 
 class Remote:
@@ -73,21 +75,21 @@ class Remote:
         return self
 
     def exists(self) -> bool:
-        return self._is(fs.FileType.File, fs.FileType.Directory)
+        return self._is("File", "Directory")
 
     def is_file(self) -> bool:
-        return self._is(fs.FileType.File)
+        return self._is("File")
 
     def is_dir(self) -> bool:
-        return self._is(fs.FileType.Directory)
+        return self._is("Directory")
 
     def glob(self, pattern: str) -> list["Remote"]:
         """Files directly below whose names match."""
-        return [one for one in self._below(fs.FileType.File) if fnmatchcase(one.name, pattern)]
+        return [one for one in self._below("File") if fnmatchcase(one.name, pattern)]
 
     def folders(self) -> list["Remote"]:
         """Prefixes directly below."""
-        return self._below(fs.FileType.Directory)
+        return self._below("Directory")
 
     def read_bytes(self) -> bytes:
         def read() -> bytes:
@@ -122,18 +124,21 @@ class Remote:
     def open_input(self) -> pa.NativeFile:
         return self._patiently(lambda: self._system.open_input_file(self.path))
 
-    def _below(self, kind: fs.FileType) -> list["Remote"]:
+    def _below(self, kind: str) -> list["Remote"]:
+        from pyarrow import fs
+
         selector = fs.FileSelector(self.path, allow_not_found=True)
         found = self._patiently(lambda: self._system.get_file_info(selector))
         return sorted(
-            (self / info.base_name for info in found if info.type == kind), key=lambda one: one.path
+            (self / info.base_name for info in found if info.type.name == kind),
+            key=lambda one: one.path,
         )
 
-    def _is(self, *kinds: fs.FileType) -> bool:
-        return self._patiently(lambda: self._system.get_file_info(self.path).type in kinds)
+    def _is(self, *kinds: str) -> bool:
+        return self._patiently(lambda: self._system.get_file_info(self.path).type.name in kinds)
 
     @property
-    def _system(self) -> fs.FileSystem:
+    def _system(self) -> "fs.FileSystem":
         return _system(self.scheme, self.path.split("/")[0], self.query)
 
     def _patiently(self, work: Callable[[], T]) -> T:
@@ -230,7 +235,7 @@ def listed(folder: Place, pattern: str) -> list[Place]:
 def folders(folder: Place) -> list[Place]:
     """Folders directly below, by name."""
     if isinstance(folder, Remote):
-        return list(folder.folders())
+        return sorted(folder.folders(), key=str)
     found = folder.iterdir() if folder.is_dir() else ()
     return [*sorted(path for path in found if path.is_dir())]
 
@@ -242,7 +247,9 @@ def relative(file: Place, folder: Place) -> str:
 
 
 @lru_cache(maxsize=8)
-def _system(scheme: str, bucket: str, query: str) -> fs.FileSystem:
+def _system(scheme: str, bucket: str, query: str) -> "fs.FileSystem":
+    from pyarrow import fs  # not above: it starts threads, also where all is on this machine
+
     uri = f"{scheme}://{bucket}" + (f"?{query}" if query else "")
     system, _ = fs.FileSystem.from_uri(uri)
     return system

@@ -101,7 +101,7 @@ def test_scale(tmp_path):
     assert figures["driver"]["trial"] > 0 and figures["driver"]["trial_cpu"] > 0
     for one in figures["measured"]:
         assert one["trials"] == 20 + 3  # and a final run of each entry
-        assert 1 <= one["processes"] <= 4  # of both sizes; a trial never had one of its own
+        assert 1 <= one["processes"] < one["trials"] / 2  # they serve several trials each
     assert [(r["nodes"], r["slots"]) for r in figures["rows"][:3]] == [(1, 1), (1, 4), (4, 4)]
     for row in figures["rows"]:
         busy = [row[name]["busy"] for name in ("alone", "together", "ideal")]

@@ -645,7 +645,7 @@ def _write(path: Place, columns: Mapping[str, Sequence[Any]], schema: pa.Schema)
 
 def _read(path: Place, columns: list[str] | None = None) -> pa.Table:
     # One file, not a dataset: its folder's other files are none of its business.
-    return pq.ParquetFile(opened(path)).read(columns=columns)
+    return pq.ParquetFile(opened(path)).read(columns=columns, use_threads=False)
 
 
 def _keys_or_none(path: Place) -> list[str]:
