@@ -169,9 +169,6 @@ def carry_out(
     folders = _folders(studies, out)
     studies, failed = run(studies, folders, bank, console, wandb)
     page = show(list(zip(studies, folders, strict=True)), out / studies[0].name, console)
-    ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
-    if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
-        console.print(bill.sentence(paid), highlight=False, markup=False)
     say_failed(failed, console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return bool(failed)
@@ -232,6 +229,12 @@ def run(
             write_faults(study, folder, bank)
         with track.tracking(folders, wandb, say):
             plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+    ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
+    if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
+        if studies[0].case:  # one bill for all of them, which is no case's own
+            say(bill.sentence(paid))
+        else:
+            write_whole(folders[0].bill, bill.sentence(paid).encode())
     return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
 
 

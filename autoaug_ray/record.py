@@ -7,6 +7,7 @@
       policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
       ledger/                the meter's
       outcomes.jsonl         how every run that has ended did so (see autoaug_ray.plan)
+      bill/, bill.txt        what the machines cost meanwhile (see autoaug_ray.bill), and in words
       bank_faults.txt        what went wrong with the generated images that the study mixes
       summary.parquet        one row per entry (see autoaug_ray.summary)
       report.html, *.png     the page and its figures
@@ -80,6 +81,10 @@ class Folder:
         self.ledger, self.policies, self.trials = (
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
+
+    @property
+    def bill(self) -> Place:
+        return self.root / "bill.txt"
 
     @property
     def bank_faults(self) -> Place:

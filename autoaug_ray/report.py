@@ -462,7 +462,7 @@ def _warnings(results: Results) -> list[str]:
         f"Run {key} did not use the settings that it was asked to: do not trust its entry."
         for key in results.misused
     ]
-    out += results.bank_faults
+    out += results.bank_faults + results.bill
     if results.foreign:
         out.append(
             f"{_plural(results.foreign, 'run')} in this folder with other settings than this "

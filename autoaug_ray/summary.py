@@ -105,6 +105,8 @@ class Results:
     misused: list[str]
     """Keys of final trainings that did not use the settings that they were asked to."""
     bank_faults: list[str]
+    bill: list[str]
+    """What the machines cost, in words; of a study of one case."""
     """Sentences about what went wrong with the generated images."""
     foreign: int
     """Runs in the folder with other settings than the study's."""
@@ -170,7 +172,6 @@ def collect(study: Study, folder: Folder) -> Results:
         ]
         for label, mine in ledger.items()
     }
-    faults = folder.bank_faults
     return Results(
         study=study,
         finals=finals,
@@ -187,7 +188,8 @@ def collect(study: Study, folder: Folder) -> Results:
             for rows in by_seed.values()
             if rows[-1]["used_key"] != rows[-1]["run_key"]
         ],
-        bank_faults=faults.read_text().splitlines() if faults.exists() else [],
+        bank_faults=_lines(folder.bank_faults),
+        bill=_lines(folder.bill),
         foreign=len(foreign),
     )
 
@@ -310,6 +312,10 @@ def cost_hours(results: Results, row: Row) -> float | None:
     search = _search_seconds(results, label) + _found_elsewhere(results, training, entry)
     bank: float = sum(row["bank_hours"].values())
     return search / 3600 + bank + float(row["device_hours_training"])
+
+
+def _lines(file: Place) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def write_summary(summary: Sequence[Mapping[str, Any]], path: Place) -> None:
