@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -61,10 +61,14 @@ class Resources(Settings):
     gpus: float = Field(0, ge=0)
 
 
+FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
+"""What names a file or a folder: it must not lead to another one, whoever wrote it."""
+
+
 class Entry(Settings):
     """One row of the final table: a method, its hyperparameters, and what is searched."""
 
-    label: str
+    label: FileName
     hyperparameters: dict[str, Any]
     ranges: dict[str, Range] = {}
     search: Search = Search()
@@ -98,7 +102,7 @@ class Entry(Settings):
 class Run(Settings):
     """One training, frozen and checked: all that its result may depend on."""
 
-    label: str
+    label: FileName
     phase: Literal["search", "final"]
     seed: int
     index: int = 0
@@ -169,7 +173,7 @@ class Published(Settings):
 
 
 class Study(Settings):
-    name: str
+    name: FileName
     dataset: Dataset
     model: Classifier = Classifier()
     train: Training = Training()
@@ -183,7 +187,7 @@ class Study(Settings):
     """Of the generated images, if some method mixes any."""
     bank_plans: dict[str, str] = {}
     """Filled in when the bank is: `pool_name` -> its plan's key."""
-    case: str | None = None
+    case: FileName | None = None
     """Of a study with several: what this one is called."""
     reference: str = "none"
     """The label whose training is the unit of relative cost."""
@@ -403,7 +407,11 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise UserError(f"--set {change}: write it as dotted.key=value.")
-    _assign(tree, path, yaml.load(text, _Loader), f"--set {change}")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {change}: {' '.join(str(error).split())}.") from None
+    _assign(tree, path, value, f"--set {change}")
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:

@@ -103,7 +103,9 @@ def start_from(network: nn.Module, classifier: Classifier) -> None:
     try:
         if classifier.weights == "imagenet":
             best = torchvision_models.get_model_weights(classifier.torchvision_name)
-            state = next(iter(best)).DEFAULT.get_state_dict(progress=False, check_hash=True)
+            state = next(iter(best)).DEFAULT.get_state_dict(
+                progress=False, check_hash=True, weights_only=True
+            )
         else:
             path = Path(classifier.weights).expanduser()
             state = torch.load(path, map_location="cpu", weights_only=True)

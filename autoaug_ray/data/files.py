@@ -95,6 +95,14 @@ def found(root: str | Path, places: Sequence[str], archive: str) -> Path:
     raise UserError(f"dataset.root: {top} holds no {' or '.join(places)}; unpack {archive} there.")
 
 
+def inside(top: Path, place: str) -> Path:
+    """`top / place`, as the dataset lists it. Raises UserError if that leaves `top`."""
+    path = Path(place)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"dataset.root: {place!r} is listed, which is no place inside of {top}.")
+    return top / path
+
+
 def none_empty(labels: Sequence[int], classes: Sequence[str], folder: Path, archive: str) -> None:
     """Raises UserError for a class folder without images."""
     if missing := sorted(set(range(len(classes))) - set(labels)):
@@ -133,7 +141,7 @@ def class_folders(
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        of_class = images_in(root / name)
+        of_class = images_in(inside(root, name))
         if not of_class and name in found:
             raise UserError(f"{root / name} holds no image ({', '.join(sorted(IMAGE_ENDINGS))}).")
         paths += of_class

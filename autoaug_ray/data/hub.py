@@ -1,6 +1,7 @@
 """Datasets in the formats of Hugging Face's `datasets`, from a folder on this machine."""
 
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,28 @@ class Rows(Reader):
 
     table: Any
     column: str
-    name: str
+    root: Path
     size: int
     channels: int
     fit: Fit
 
     def __call__(self, position: int) -> np.ndarray:
         held = self.table[position][self.column]
-        name = f"{self.name}: image {position}"
+        name = f"{self.root}: image {position}"
         if held is None:
             raise UserError(f"{name} is empty.")
-        file = held["path"] if held["bytes"] is None else io.BytesIO(held["bytes"])
+        if held["bytes"] is not None:
+            return self._read(io.BytesIO(held["bytes"]), name)
+        path, root = Path(held["path"]), self.root
+        # As written, or with links followed: the hub's cache is a folder of links to files outside.
+        if not (
+            Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
+            or path.resolve().is_relative_to(root.resolve())
+        ):
+            raise UserError(f"{name} is said to be {path}, which is not in that folder.")
+        return self._read(path, name)
+
+    def _read(self, file: Path | io.BytesIO, name: str) -> np.ndarray:
         return read_image(file, name, self.size, self.channels, self.fit)
 
 
@@ -89,7 +101,7 @@ def hub(dataset: Dataset) -> Source:
         )
     size = dataset.image_size or 32
     read = Rows(
-        table.cast_column(image, datasets.Image(decode=False)), image, str(root),
+        table.cast_column(image, datasets.Image(decode=False)), image, root,
         size, dataset.channels or 3, dataset.fit or "stretch",
     )  # fmt: skip
     whole = Stored(

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from autoaug_ray.data.files import ImageFiles
+from autoaug_ray.data.files import ImageFiles, inside
 from autoaug_ray.data.folders import in_turn
 from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source
@@ -80,7 +80,7 @@ def voc2012(dataset: Dataset) -> Source:
         listed.append(path.read_text().split())
     kinds = ("SegmentationClass", "SegmentationObject")
     every = [name for names in listed for name in names]
-    _present([base / kind / f"{name}.png" for kind in kinds for name in every], VOC_ARCHIVE)
+    _present([inside(base / kind, f"{name}.png") for kind in kinds for name in every], VOC_ARCHIVE)
     pool, test = (_masked(base, names, dataset.protocol == "dafusion") for names in listed)
     note = _count(len(every) - len(pool) - len(test), len(every), "have no instance that counts")
     return _source(dataset, VOC_CLASSES, pool, test, [note], VOC_ARCHIVE)
@@ -132,7 +132,7 @@ def coco2017(dataset: Dataset) -> Source:
     names, parts, note = _annotated(
         {part: root / f"annotations/instances_{part}2017.json" for part in ("train", "val")},
         "annotations_trainval2017.zip",
-        place=lambda part, image: root / f"{part}2017" / image["file_name"],
+        place=lambda part, image: inside(root / f"{part}2017", image["file_name"]),
         crowds=dataset.protocol == "dafusion",
     )
     index = {category: label for label, category in enumerate(sorted(names))}
@@ -157,7 +157,7 @@ def lvis(dataset: Dataset) -> Source:
         {part: p if p.is_file() else root / p.name for part, p in files.items()},
         "lvis_v1_train.json.zip and lvis_v1_val.json.zip",
         # LVIS shares COCO's images out anew: the address says in which of COCO's folders one is.
-        place=lambda _, image: root.joinpath(*image["coco_url"].split("/")[-2:]),
+        place=lambda _, image: inside(root, "/".join(image["coco_url"].split("/")[-2:])),
         crowds=True,  # it marks none
         wanted=lambda category: category["frequency"] in chosen,
     )
@@ -207,6 +207,8 @@ def _annotated(
                 ]
             )
             images += len(content["images"])
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(
                 f"{path} is not whole JSON ({error}); unpack {archive} again."

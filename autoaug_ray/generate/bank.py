@@ -279,7 +279,7 @@ class Bank:
     def read_plan(self, plan_key: str) -> Plan:
         """Raises UserError if there is no such plan."""
         path = self.plan_path(plan_key)
-        if not path.is_file():
+        if plan_key not in self.plans():  # nor is a path a key
             raise UserError(
                 f"bank {self.root}: no plan {plan_key}; known: {', '.join(self.plans()) or 'none'}."
             )
@@ -710,4 +710,4 @@ def _ending(data: bytes) -> str:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w. -]", "_", text)
+    return re.sub(r"^\.+|[^\w. -]", "_", text)  # `..` is no name of a folder

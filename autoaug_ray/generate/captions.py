@@ -166,9 +166,11 @@ def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
         ) from None
     try:
         with quiet():
-            processor = AutoProcessor.from_pretrained(model)
+            processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
             # Not .to(dtype) afterwards: BLIP-2 keeps its Q-Former in fp32 under fp16.
-            loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+            loaded = AutoModelForImageTextToText.from_pretrained(
+                model, dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         raise cannot_load("captioner", f"{model} as an image-text-to-text model", error) from None
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):

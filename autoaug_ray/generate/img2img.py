@@ -229,6 +229,7 @@ def load(settings: Generation, device: torch.device) -> Pipeline:
                 dtype=DTYPES[settings.precision],
                 safety_checker=None,
                 requires_safety_checker=False,
+                trust_remote_code=False,
             )
     except (OSError, ValueError, TypeError) as error:
         raise cannot_load("model", f"{settings.model} as a Stable Diffusion", error) from None

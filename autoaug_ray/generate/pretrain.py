@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.subset is not None:
         if args.out == EMBEDDED:
             raise UserError("pretrain: --subset needs --out, or it would replace what ships.")
-        with np.load(args.subset) as arrays:
+        with np.load(args.subset, allow_pickle=False) as arrays:
             pretrain(
                 arrays["images"], arrays["labels"], names, args.out / "stable-diffusion", recipe
             )
