@@ -1,5 +1,6 @@
 """Which machines the work runs on: the cluster that this process is on, or this machine alone."""
 
+import contextlib
 import logging
 import math
 import os
@@ -38,6 +39,8 @@ LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """KubeRay sets it in the pods of its clusters."""
 LOCAL = "local"
+TOKEN = Path("~/.ray/auth_token")
+"""Whoever has it may run anything on the cluster."""
 
 
 def join(cpus: int | None = None) -> None:
@@ -61,6 +64,8 @@ def join(cpus: int | None = None) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"cannot join the Ray cluster at {where}: {error}") from None
+    with contextlib.suppress(OSError):  # Ray leaves its token for all users of the machine to read
+        TOKEN.expanduser().chmod(0o600)
     if where != LOCAL:  # whose launcher sets OMP_NUM_THREADS=1 for all that it starts
         torch.set_num_threads(os.cpu_count() or 1)
 

@@ -344,8 +344,8 @@ def test_a_study_tells_no_secret_and_reads_no_pickle_of_its_folder(sign, tmp_pat
 
 LISTEN = """
 import json, os, psutil, time
-from autoaug_ray import study
-study.start_ray(1)
+from autoaug_ray import cluster
+cluster.join(1)
 time.sleep(1)
 own = psutil.Process().children(recursive=True)
 found = [[p.name(), c.laddr.ip, c.laddr.port] for p in own for c in p.net_connections("tcp")
@@ -367,4 +367,6 @@ def test_a_cluster_of_ours_asks_for_a_token_and_has_no_dashboard(tmp_path):
     found, mode, dashboard = json.loads(out.stdout.splitlines()[-1])
     assert found, "nothing listens: this test looks at the wrong processes"
     assert mode == "token" and not dashboard  # Ray 2.60 listens on every interface
+    token = tmp_path / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600, "other users of the machine could read it"
     assert not any("Dashboard" in name for name, *_ in found)
