@@ -131,7 +131,7 @@ def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
         allotted=sum(bill["allotted"].get(kind, 0) for bill in bills) / 3600,
         held=held,
         useful=held - idle,
-        lost=sum(meter.in_vain(line) for line in mine if line["open"]) / 3600,
+        lost=sum(meter.in_vain(line) for line in mine if line.get("open")) / 3600,
     )
 
 
