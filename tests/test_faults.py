@@ -47,9 +47,9 @@ def meanwhile(act):
     assert not errors, errors
 
 
-def execute(made, folder):
+def execute(made, folder, attempt=None):
     cluster.join(2)
-    (plan,) = study.execute([(made, folder)], study.Watch())
+    (plan,) = study.execute([(made, folder)], study.Watch(), attempt=attempt)
     return plan
 
 
@@ -194,22 +194,21 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
     assert bank.verify() == [] and len(bank.shards()) == 1
 
 
-def greedy(config, *, bank):
+def greedy(config, *, bank, handed):
     """`study.trial`, in which a step of trivialaugment asks for more memory than there is."""
     from autoaug_ray.methods.discrete import TrivialAugment
 
     TrivialAugment.step = lambda *_: {"train_loss": torch.zeros(2**50)}
-    study.trial(config, bank=bank)
+    study.trial(config, bank=bank, handed=handed)
 
 
-def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path, monkeypatch):
+def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path):
     wild = {"lr": 100, "weight_decay": 1, "schedule": "constant", "iters_per_epoch": 40}
     made = tiny({"trivialaugment": {}}, train={"epochs": 2, "batch_size": 32, **wild})
     folder = Folder(tmp_path / "runs")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(study, "trial", greedy)
     try:
-        failed = {done.run.label: done for done in execute(made, folder).done}
+        failed = {done.run.label: done for done in execute(made, folder, greedy).done}
     finally:
         ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert {done.outcome for done in failed.values()} == {"failed"}
