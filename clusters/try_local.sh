@@ -1,52 +1,17 @@
 #!/usr/bin/env bash
 # Tries clusters/local.yaml on this machine, over a real sshd: ray up, ray submit, what is on the
-# storage, ray down; and says how long each step took. Needs root, sshd, rsync, nc, unshare, and the
-# package installed in the Python on PATH.
-#
-# sshd, and with it the cluster, has a process namespace, a /tmp/ray, a port and a user of its own:
-# `ray up` and `ray down` call `ray stop`, which ends every Ray process that it can see. The user is
-# root by another name and home, who can read this Python wherever it is.
+# storage, ray down; and says how long each step took. What it needs: private_sshd.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=try-$$ port=${1:-2222}
-work=$(mktemp -d /tmp/try-XXXXXX)
-mkdir -p "$work"/{home/.ssh,laptop,storage,ray} /run/sshd
-end() {
-  [ -z "${sshd:-}" ] || kill -KILL "$sshd" 2> /dev/null || true  # all of its namespace ends with it
-  rm -rf "$work"
-}
-trap end EXIT
-
-(cat /etc/passwd; echo "$name:*:0:0::$work/home:/bin/bash") > "$work/passwd"
-ssh-keygen -qt ed25519 -N '' -f "$work/key"
-ssh-keygen -qt ed25519 -N '' -f "$work/host"
-cp "$work/key.pub" "$work/home/.ssh/authorized_keys"
-ln -s "$(python -c 'import sys; print(sys.prefix)')" "$work/home/venv"
-echo '. ~/.bashrc' > "$work/home/.bash_profile"
-touch "$work/home/.bashrc"
-cat > "$work/sshd_config" <<END
-Port $port
-ListenAddress 127.0.0.1
-HostKey $work/host
-PasswordAuthentication no
-UsePAM no
-StrictModes no
-AllowUsers $name
-PidFile none
-END
-mkdir -p /tmp/ray
-unshare --mount --fork --pid --mount-proc --kill-child bash -c \
-  "mount --bind $work/passwd /etc/passwd && mount --bind $work/ray /tmp/ray && exec /usr/sbin/sshd -D -e -f $work/sshd_config" \
-  2> "$work/sshd.log" &
-sshd=$!
+. clusters/private_sshd.sh
 
 # What local.yaml asks its user to edit; no workers; a Ray that fits beside others on this machine;
 # and instead of installing torch once more, the one that is here.
-python - "$work" "$name" "$port" <<'END'
+python - "$work" "$name" "$port" "$gcs_port" <<'END'
 import sys
 import yaml
 
-work, name, port = sys.argv[1:]
+work, name, port, gcs_port = sys.argv[1:]
 tree = yaml.safe_load(open("clusters/local.yaml"))
 tree["cluster_name"] = name
 tree["provider"] |= {"head_ip": "127.0.0.1", "worker_ips": []}
@@ -59,23 +24,10 @@ assert "pip install" in install
 tree["setup_commands"].append("echo 'export PYTHONPATH=~/autoaug-ray' >> ~/.bashrc")
 stop, start = tree["head_start_ray_commands"]
 assert "--port=6379" in start
-start = start.replace("6379", str(int(port) + 20000))
+start = start.replace("6379", gcs_port)
 tree["head_start_ray_commands"] = [stop, start + " --num-cpus=2 --object-store-memory=100000000"]
 yaml.safe_dump(tree, open(f"{work}/local.yaml", "w"))
 END
-export HOME="$work/laptop" RAY_USAGE_STATS_ENABLED=0
-unset RAY_ADDRESS RAY_AUTH_MODE
-ray get-auth-token --generate > /dev/null
-
-step() {
-  local begin=$EPOCHREALTIME
-  if ! "${@:2}" > "$work/log" 2>&1; then
-    echo "$1 failed:"
-    cat "$work/log"
-    exit 1
-  fi
-  echo "$1: $(echo "$EPOCHREALTIME $begin" | awk '{printf "%.1f", $1 - $2}') s"
-}
 step "ray up" ray up -y --no-config-cache "$work/local.yaml"
 grep -q "authentication is enabled" "$work/log"
 # The words go to a shell on the head as they are: what it would expand is quoted once more.

@@ -138,18 +138,35 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
     assert [n for n, i in made.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu_spot"]
 
 
-@pytest.mark.skipif(
+over_ssh = pytest.mark.skipif(
     sys.platform != "linux"
     or os.geteuid() != 0
     or not all(shutil.which(tool) for tool in ("sshd", "ssh", "rsync", "nc", "unshare")),
     reason="needs root, sshd, rsync, nc and unshare",
 )
-def test_up_submit_down_over_ssh():
+
+
+def tried(name, *steps):
+    """Runs the script of that name, which must say that it has done all of these."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
-        [CLUSTERS / "try_local.sh"], env=os.environ | {"PATH": path}, timeout=300,
+        [CLUSTERS / name], env=os.environ | {"PATH": path}, timeout=300,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    for step in ("ray up: ", "on the storage: the rows of none predefined", "ray down: "):
+    for step in steps:
         assert step in done.stdout
+
+
+@over_ssh
+def test_up_submit_down_over_ssh():
+    tried("try_local.sh", "ray up: ", "on the storage: the rows of none predefined", "ray down: ")
+
+
+@over_ssh
+@pytest.mark.skipif(
+    "AUTOAUG_SLOW_TESTS" not in os.environ, reason="takes minutes: set AUTOAUG_SLOW_TESTS to run it"
+)
+def test_trials_that_wait_start_spot_machines_on_aws():
+    pytest.importorskip("moto")
+    tried("try_aws.sh", "gpu_spot g6.xlarge spot running", "gpu_spot g6.xlarge spot terminated")
