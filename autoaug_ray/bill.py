@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autoaug_ray import meter
-from autoaug_ray.errors import RunError
+from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.record import write_whole
 from autoaug_ray.storage import Place, Remote, listed, read_all
 
@@ -62,10 +62,11 @@ class Bill:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.note()
+        if kind is None or not issubclass(kind, UserError):  # of which nothing comes to be
+            self.note()
 
     def note(self) -> None:
         """Charge the time since the last look to what was there then, and look again."""
@@ -88,7 +89,8 @@ class Bill:
             write_whole(self._file, json.dumps(line).encode())
 
     def _watch(self) -> None:
-        self.note()
+        with contextlib.suppress(Exception):
+            self._last = self._look()
         while not self._stop.wait(self._interval):
             self.note()
 

@@ -87,6 +87,8 @@ class Meter:
             self._file = ledger / name
             if heartbeat is None:
                 heartbeat = REMOTE_HEARTBEAT if isinstance(ledger, Remote) else HEARTBEAT
+            with storing(ledger):
+                self._write(ended=False)  # now: the process may die at once
             threading.Thread(target=self._live, args=(heartbeat,), daemon=True).start()
 
     def __enter__(self) -> "Meter":
@@ -147,7 +149,6 @@ class Meter:
             torch.cuda.synchronize(self.device)
 
     def _live(self, interval: float) -> None:
-        self._beat()
         while not self._stop.wait(interval):
             self._beat()
 
