@@ -13,7 +13,7 @@ MARKET = "InstanceMarketOptions"
 """Of a node_config, as in EC2's RunInstances; without it a machine is on demand."""
 
 
-class SpotFirst(AWSNodeProvider):  # type: ignore[misc]
+class SpotFirst(AWSNodeProvider):
     """Ray's provider of EC2 machines, but for what is asked of EC2."""
 
     def _create_node(
@@ -27,7 +27,8 @@ class SpotFirst(AWSNodeProvider):  # type: ignore[misc]
         made: dict[str, Any] = {}
         while len(made) < count:
             try:
-                made |= super()._create_node(node_config, tags, count - len(made))
+                short = count - len(made)
+                made |= super()._create_node(node_config, tags, short)  # type: ignore[no-untyped-call]
             except NodeLaunchException:
                 if MARKET in node_config:
                     node_config = {k: v for k, v in node_config.items() if k != MARKET}
