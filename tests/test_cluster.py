@@ -95,15 +95,9 @@ def test_ray_takes_the_shipped_yaml(name):
 
 
 @pytest.mark.parametrize("name", ("aws", "gcp"))
-def test_no_trial_runs_on_the_head_and_spot_comes_first(name):
+def test_no_trial_runs_on_the_head(name):
     types = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0}
-    spot, on_demand = types["gpu_spot"], types["gpu_on_demand"]
-    assert spot["priority"] > on_demand["priority"]
-    for key in ("InstanceMarketOptions", "scheduling"):
-        spot["node_config"].pop(key, None)
-        on_demand["node_config"].pop(key, None)
-    assert spot["node_config"] == on_demand["node_config"]
 
 
 def test_kuberay_runs_the_same_versions():
@@ -133,9 +127,48 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
             asked = node["node_config"] | {"ImageId": ec2.describe_images()["Images"][0]["ImageId"]}
             (made[name],) = ec2.run_instances(**asked, MinCount=1, MaxCount=1)["Instances"]
     assert {name: i["InstanceType"] for name, i in made.items()} == {
-        "head": "m7i.xlarge", "gpu_spot": "g6.xlarge", "gpu_on_demand": "g6.xlarge",
+        "head": "m7i.xlarge", "gpu": "g6.xlarge",
     }  # fmt: skip
-    assert [n for n, i in made.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu_spot"]
+    assert [n for n, i in made.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu"]
+
+
+@pytest.mark.parametrize("there", (0, 2, 5))
+def test_what_spot_refuses_is_started_on_demand(there, monkeypatch):
+    """Of five machines; EC2 has `there` on spot, and then none at all beyond five."""
+    moto = pytest.importorskip("moto")
+    ClientError = pytest.importorskip("botocore.exceptions").ClientError
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody")
+    from autoaug_ray.spot import NodeLaunchException, SpotFirst
+
+    left = {"spot": there, "on demand": 5 - there}
+
+    def refuse(params, **_):
+        market = "spot" if "InstanceMarketOptions" in params else "on demand"
+        if not left[market]:
+            error = {"Code": "InsufficientInstanceCapacity", "Message": f"no {market}"}
+            raise ClientError({"Error": error}, "RunInstances")
+        left[market] -= 1  # moto starts MinCount machines, which is one
+
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    with moto.mock_aws():
+        provider = SpotFirst(tree["provider"], "name")
+        client = provider.ec2_fail_fast.meta.client
+        subnet = client.describe_subnets()["Subnets"][0]["SubnetId"]
+        image = client.describe_images()["Images"][0]["ImageId"]
+        client.meta.events.register("provide-client-params.ec2.RunInstances", refuse)
+        asked = {
+            "InstanceType": "g6.xlarge", "ImageId": image, "SubnetIds": [subnet],
+            "InstanceMarketOptions": {"MarketType": "spot"},
+        }  # fmt: skip
+        made = provider.create_node(asked, {}, 5)
+        assert [i.instance_lifecycle for i in made.values()].count("spot") == there
+        assert len(made) == 5 and "InstanceMarketOptions" in asked
+        with pytest.raises(NodeLaunchException, match="no on demand"):
+            provider.create_node(asked, {}, 1)
+        left["on demand"] = 1
+        assert len(provider.create_node(asked, {}, 3)) == 1
+        client.meta.events.unregister("provide-client-params.ec2.RunInstances", refuse)
 
 
 over_ssh = pytest.mark.skipif(
@@ -169,4 +202,4 @@ def test_up_submit_down_over_ssh():
 )
 def test_trials_that_wait_start_spot_machines_on_aws():
     pytest.importorskip("moto")
-    tried("try_aws.sh", "gpu_spot g6.xlarge spot running", "gpu_spot g6.xlarge spot terminated")
+    tried("try_aws.sh", "gpu g6.xlarge spot running", "gpu g6.xlarge spot terminated")

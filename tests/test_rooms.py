@@ -10,7 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent / "autoaug_ray"
 HEAVY = {"ray", "wandb", "wandb_workspaces", "diffusers", "transformers", "datasets", "optuna"}
 EDGES = {
-    "ray": {"cluster.py", "study.py", "shards.py", "bench/faults.py", "bench/scale.py"},
+    "ray": {
+        "cluster.py",
+        "study.py",
+        "shards.py",
+        "spot.py",
+        "bench/faults.py",
+        "bench/scale.py",
+    },
     "wandb": {"track.py"},
     "wandb_workspaces": {"track.py"},
     "datasets": {"data/hub.py"},
