@@ -20,8 +20,9 @@ from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.record import write_whole
 from autoaug_ray.storage import Place, Remote, listed, read_all
 
+LOOK_SECONDS = 1.0
 INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
-"""Seconds between two looks at the cluster, with files on this machine and on a store."""
+"""Seconds between two lines, with files on this machine and on a store."""
 
 
 class Look(NamedTuple):
@@ -68,7 +69,7 @@ class Bill:
         if kind is None or not issubclass(kind, UserError):  # of which nothing comes to be
             self.note()
 
-    def note(self) -> None:
+    def note(self, *, write: bool = True) -> None:
         """Charge the time since the last look to what was there then, and look again."""
         with self._lock, contextlib.suppress(OSError, RunError):
             now = self._clock()
@@ -82,6 +83,8 @@ class Bill:
                     self._allotted[kind] += passed * (there - self._last.free.get(kind, 0.0))
             with contextlib.suppress(Exception):  # a cluster that is going away
                 self._last = self._look()
+            if not write:
+                return
             line = {
                 "began": self._began, "at": time.time(),
                 "billed": self._billed, "allotted": self._allotted,
@@ -91,8 +94,11 @@ class Bill:
     def _watch(self) -> None:
         with contextlib.suppress(Exception):
             self._last = self._look()
-        while not self._stop.wait(self._interval):
-            self.note()
+        written = self._clock()
+        while not self._stop.wait(min(LOOK_SECONDS, self._interval)):
+            due = self._clock() - written > self._interval
+            self.note(write=due)
+            written = self._clock() if due else written
 
 
 class Sum(NamedTuple):
