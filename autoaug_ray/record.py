@@ -76,7 +76,7 @@ class Folder:
     """The places of one study."""
 
     def __init__(self, root: Place) -> None:
-        self.root = root
+        self.root, self._seen = root, False
         self.rows, self.checkpoints = root / "rows", root / "checkpoints"
         self.ledger, self.policies, self.trials = (
             root / "ledger", root / "policies", root / "trials",
@@ -91,9 +91,13 @@ class Folder:
         return self.root / "bank_faults.txt"
 
     def check(self) -> None:
-        """Raises StorageError if the folder is gone: to write would make another in its place."""
+        """Raises StorageError if the folder is gone: to write would make another in its place.
+
+        From then on rows and checkpoints are written into this folder or not at all.
+        """
         if not isinstance(self.root, Remote) and not self.root.is_dir():
             raise StorageError(f"{self.root} cannot be used (it is not there any more).")
+        self._seen = True
 
     def policy(self, label: str, seed: int) -> Place:
         return self.policies / label / f"seed-{seed}"
@@ -109,7 +113,7 @@ class Folder:
         }
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns, schema=ROW), buffer)
-        write_whole(self.rows / f"{key}.parquet", buffer.getvalue())
+        write_whole(self.rows / f"{key}.parquet", buffer.getvalue(), parents=not self._seen)
 
     def read_rows(self, key: str | None = None) -> list[dict[str, Any]]:
         """Rows of one run, or of all, as dicts with `log` a dict."""
@@ -129,7 +133,7 @@ class Folder:
         return {row["run_key"]: row for row in self.read_rows() if row["finished"]}
 
     def save_checkpoint(self, key: str, state: Mapping[str, Any]) -> None:
-        save_state(self.checkpoints / f"{key}.pt", state)
+        save_state(self.checkpoints / f"{key}.pt", state, parents=not self._seen)
 
     def load_checkpoint(self, key: str) -> dict[str, Any] | None:
         path = self.checkpoints / f"{key}.pt"
@@ -139,10 +143,10 @@ class Folder:
         (self.checkpoints / f"{key}.pt").unlink(missing_ok=True)
 
 
-def save_state(path: Place, state: Mapping[str, Any]) -> None:
+def save_state(path: Place, state: Mapping[str, Any], *, parents: bool = True) -> None:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), parents=parents)
 
 
 def load_state(path: Place) -> dict[str, Any]:
@@ -152,14 +156,17 @@ def load_state(path: Place) -> dict[str, Any]:
     return state
 
 
-def write_whole(path: Place, data: bytes) -> None:
-    """Atomically: a reader, or a crash, never meets half a file. Raises StorageError."""
+def write_whole(path: Place, data: bytes, *, parents: bool = True) -> None:
+    """Atomically: a reader, or a crash, never meets half a file. Raises StorageError.
+
+    Makes the file's folder if it is not there; with `parents` also those that it is in.
+    """
     if isinstance(path, Remote):
         path.write_bytes(data)
         return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=parents, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)

@@ -129,6 +129,17 @@ def test_rows_checkpoints_and_ledger_of_a_study(root):
     assert [sum(line["seconds"].values()) for line in lines] == [2.0, 3.0]
 
 
+def test_a_folder_that_was_seen_is_not_made_again(tmp_path):
+    folder = Folder(tmp_path / "study")
+    folder.write_rows("k", [])
+    folder.check()
+    folder.root.rename(tmp_path / "away")
+    for write in (folder.write_rows, folder.save_checkpoint):
+        with pytest.raises(StorageError, match="study.* cannot be used"):
+            write("k", {})
+    assert not folder.root.exists()
+
+
 def test_a_ledger_on_a_store_lives_through_its_process(store, tmp_path):
     ledger = place(store.uri("beats")) / "ledger"
     code = (
