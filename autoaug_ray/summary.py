@@ -105,9 +105,9 @@ class Results:
     misused: list[str]
     """Keys of final trainings that did not use the settings that they were asked to."""
     bank_faults: list[str]
+    """Sentences about what went wrong with the generated images."""
     bill: list[str]
     """What the machines cost, in words; of a study of one case."""
-    """Sentences about what went wrong with the generated images."""
     foreign: int
     """Runs in the folder with other settings than the study's."""
 
