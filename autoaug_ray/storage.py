@@ -129,10 +129,7 @@ class Remote:
 
         selector = fs.FileSelector(self.path, allow_not_found=True)
         found = self._patiently(lambda: self._system.get_file_info(selector))
-        return sorted(
-            (self / info.base_name for info in found if info.type.name == kind),
-            key=lambda one: one.path,
-        )
+        return [self / info.base_name for info in found if info.type.name == kind]
 
     def _is(self, *kinds: str) -> bool:
         return self._patiently(lambda: self._system.get_file_info(self.path).type.name in kinds)
