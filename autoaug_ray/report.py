@@ -259,7 +259,7 @@ def _verdicts(summary: Sequence[Row], results: Results | None) -> list[str]:
         )
     out += _missing(summary)
     if results is not None:
-        out += _warnings(results)
+        out += _warnings(results) + results.bill
     devices = sorted({r["device"] for r in summary if r["device"]})
     if len(devices) > 1 or "," in "".join(devices):
         out.append(
@@ -462,7 +462,7 @@ def _warnings(results: Results) -> list[str]:
         f"Run {key} did not use the settings that it was asked to: do not trust its entry."
         for key in results.misused
     ]
-    out += results.bank_faults + results.bill
+    out += results.bank_faults
     if results.foreign:
         out.append(
             f"{_plural(results.foreign, 'run')} in this folder with other settings than this "

@@ -109,6 +109,8 @@ def test_a_real_study_is_billed_for_more_than_it_used(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "The bill: " in said and "CPU-hours of 1 node, of which" in said
     folder = tmp_path / "tiny"
+    page = (folder / "report.html").read_text()
+    assert page.count("The bill: ") == 1 and "Not all is there" not in page
     s = bill.read(folder / "bill", [folder / "ledger"])
     assert s.billed > s.held > s.useful > 0 and s.lost == 0
     assert s.billed >= s.allotted  # which a look a second may miss, of so short a study
