@@ -1,12 +1,10 @@
 """Every fault is caused for real, and meets the policy that README gives for it."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import ray
 import torch
 
 from autoaug_ray import cluster, meter, report, study, train
+from autoaug_ray.bench.faults import meanwhile
 from autoaug_ray.errors import RunError, StorageError, exit_status
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.maker import Failure, Maker
@@ -23,28 +22,6 @@ from autoaug_ray.plan import read_outcomes
 from autoaug_ray.record import Folder
 
 ROOT = Path(__file__).parent.parent
-
-
-@contextlib.contextmanager
-def meanwhile(act):
-    """Calls `act` again and again, until it returns True or the block ends."""
-    stop, errors = threading.Event(), []
-
-    def work():
-        try:
-            while not stop.wait(0.02) and not act():
-                pass
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    assert not errors, errors
 
 
 def execute(made, folder, attempt=None):

@@ -145,15 +145,14 @@ def _under_way(folder: Folder) -> Mapping[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _once(folder: Folder, act: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Meanwhile, as soon as an attempt is under way, do that to it."""
+def meanwhile(act: Callable[[], bool | None]) -> Iterator[None]:
+    """Calls `act` again and again, until it returns True or the block ends; raises its error."""
     stop, errors = threading.Event(), []
 
     def work() -> None:
         try:
-            while not stop.wait(0.05):
-                if (line := _under_way(folder)) is not None:
-                    return act(line)
+            while not stop.wait(0.02) and not act():
+                pass
         except Exception as error:
             errors.append(error)
 
@@ -166,6 +165,20 @@ def _once(folder: Folder, act: Callable[[Mapping[str, Any]], None]) -> Iterator[
         thread.join()
     if errors:
         raise errors[0]
+
+
+def _once(
+    folder: Folder, act: Callable[[Mapping[str, Any]], None]
+) -> contextlib.AbstractContextManager[None]:
+    """Meanwhile, as soon as an attempt is under way, do that to it."""
+
+    def when_it_runs() -> bool:
+        if (line := _under_way(folder)) is None:
+            return False
+        act(line)
+        return True
+
+    return meanwhile(when_it_runs)
 
 
 def _lose_driver(study: Study, folder: Folder) -> None:
