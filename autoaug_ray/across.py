@@ -23,8 +23,8 @@ from autoaug_ray import figures, mix_figures, page, published, report
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
 from autoaug_ray.mix_figures import Point
-from autoaug_ray.record import Folder, write_whole
-from autoaug_ray.storage import Place, relative
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Place, relative
 from autoaug_ray.summary import Results, Row, collect, summarise_results
 
 __all__ = ["published_of", "table", "verdicts", "write"]

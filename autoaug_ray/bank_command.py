@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from autoaug_ray import meter, storage
+from autoaug_ray.store import meter
+from autoaug_ray.store import places as storage
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.generate.bank import Bank, Plan
 from autoaug_ray.generate.settings import EDITS

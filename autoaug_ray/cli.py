@@ -12,15 +12,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import bill, config, data, forecast, models, storage, track
-from autoaug_ray.bill import Bill
+from autoaug_ray import config, data, forecast, models, track
+from autoaug_ray.store import bill
+from autoaug_ray.store import places as storage
+from autoaug_ray.store.bill import Bill
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.meter import device_name
+from autoaug_ray.store.meter import device_name
 from autoaug_ray.plan import Done
 from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_faults, write_sheet
-from autoaug_ray.record import Folder, write_whole
-from autoaug_ray.storage import Place, place
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Place, place
 
 COMMANDS = ("bank", "init", "pilot", "report")
 """Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""

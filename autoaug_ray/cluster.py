@@ -29,7 +29,7 @@ import ray
 import torch
 import yaml
 
-from autoaug_ray.bill import Look
+from autoaug_ray.store.bill import Look
 from autoaug_ray.errors import UserError
 
 HEAD = Path("/tmp/ray/ray_current_cluster")

@@ -11,7 +11,7 @@ from autoaug_ray import data, train
 from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.settings import Kind
-from autoaug_ray.meter import Meter
+from autoaug_ray.store.meter import Meter
 from autoaug_ray.plan import learned, search_runs
 from autoaug_ray.study import draw
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from autoaug_ray import cli, config
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.inspect_folder import Inspection, inspect, study_text
-from autoaug_ray.record import write_whole
+from autoaug_ray.store.folder import write_whole
 
 SHOWN = 20
 """Classes in the table."""

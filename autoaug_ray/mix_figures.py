@@ -24,7 +24,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scikit_posthocs import critical_difference_diagram
 
-from autoaug_ray import labels, meter
+from autoaug_ray import labels
+from autoaug_ray.store import meter
 from autoaug_ray.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
 from autoaug_ray.maths.statistics import Ranking
 

@@ -14,8 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from autoaug_ray import figures
-from autoaug_ray.record import Folder
-from autoaug_ray.storage import relative
+from autoaug_ray.store.folder import Folder
+from autoaug_ray.store.places import relative
 from autoaug_ray.summary import Results, Row
 
 SYMBOLS = dict(

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
-from autoaug_ray.record import Folder, append_line
-from autoaug_ray.storage import Place, listed
+from autoaug_ray.store.folder import Folder, append_line
+from autoaug_ray.store.places import Place, listed
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]

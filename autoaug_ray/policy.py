@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from autoaug_ray.config import Run
 from autoaug_ray.errors import UserError
 from autoaug_ray.methods import AnyMethod, Method, Task
-from autoaug_ray.record import load_state, save_state, write_whole
-from autoaug_ray.storage import Place, place
+from autoaug_ray.store.folder import load_state, save_state, write_whole
+from autoaug_ray.store.places import Place, place
 
 SCHEDULE_LENGTH = 20  # states at most, evenly spaced over the epochs
 

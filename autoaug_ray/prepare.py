@@ -15,8 +15,8 @@ from autoaug_ray.generate.settings import EDITS, Kind
 from autoaug_ray.generate.sheet import sheet
 from autoaug_ray.generate.work import Forecast
 from autoaug_ray.plan import is_searched
-from autoaug_ray.record import Folder, write_whole
-from autoaug_ray.storage import Place
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Place
 
 SHOWN = 12
 

@@ -18,8 +18,8 @@ from rich.table import Table
 from autoaug_ray import figures, mix_figures, page, published
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
-from autoaug_ray.record import Folder, write_whole
-from autoaug_ray.storage import Place
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Place
 from autoaug_ray.summary import (
     Results,
     Row,

@@ -12,8 +12,8 @@ from rich.console import Console
 from autoaug_ray import cli, report, track
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.record import Folder
-from autoaug_ray.storage import Place, folders, listed, place
+from autoaug_ray.store.folder import Folder
+from autoaug_ray.store.places import Place, folders, listed, place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

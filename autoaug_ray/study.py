@@ -34,11 +34,11 @@ from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.handed import Handed, pack, take
-from autoaug_ray.meter import Meter, device_name, out_of_memory
+from autoaug_ray.store.meter import Meter, device_name, out_of_memory
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.plan import Plan, is_population
-from autoaug_ray.record import Folder, load_state, save_state, write_whole
-from autoaug_ray.storage import Place, Remote, place
+from autoaug_ray.store.folder import Folder, load_state, save_state, write_whole
+from autoaug_ray.store.places import Place, Remote, place
 
 CHECKPOINT_SHARE = 0.02
 """Of a run's time that saving its state may take, besides where a scheduler needs it."""

@@ -18,14 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autoaug_ray import meter
+from autoaug_ray.store import meter
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare, mean_of
 from autoaug_ray.plan import read_outcomes
 from autoaug_ray.published import gap_to
-from autoaug_ray.record import Folder, write_whole
-from autoaug_ray.storage import Place
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Place
 
 Row = dict[str, Any]
 

@@ -34,8 +34,8 @@ from autoaug_ray import summary
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.plan import read_outcomes
-from autoaug_ray.record import Folder, write_whole
-from autoaug_ray.storage import Remote, listed, place
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Remote, listed, place
 
 MODES = ("off", "offline", "online")
 STEP = "device_hours"

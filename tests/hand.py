@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from autoaug_ray import config, meter, report
-from autoaug_ray.record import Folder
+from autoaug_ray import config, report
+from autoaug_ray.store import meter
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.summary import Row
 
 TREE: dict[str, Any] = {

@@ -14,7 +14,7 @@ from autoaug_ray.generate import plan
 from autoaug_ray.generate.bank import Bank, Caption, decode, encode, shard_name
 from autoaug_ray.generate.plan import Fingerprints, Pool
 from autoaug_ray.generate.settings import EDITS, Generation
-from autoaug_ray.meter import Meter
+from autoaug_ray.store.meter import Meter
 
 CLASSES = ("cat", "dog/wolf")
 NEAR = ((1,), (0,))

@@ -11,7 +11,8 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray import cluster, meter, report, study, train
+from autoaug_ray import cluster, report, study, train
+from autoaug_ray.store import meter
 from autoaug_ray.bench.faults import meanwhile
 from autoaug_ray.errors import RunError, StorageError, exit_status
 from autoaug_ray.generate.bank import Bank
@@ -19,7 +20,7 @@ from autoaug_ray.generate.maker import Failure, Maker
 from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.plan import read_outcomes
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from autoaug_ray.data import Dataset, Imbalance
 from autoaug_ray.errors import RunError
 from autoaug_ray.handed import pack, take
 from autoaug_ray.methods import METHODS
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 FEW = {"samples": 2, "keep": 1, "images": 40}
 
@@ -100,7 +100,7 @@ import ray
 from ray.cluster_utils import Cluster
 from autoaug_ray import data
 from autoaug_ray.config import Study
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 from autoaug_ray import cluster as joined
 from autoaug_ray.study import Watch, execute
 

@@ -246,7 +246,7 @@ def test_device_hours_are_stacked_by_phase() -> None:
 
 
 def test_every_phase_has_a_name_and_a_colour_of_its_own() -> None:
-    from autoaug_ray.meter import PHASES as known
+    from autoaug_ray.store.meter import PHASES as known
 
     assert list(PHASES) == list(known)
     assert len({color for _, color in PHASES.values()}) == len(PHASES)

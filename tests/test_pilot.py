@@ -12,7 +12,7 @@ from PIL import Image
 from autoaug_ray import cli, pilot
 from autoaug_ray.errors import UserError
 from autoaug_ray.pilot import LOOKS, decide
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 RUN_ALL = [sys.executable, str(Path(__file__).parent.parent / "run_all.py")]
 FLAT = (0.5, 0.5, 0.5)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from autoaug_ray.plan import Plan, read_outcomes, search_runs
-from autoaug_ray.record import ROW, Folder
+from autoaug_ray.store.folder import ROW, Folder
 
 
 def draw(values, rng):

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from autoaug_ray import config, data, meter
+from autoaug_ray import config, data
+from autoaug_ray.store import meter
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.prepare import forecast_bank, kinds_of, pools_of
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
 MIXED = """

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from autoaug_ray import config, figures, labels, report, summary, train
 from autoaug_ray.config import Study
-from autoaug_ray.meter import PHASES, Meter
-from autoaug_ray.record import Folder
+from autoaug_ray.store.meter import PHASES, Meter
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.summary import SUMMARY, Row
 
 

@@ -13,7 +13,7 @@ from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths.policies import SubPolicies
 from autoaug_ray.maths.relaxed_policy import RelaxedPolicy
-from autoaug_ray.meter import Meter
+from autoaug_ray.store.meter import Meter
 from autoaug_ray.methods import METHODS, Task, dada, fast_autoaugment
 from autoaug_ray.methods.dada import Dada
 

@@ -33,7 +33,7 @@ from autoaug_ray.generate.settings import Generation
 from autoaug_ray.methods.replay import Replay
 from autoaug_ray.models import start_from
 from autoaug_ray.policy import load_policy
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [*sorted((ROOT / "autoaug_ray").rglob("*.py")), ROOT / "run_all.py"]

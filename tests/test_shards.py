@@ -18,7 +18,8 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray import cluster, meter, shards
+from autoaug_ray import cluster, shards
+from autoaug_ray.store import meter
 from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank, decode
 from autoaug_ray.generate.maker import Done, Maker

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import autoaug_ray
-from autoaug_ray import meter
+from autoaug_ray.store import meter
 from autoaug_ray.plan import read_outcomes
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
 RUN_ALL = [sys.executable, str(ROOT / "run_all.py")]

@@ -14,7 +14,7 @@ import pytest
 import wandb_files
 
 from autoaug_ray import report_command, track
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
 KEY = "planted0" * 5

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from autoaug_ray import data
-from autoaug_ray import meter as metering
+from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import Outcome
 from autoaug_ray.data.files import ImageFiles
 

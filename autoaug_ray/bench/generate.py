@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from autoaug_ray import data
-from autoaug_ray import meter as metering
+from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation

@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autoaug_ray import config
-from autoaug_ray import meter as metering
+from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.record import ROW, Folder
+from autoaug_ray.store.folder import ROW, Folder
 
 RECORDED = (
     129.1, 129.4, 132.6, 103.5, 140.6, 155.6, 140.3, 124.2, 97.6, 189.1, 193.8, 104.6,

@@ -47,7 +47,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.generate import resize, weights
 from autoaug_ray.generate.loading import cannot_load, quiet
 from autoaug_ray.generate.settings import Generation, Precision
-from autoaug_ray.storage import Place
+from autoaug_ray.store.places import Place
 
 ROWS = 16
 """Images per call of a network on a CPU. Embedded model, one core, ms per image: 137 with 1 row, 42

@@ -25,8 +25,8 @@ from autoaug_ray.generate import img2img, resize
 from autoaug_ray.generate.img2img import Pipeline
 from autoaug_ray.generate.prompts import token_name
 from autoaug_ray.generate.settings import Generation
-from autoaug_ray.record import write_whole
-from autoaug_ray.storage import Place
+from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.places import Place
 
 TEMPLATES = (
     "a photo of a {}", "a photo of the {}", "a photo of one {}", "a picture of a {}",

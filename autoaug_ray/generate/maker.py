@@ -18,8 +18,8 @@ from autoaug_ray.generate import prompts, weights
 from autoaug_ray.generate.bank import Bank, Caption
 from autoaug_ray.generate.plan import Edit, Fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.meter import Meter, device_name
-from autoaug_ray.storage import place
+from autoaug_ray.store.meter import Meter, device_name
+from autoaug_ray.store.places import place
 
 if TYPE_CHECKING:
     from autoaug_ray.generate.captions import Captioner

@@ -14,7 +14,7 @@ from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta, Task
 from autoaug_ray.methods.bilevel import Bilevel
-from autoaug_ray.storage import place
+from autoaug_ray.store.places import place
 
 
 class ReplayState(nn.Module):

@@ -7,7 +7,7 @@
       policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
       ledger/                the meter's
       outcomes.jsonl         how every run that has ended did so (see autoaug_ray.plan)
-      bill/, bill.txt        what the machines cost meanwhile (see autoaug_ray.bill), and in words
+      bill/, bill.txt        what the machines cost meanwhile (see autoaug_ray.store.bill), and in words
       bank_faults.txt        what went wrong with the generated images that the study mixes
       summary.parquet        one row per entry (see autoaug_ray.summary)
       report.html, *.png     the page and its figures
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 import torch
 
 from autoaug_ray.errors import StorageError, storing
-from autoaug_ray.storage import Place, Remote, listed, read_all
+from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 ROW = pa.schema(
     [

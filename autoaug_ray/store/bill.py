@@ -15,10 +15,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from autoaug_ray import meter
+from autoaug_ray.store import meter
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.record import write_whole
-from autoaug_ray.storage import Place, Remote, listed, read_all
+from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 LOOK_SECONDS = 1.0
 INTERVAL, REMOTE_INTERVAL = 5.0, 30.0

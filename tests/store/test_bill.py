@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoaug_ray import bill, cli
-from autoaug_ray.bill import Bill, Look
+from autoaug_ray import cli
+from autoaug_ray.store import bill
+from autoaug_ray.store.bill import Bill, Look
 
 
 class Cluster:

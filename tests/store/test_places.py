@@ -14,12 +14,14 @@ import pytest
 import test_bank
 import torch
 
-from autoaug_ray import bank_command, cli, meter, storage
+from autoaug_ray import bank_command, cli
+from autoaug_ray.store import meter
+from autoaug_ray.store import places as storage
 from autoaug_ray.errors import StorageError, UserError
 from autoaug_ray.generate.bank import Bank, Caption
 from autoaug_ray.generate.settings import EDITS
-from autoaug_ray.record import Folder, append_line, load_state, save_state, write_whole
-from autoaug_ray.storage import Remote, listed, place, read_all, relative
+from autoaug_ray.store.folder import Folder, append_line, load_state, save_state, write_whole
+from autoaug_ray.store.places import Remote, listed, place, read_all, relative
 
 BUCKET = "autoaug"
 
@@ -144,7 +146,7 @@ def test_a_ledger_on_a_store_lives_through_its_process(store, tmp_path):
     ledger = place(store.uri("beats")) / "ledger"
     code = (
         "import sys, time, os\nfrom autoaug_ray import meter\n"
-        "from autoaug_ray.storage import place\n"
+        "from autoaug_ray.store.places import place\n"
         "m = meter.Meter(place(sys.argv[1]), key='k', heartbeat=0.1)\n"
         "time.sleep(1.0); os._exit(9)"
     )

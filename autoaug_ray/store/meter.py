@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from autoaug_ray.errors import RunError, storing
-from autoaug_ray.storage import Place, Remote, listed, read_all
+from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 PHASES = ("caption", "invert", "generate", "search", "final", "eval", "other")
 """caption, invert and generate make a bank of edited images; search and final are the training

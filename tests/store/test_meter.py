@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from autoaug_ray import meter as m
+from autoaug_ray.store import meter as m
 from autoaug_ray.errors import StorageError
 
 
@@ -66,7 +66,7 @@ def test_kill_9_loses_less_than_a_heartbeat(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from autoaug_ray.meter import Meter
+from autoaug_ray.store.meter import Meter
 meter = Meter(Path({str(tmp_path)!r}), key="k", heartbeat=0.1)
 with meter.phase("final"):
     print("in", flush=True)
