@@ -12,15 +12,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, forecast, models, track
+from autoaug_ray import config, data, models, track
+from autoaug_ray.schedule import forecast
 from autoaug_ray.store import bill
 from autoaug_ray.store import places as storage
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.store.meter import device_name
-from autoaug_ray.plan import Done
-from autoaug_ray.prepare import fill_bank, forecast_bank, kinds_of, write_faults, write_sheet
+from autoaug_ray.schedule.queue import Done
+from autoaug_ray.schedule.bank_for_study import fill_bank, forecast_bank, kinds_of, write_faults, write_sheet
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place, place
 
@@ -217,9 +218,9 @@ def run(
     wandb: str = "off",
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; the studies as they were run, and the runs that failed."""
-    from autoaug_ray import cluster
-    from autoaug_ray.progress import Progress
-    from autoaug_ray.study import execute
+    from autoaug_ray.schedule import cluster
+    from autoaug_ray.schedule.progress import Progress
+    from autoaug_ray.schedule.tune import execute
 
     cluster.join()
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)

@@ -33,7 +33,7 @@ from typing import Any
 from autoaug_ray import summary
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.plan import read_outcomes
+from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Remote, listed, place
 

@@ -344,7 +344,7 @@ def test_a_study_tells_no_secret_and_reads_no_pickle_of_its_folder(sign, tmp_pat
 
 LISTEN = """
 import json, os, psutil, time
-from autoaug_ray import cluster
+from autoaug_ray.schedule import cluster
 cluster.join(1)
 time.sleep(1)
 own = psutil.Process().children(recursive=True)

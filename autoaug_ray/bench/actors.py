@@ -23,8 +23,8 @@ def actors(
     size: Annotated[int, "edits in a shard"] = 32,
 ) -> Outcome:
     """images per second of one generation actor and of several"""
-    from autoaug_ray import cluster
-    from autoaug_ray import shards as filling
+    from autoaug_ray.schedule import cluster
+    from autoaug_ray.schedule import fill_bank as filling
 
     cluster.join(most)
     splits = data.load(DATASET, val_fraction=None, device="cpu")

@@ -27,7 +27,7 @@ from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.bench.tune import attempts
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.plan import read_outcomes
+from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.summary import summarise
 
@@ -109,7 +109,7 @@ def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
     """Joined by this process, and by those that it starts."""
     # Not where other programs look for a cluster to join.
     os.environ["RAY_TMPDIR"] = place
-    from autoaug_ray import cluster
+    from autoaug_ray.schedule import cluster
 
     made = _Cluster(nodes)
     before = os.environ.get("RAY_ADDRESS")
@@ -126,8 +126,8 @@ def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
 
 
 def _run(study: Study, folder: Folder) -> None:
-    from autoaug_ray import cluster
-    from autoaug_ray.study import Watch, execute
+    from autoaug_ray.schedule import cluster
+    from autoaug_ray.schedule.tune import Watch, execute
 
     cluster.join()
     (plan,) = execute([(study, folder)], Watch())

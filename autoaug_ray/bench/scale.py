@@ -120,7 +120,7 @@ def measure(trials: int, slots: int, results: int, seconds: float) -> Measured:
     """
     import ray
 
-    from autoaug_ray.study import Watch, execute
+    from autoaug_ray.schedule.tune import Watch, execute
 
     study = _study(results, trials)
     with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
@@ -239,7 +239,7 @@ def scale(
             raise UserError(f"--study must be a folder with a ledger, got {study}.")
     if measured < 20 or measured % 2:
         raise UserError(f"--measured must be an even number from 20 on, got {measured}.")
-    from autoaug_ray import cluster
+    from autoaug_ray.schedule import cluster
 
     cluster.join(slots)
     few, many = (measure(measured, slots, reported, 0.2) for reported in REPORTED)

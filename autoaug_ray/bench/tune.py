@@ -98,8 +98,8 @@ def tune(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if slots > (cores or 1):
         raise UserError(f"--slots must be at most {cores}, the cores of this machine, got {slots}.")
-    from autoaug_ray import cluster
-    from autoaug_ray.study import Watch, execute
+    from autoaug_ray.schedule import cluster
+    from autoaug_ray.schedule.tune import Watch, execute
 
     if (where := cluster.address()) != cluster.LOCAL:
         raise UserError(

@@ -14,7 +14,7 @@ from autoaug_ray.generate.plan import Pool, edits_per_source
 from autoaug_ray.generate.settings import EDITS, Kind
 from autoaug_ray.generate.sheet import sheet
 from autoaug_ray.generate.work import Forecast
-from autoaug_ray.plan import is_searched
+from autoaug_ray.schedule.queue import is_searched
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
 
@@ -53,7 +53,7 @@ def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None
     out = []
     for study in studies:
         if pools := pools_of(study):
-            from autoaug_ray import shards
+            from autoaug_ray.schedule import fill_bank as shards
 
             made = shards.fill(
                 Bank(root), list(pools.values()), study.generate, study.workers,

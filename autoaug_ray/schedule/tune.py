@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from autoaug_ray import cluster  # before ray: it sets what ray reads when it is imported
+from autoaug_ray.schedule import cluster  # before ray: it sets what ray reads when it is imported
 
 # isort: split
 import numpy as np
@@ -33,10 +33,10 @@ from autoaug_ray import data, policy, train
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.handed import Handed, pack, take
+from autoaug_ray.schedule.ship_data import Handed, pack, take
 from autoaug_ray.store.meter import Meter, device_name, out_of_memory
 from autoaug_ray.methods.discrete import PopulationBased, explore
-from autoaug_ray.plan import Plan, is_population
+from autoaug_ray.schedule.queue import Plan, is_population
 from autoaug_ray.store.folder import Folder, load_state, save_state, write_whole
 from autoaug_ray.store.places import Place, Remote, place
 

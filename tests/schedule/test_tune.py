@@ -15,10 +15,10 @@ import torch
 
 import autoaug_ray
 from autoaug_ray.store import meter
-from autoaug_ray.plan import read_outcomes
+from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUN_ALL = [sys.executable, str(ROOT / "run_all.py")]
 
 EVERYTHING = """
@@ -250,7 +250,7 @@ def test_more_than_the_machine_has_is_refused_before_anything_runs(tmp_path):
 
 
 def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed():
-    from autoaug_ray import study
+    from autoaug_ray.schedule import tune as study
 
     before = signal.getsignal(signal.SIGINT)
     step = study._Callback(study.Watch(), study._PlanSearcher([])).on_step_end

@@ -11,7 +11,9 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray import cluster, report, study, train
+from autoaug_ray import report, train
+from autoaug_ray.schedule import cluster
+from autoaug_ray.schedule import tune as study
 from autoaug_ray.store import meter
 from autoaug_ray.bench.faults import meanwhile
 from autoaug_ray.errors import RunError, StorageError, exit_status
@@ -19,10 +21,10 @@ from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.maker import Failure, Maker
 from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.plan import read_outcomes
+from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def execute(made, folder, attempt=None):

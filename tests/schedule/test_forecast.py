@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoaug_ray import train
-from autoaug_ray.forecast import REPEATS, forecast, shortened
+from autoaug_ray.schedule.forecast import REPEATS, forecast, shortened
 from autoaug_ray.methods import METHODS
 
 

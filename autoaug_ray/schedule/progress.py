@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from autoaug_ray.plan import Plan
-from autoaug_ray.study import Watch
+from autoaug_ray.schedule.queue import Plan
+from autoaug_ray.schedule.tune import Watch
 
 LINE_SECONDS = 20.0  # between two lines where there is no terminal to redraw
 

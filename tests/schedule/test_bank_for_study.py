@@ -13,10 +13,10 @@ import torch
 from autoaug_ray import config, data
 from autoaug_ray.store import meter
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.prepare import forecast_bank, kinds_of, pools_of
+from autoaug_ray.schedule.bank_for_study import forecast_bank, kinds_of, pools_of
 from autoaug_ray.store.folder import Folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MIXED = """
 dataset:
   {name: fashion-mnist-mini, test_size: 100, imbalance: {factor: 0.5, largest: 3}, redraw: false}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from autoaug_ray import cluster  # before ray: it sets what ray reads when it is imported
+from autoaug_ray.schedule import cluster  # before ray: it sets what ray reads when it is imported
 
 # isort: split
 import numpy as np

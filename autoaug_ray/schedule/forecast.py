@@ -12,8 +12,8 @@ from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.settings import Kind
 from autoaug_ray.store.meter import Meter
-from autoaug_ray.plan import learned, search_runs
-from autoaug_ray.study import draw
+from autoaug_ray.schedule.queue import learned, search_runs
+from autoaug_ray.schedule.tune import draw
 
 STEPS, REPEATS, SAMPLES = 8, 4, 8
 

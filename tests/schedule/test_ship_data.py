@@ -11,7 +11,7 @@ import torch
 from autoaug_ray import config, data, train
 from autoaug_ray.data import Dataset, Imbalance
 from autoaug_ray.errors import RunError
-from autoaug_ray.handed import pack, take
+from autoaug_ray.schedule.ship_data import pack, take
 from autoaug_ray.methods import METHODS
 from autoaug_ray.store.folder import Folder
 
@@ -101,8 +101,8 @@ from ray.cluster_utils import Cluster
 from autoaug_ray import data
 from autoaug_ray.config import Study
 from autoaug_ray.store.folder import Folder
-from autoaug_ray import cluster as joined
-from autoaug_ray.study import Watch, execute
+from autoaug_ray.schedule import cluster as joined
+from autoaug_ray.schedule.tune import Watch, execute
 
 small = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})

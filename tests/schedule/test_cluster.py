@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoaug_ray import cluster
+from autoaug_ray.schedule import cluster
 from autoaug_ray.errors import UserError
 
 # isort: split
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-CLUSTERS = Path(__file__).parent.parent / "clusters"
+CLUSTERS = Path(__file__).parents[2] / "clusters"
 LAUNCHED = ("aws", "gcp", "local")
 
 
@@ -139,7 +139,7 @@ def test_what_spot_refuses_is_started_on_demand(there, monkeypatch):
     ClientError = pytest.importorskip("botocore.exceptions").ClientError
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "nobody")
-    from autoaug_ray.spot import NodeLaunchException, SpotFirst
+    from autoaug_ray.schedule.spot import NodeLaunchException, SpotFirst
 
     left = {"spot": there, "on demand": 5 - there}
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autoaug_ray.plan import Plan, read_outcomes, search_runs
+from autoaug_ray.schedule.queue import Plan, read_outcomes, search_runs
 from autoaug_ray.store.folder import ROW, Folder
 
 
