@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, models, track
+from autoaug_ray import config, data, models
+from autoaug_ray.report import wandb as track
 from autoaug_ray.schedule import forecast
 from autoaug_ray.store import bill
 from autoaug_ray.store import places as storage
@@ -179,7 +180,9 @@ def carry_out(
 
 def show(cases: Sequence[tuple[Study, Folder]], root: Place, console: Console) -> Place:
     """Write the pages of a study below `root`, print what they say; the page to begin with."""
-    from autoaug_ray import across, published, report
+    from autoaug_ray.report import cases as across
+    from autoaug_ray.report import published
+    from autoaug_ray.report import sentences as report
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:

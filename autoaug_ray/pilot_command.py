@@ -10,11 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoaug_ray import cli, config, data, pilot, report
+from autoaug_ray import cli, config, data, pilot
+from autoaug_ray.report import sentences as report
 from autoaug_ray.store import meter
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.figures import time_unit
+from autoaug_ray.report.figures import time_unit
 from autoaug_ray.store.folder import Folder
 
 

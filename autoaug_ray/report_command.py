@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from autoaug_ray import cli, report, track
+from autoaug_ray import cli
+from autoaug_ray.report import sentences as report
+from autoaug_ray.report import wandb as track
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.store.folder import Folder

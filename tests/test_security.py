@@ -22,7 +22,8 @@ from PIL import Image
 from test_bank import make_plan, make_pool
 from torchvision.models import resnet18
 
-from autoaug_ray import config, data, report
+from autoaug_ray import config, data
+from autoaug_ray.report import sentences as report
 from autoaug_ray.data import files
 from autoaug_ray.data.standins.natural import WRITERS as NATURAL
 from autoaug_ray.data.standins.objects import WRITERS as OBJECTS

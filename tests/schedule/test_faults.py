@@ -11,7 +11,8 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray import report, train
+from autoaug_ray import train
+from autoaug_ray.report import sentences as report
 from autoaug_ray.schedule import cluster
 from autoaug_ray.schedule import tune as study
 from autoaug_ray.store import meter

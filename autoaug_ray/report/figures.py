@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from autoaug_ray import labels
+from autoaug_ray.report import label_placement as labels
 
 Row = dict[str, Any]
 Finals = Mapping[str, Mapping[int, Sequence[Row]]]

@@ -11,9 +11,12 @@ from hand import Hand, MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray import across, figures, published, report
+from autoaug_ray.report import cases as across
+from autoaug_ray.report import figures
+from autoaug_ray.report import published
+from autoaug_ray.report import sentences as report
 from autoaug_ray.config import Published
-from autoaug_ray.summary import Row
+from autoaug_ray.report.sentences.results import Row
 
 BLOCK: dict[str, Any] = {
     "source": "A paper, Table 1",

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import wandb_files
 
-from autoaug_ray import report_command, track
+from autoaug_ray import report_command
+from autoaug_ray.report import wandb as track
 from autoaug_ray.store.folder import Folder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEY = "planted0" * 5
 STUDY = """
 dataset: {name: fashion-mnist-mini, train_size: 160, test_size: 60}

@@ -10,10 +10,11 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from autoaug_ray import figures, mix_figures
+from autoaug_ray.report import figures
+from autoaug_ray.report import mixes as mix_figures
 from autoaug_ray.maths.statistics import rank
-from autoaug_ray.mix_figures import KINDS, PHASES, Order, Point
-from autoaug_ray.summary import Row
+from autoaug_ray.report.mixes import KINDS, PHASES, Order, Point
+from autoaug_ray.report.sentences.results import Row
 
 IDENTITY_LOCAL = ["identity", "local"]
 

@@ -24,9 +24,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scikit_posthocs import critical_difference_diagram
 
-from autoaug_ray import labels
+from autoaug_ray.report import label_placement as labels
 from autoaug_ray.store import meter
-from autoaug_ray.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
+from autoaug_ray.report.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
 from autoaug_ray.maths.statistics import Ranking
 
 KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}

@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoaug_ray import summary
+from autoaug_ray.report import results as summary
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.schedule.queue import read_outcomes
@@ -92,7 +92,7 @@ def tracking(
     if mode == "offline":
         environment.pop("WANDB_API_KEY", None)
     child = subprocess.Popen(
-        [sys.executable, "-m", "autoaug_ray.track", mode, *(str(f.root) for f in folders)],
+        [sys.executable, "-m", "autoaug_ray.report.wandb", mode, *(str(f.root) for f in folders)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env=environment, start_new_session=True,  # Ctrl-C is not for it
     )  # fmt: skip
@@ -419,7 +419,7 @@ def main(arguments: Sequence[str]) -> int:
                 flush=True,
             )
             # As a new process: this one's wandb still holds the runs that it could not send.
-            again = [sys.executable, "-m", "autoaug_ray.track", "offline", *roots]
+            again = [sys.executable, "-m", "autoaug_ray.report.wandb", "offline", *roots]
             os.execve(sys.executable, again, without_key)
     return 0
 

@@ -15,12 +15,15 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from autoaug_ray import figures, mix_figures, page, published
+from autoaug_ray.report import figures
+from autoaug_ray.report import mixes as mix_figures
+from autoaug_ray.report import html as page
+from autoaug_ray.report import published
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
-from autoaug_ray.summary import (
+from autoaug_ray.report.sentences.results import (
     Results,
     Row,
     collect,

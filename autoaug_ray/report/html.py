@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from autoaug_ray import figures
+from autoaug_ray.report import figures
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import relative
-from autoaug_ray.summary import Results, Row
+from autoaug_ray.report.sentences.results import Results, Row
 
 SYMBOLS = dict(
     zip(

@@ -19,11 +19,15 @@ from hand import TREE, Hand, MixHand, Page
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from autoaug_ray import config, figures, labels, report, summary, train
+from autoaug_ray import config, train
+from autoaug_ray.report import figures
+from autoaug_ray.report import label_placement as labels
+from autoaug_ray.report import sentences as report
+from autoaug_ray.report import results as summary
 from autoaug_ray.config import Study
 from autoaug_ray.store.meter import PHASES, Meter
 from autoaug_ray.store.folder import Folder
-from autoaug_ray.summary import SUMMARY, Row
+from autoaug_ray.report.sentences.results import SUMMARY, Row
 
 
 @pytest.fixture

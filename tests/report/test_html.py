@@ -12,7 +12,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
-from autoaug_ray import page, report
+from autoaug_ray.report import html as page
+from autoaug_ray.report import sentences as report
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 browser_needed = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")

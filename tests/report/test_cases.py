@@ -14,8 +14,9 @@ from hand import MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray import across, report
-from autoaug_ray.across import gather
+from autoaug_ray.report import cases as across
+from autoaug_ray.report import sentences as report
+from autoaug_ray.report.cases import gather
 
 GAINS = {"autogenda": 0.05, "search-free": 0.03}
 
