@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoaug_ray import bank_command
+from autoaug_ray.commands import bank as bank_command
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import bank as bank_module
 from autoaug_ray.generate import plan

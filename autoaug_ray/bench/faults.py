@@ -29,7 +29,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder
-from autoaug_ray.report.sentences.results import summarise
+from autoaug_ray.report.results import summarise
 
 SMALL = {"train_size": 640, "test_size": 200}  # images
 STORE = 80 * 2**20  # bytes of each raylet's object store

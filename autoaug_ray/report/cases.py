@@ -29,7 +29,7 @@ from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_
 from autoaug_ray.report.mixes import Point
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place, relative
-from autoaug_ray.report.sentences.results import Results, Row, collect, summarise_results
+from autoaug_ray.report.results import Results, Row, collect, summarise_results
 
 __all__ = ["published_of", "table", "verdicts", "write"]
 

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from autoaug_ray.report import figures
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import relative
-from autoaug_ray.report.sentences.results import Results, Row
+from autoaug_ray.report.results import Results, Row
 
 SYMBOLS = dict(
     zip(

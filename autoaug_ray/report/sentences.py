@@ -23,7 +23,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
-from autoaug_ray.report.sentences.results import (
+from autoaug_ray.report.results import (
     Results,
     Row,
     collect,

@@ -14,7 +14,7 @@ from autoaug_ray.report import figures
 from autoaug_ray.report import mixes as mix_figures
 from autoaug_ray.maths.statistics import rank
 from autoaug_ray.report.mixes import KINDS, PHASES, Order, Point
-from autoaug_ray.report.sentences.results import Row
+from autoaug_ray.report.results import Row
 
 IDENTITY_LOCAL = ["identity", "local"]
 

@@ -16,7 +16,7 @@ from autoaug_ray.report import figures
 from autoaug_ray.report import published
 from autoaug_ray.report import sentences as report
 from autoaug_ray.config import Published
-from autoaug_ray.report.sentences.results import Row
+from autoaug_ray.report.results import Row
 
 BLOCK: dict[str, Any] = {
     "source": "A paper, Table 1",

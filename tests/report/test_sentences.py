@@ -27,7 +27,7 @@ from autoaug_ray.report import results as summary
 from autoaug_ray.config import Study
 from autoaug_ray.store.meter import PHASES, Meter
 from autoaug_ray.store.folder import Folder
-from autoaug_ray.report.sentences.results import SUMMARY, Row
+from autoaug_ray.report.results import SUMMARY, Row
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import wandb_files
 
-from autoaug_ray import report_command
+from autoaug_ray.commands import report as report_command
 from autoaug_ray.report import wandb as track
 from autoaug_ray.store.folder import Folder
 

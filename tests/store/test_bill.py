@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoaug_ray import cli
+from autoaug_ray.commands import run as cli
 from autoaug_ray.store import bill
 from autoaug_ray.store.bill import Bill, Look
 

@@ -14,7 +14,8 @@ import pytest
 import test_bank
 import torch
 
-from autoaug_ray import bank_command, cli
+from autoaug_ray.commands import bank as bank_command
+from autoaug_ray.commands import run as cli
 from autoaug_ray.store import meter
 from autoaug_ray.store import places as storage
 from autoaug_ray.errors import StorageError, UserError

@@ -17,7 +17,7 @@ from autoaug_ray.maths.statistics import LEVEL as OVERALL
 from autoaug_ray.schedule.queue import is_searched, search_runs
 from autoaug_ray.report.sentences import TOLERANCE
 from autoaug_ray.schedule.tune import draw
-from autoaug_ray.report.sentences.results import Row
+from autoaug_ray.report.results import Row
 
 LOOKS = (3, 5, 8)
 """Seeds after which the results are looked at."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from autoaug_ray import cli
+from autoaug_ray.commands import run as cli
 from autoaug_ray.report import sentences as report
 from autoaug_ray.report import wandb as track
 from autoaug_ray.config import Study

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoaug_ray import cli, config, data, pilot
+from autoaug_ray import config, data
+from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import pilot_rule as pilot
 from autoaug_ray.report import sentences as report
 from autoaug_ray.store import meter
 from autoaug_ray.config import Study

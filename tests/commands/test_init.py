@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoaug_ray import cli, config, data
+from autoaug_ray import config, data
+from autoaug_ray.commands import run as cli
 from autoaug_ray.errors import UserError
-from autoaug_ray.inspect_folder import SIZES, inspect, nearest, study_text
+from autoaug_ray.data.inspect import SIZES, inspect, nearest, study_text
 
 
 def draw_class(place, count, *, size=(20, 30), mode="RGB", seed=0, ending="png"):

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from autoaug_ray import cli, config, smoke
+from autoaug_ray import config
+from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import smoke
 from autoaug_ray.data import standins
 from autoaug_ray.data.settings import OPTIONS
 from autoaug_ray.errors import UserError
 
-SPACES = Path(__file__).parent.parent / "search_spaces"
+SPACES = Path(__file__).parents[2] / "search_spaces"
 
 
 def test_every_dataset_has_a_stand_in():

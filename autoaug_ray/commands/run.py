@@ -27,8 +27,8 @@ from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place, place
 
 COMMANDS = ("bank", "init", "pilot", "report")
-"""Words in the place of the first study; the rest of the line is for autoaug_ray.WORD_command."""
-QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
+"""Words in the place of the first study; the rest of the line is for autoaug_ray.commands.WORD."""
+QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
         command: Callable[[Sequence[str]], int] = import_module(
-            f"autoaug_ray.{arguments[0]}_command"
+            f"autoaug_ray.commands.{arguments[0]}"
         ).main
         return command(arguments[1:])
     options = _parser().parse_args(arguments)
@@ -125,7 +125,7 @@ def _load(path: Path, options: argparse.Namespace) -> list[Study]:
 
 def _smoke(studies: Sequence[Sequence[Study]], console: Console) -> bool:
     """Whether any study failed."""
-    from autoaug_ray import smoke
+    from autoaug_ray.commands import smoke
 
     def execute(cases: Sequence[Study], out: Path, console: Console) -> bool:
         for study in cases:

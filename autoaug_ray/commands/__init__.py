@@ -1,0 +1,1 @@
+"""For whoever types autoaug-ray WORD: one file for each word."""
