@@ -44,7 +44,7 @@ def generate(
     """Seconds per edited image, in batches and one by one, at what class consistency."""
     from autoaug_ray.generate import work
     from autoaug_ray.generate.img2img import Editor, Job
-    from autoaug_ray.generate.quality import Judge
+    from autoaug_ray.generate.tiny.quality import Judge
 
     where = device_of(device)
     if guidance < 1:
@@ -230,7 +230,7 @@ def _forecast_table(f: dict[str, Any]) -> Table:
         caption=f"{f['unet_gflop']:.0f} GFLOP per call of the UNet, counted; guidance doubles it. "
         "Loop: DAFusion's recipe (50 PNDM steps at strength 0.5), one image per call; batches: the "
         "same in batches. TFLOP: per image; EFLOP, hours and GB: of all. The share of peak is an "
-        "assumption, no measurement; generate/work.py says where it is from.",
+        "assumption, no measurement; generate/flops.py says where it is from.",
     )
     table.add_column("device", no_wrap=True)
     table.add_column("recipe", no_wrap=True)

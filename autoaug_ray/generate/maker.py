@@ -24,7 +24,7 @@ from autoaug_ray.store.places import place
 if TYPE_CHECKING:
     from autoaug_ray.generate.captions import Captioner
     from autoaug_ray.generate.img2img import Editor
-    from autoaug_ray.generate.work import Work
+    from autoaug_ray.generate.flops import Work
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from autoaug_ray.errors import UserError
 
-EMBEDDED = Path(__file__).with_name("fashion-mnist-tiny")
+EMBEDDED = Path(__file__).with_name("tiny") / "fashion-mnist-tiny"
 """Small real models of clothes that ship with the package; their MODEL_CARD.md says what for."""
 
 Part = Literal["stable-diffusion", "blip"]

@@ -13,7 +13,7 @@ from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.plan import Pool, edits_per_source
 from autoaug_ray.generate.settings import EDITS, Kind
 from autoaug_ray.generate.sheet import sheet
-from autoaug_ray.generate.work import Forecast
+from autoaug_ray.generate.flops import Forecast
 from autoaug_ray.schedule.queue import is_searched
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place

@@ -1,6 +1,6 @@
 """How good the embedded models are, on images that they were not trained on.
 
-    python -m autoaug_ray.generate.quality /usr/share/datasets/fashion-mnist [--sheets FOLDER]
+    python -m autoaug_ray.generate.tiny.quality /usr/share/datasets/fashion-mnist [--sheets FOLDER]
 
 Sources are of Fashion-MNIST's test part. A small CNN, trained on the real images of the
 pre-training half, says which class an edited image shows; what share of real images it gets right
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from autoaug_ray import models
 from autoaug_ray.data.arrays import FASHION_MNIST_CLASSES, read_fashion_mnist
-from autoaug_ray.data.excerpt import halves
+from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.errors import exit_status
 from autoaug_ray.generate import attributes
 from autoaug_ray.generate.captions import Captioner

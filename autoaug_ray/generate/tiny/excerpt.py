@@ -1,6 +1,6 @@
 """Make `fashion-mnist-mini.npz` from the full Fashion-MNIST files (MIT licence, Zalando SE).
 
-    python -m autoaug_ray.data.excerpt /usr/share/datasets/fashion-mnist
+    python -m autoaug_ray.generate.tiny.excerpt /usr/share/datasets/fashion-mnist
 
 Debian's package `dataset-fashion-mnist` puts the full set there. The training half of the set is
 cut in two disjoint, class-balanced halves: one is reserved for pre-training generative models, and
@@ -46,7 +46,7 @@ def excerpt(root: Path) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m autoaug_ray.data.excerpt FOLDER_WITH_THE_IDX_GZ_FILES")
-    target = Path(__file__).with_name("fashion-mnist-mini.npz")
+        sys.exit("usage: python -m autoaug_ray.generate.tiny.excerpt FOLDER_WITH_THE_IDX_GZ_FILES")
+    target = Path(__file__).parents[2] / "data" / "fashion-mnist-mini.npz"
     np.savez_compressed(target, allow_pickle=False, **excerpt(Path(sys.argv[1])))
     print(f"{target.name}: {target.stat().st_size / 1e6:.2f} MB")

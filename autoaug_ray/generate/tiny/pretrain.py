@@ -1,10 +1,10 @@
 """Train the embedded models: a small Stable Diffusion and a small BLIP of clothes, from scratch.
 
-    python -m autoaug_ray.generate.pretrain /usr/share/datasets/fashion-mnist
-    python -m autoaug_ray.generate.pretrain --subset few.npz --out few/    # diffusion alone
+    python -m autoaug_ray.generate.tiny.pretrain /usr/share/datasets/fashion-mnist
+    python -m autoaug_ray.generate.tiny.pretrain --subset few.npz --out few/    # diffusion alone
 
 The classes are diffusers' and transformers' own, so a real Stable Diffusion or BLIP takes their
-place by its name. Only the pre-training half of Fashion-MNIST is read (`data/excerpt.py`): no image
+place by its name. Only the pre-training half of Fashion-MNIST is read (`generate/tiny/excerpt.py`): no image
 of it is in the pool that experiments draw from. That half has the same classes, and its labels are
 in the captions; whoever reports a gain with these models should report beside it the row of a
 pipeline that saw the small training subset only, which is what `--subset` makes.
@@ -47,7 +47,7 @@ from transformers import (
 )
 
 from autoaug_ray.data.arrays import FASHION_MNIST_CLASSES, read_fashion_mnist
-from autoaug_ray.data.excerpt import halves
+from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.generate import attributes
 from autoaug_ray.generate.weights import EMBEDDED
