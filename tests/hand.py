@@ -10,9 +10,9 @@ import numpy as np
 
 from autoaug_ray import config
 from autoaug_ray.report import sentences as report
+from autoaug_ray.report.results import Row
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
-from autoaug_ray.report.results import Row
 
 TREE: dict[str, Any] = {
     "dataset": {"name": "fashion-mnist-mini", "train_size": 160, "test_size": 60},

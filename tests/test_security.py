@@ -23,7 +23,6 @@ from test_bank import make_plan, make_pool
 from torchvision.models import resnet18
 
 from autoaug_ray import config, data
-from autoaug_ray.report import sentences as report
 from autoaug_ray.data import files
 from autoaug_ray.data.standins.natural import WRITERS as NATURAL
 from autoaug_ray.data.standins.objects import WRITERS as OBJECTS
@@ -34,6 +33,7 @@ from autoaug_ray.generate.settings import Generation
 from autoaug_ray.methods.replay import Replay
 from autoaug_ray.models import start_from
 from autoaug_ray.policy import load_policy
+from autoaug_ray.report import sentences as report
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent

@@ -8,11 +8,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autoaug_ray import data
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.plan import Pool
 from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.store import meter as metering
 
 PER_SOURCE = 8
 

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from autoaug_ray import data
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import Outcome
 from autoaug_ray.data.files import ImageFiles
+from autoaug_ray.store import meter as metering
 
 WIDTH, HEIGHT = 500, 400
 """Of the files, in pixels: about ImageNet's mean."""

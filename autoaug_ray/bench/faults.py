@@ -22,14 +22,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autoaug_ray import config
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.bench.tune import attempts
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.schedule.queue import read_outcomes
-from autoaug_ray.store.folder import Folder
 from autoaug_ray.report.results import summarise
+from autoaug_ray.schedule.queue import read_outcomes
+from autoaug_ray.store import meter as metering
+from autoaug_ray.store.folder import Folder
 
 SMALL = {"train_size": 640, "test_size": 200}  # images
 STORE = 80 * 2**20  # bytes of each raylet's object store

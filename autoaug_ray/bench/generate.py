@@ -13,10 +13,10 @@ from scipy import stats
 from torch import Tensor, nn
 
 from autoaug_ray import data
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation
+from autoaug_ray.store import meter as metering
 
 if TYPE_CHECKING:
     from autoaug_ray.generate.img2img import Job
@@ -42,7 +42,7 @@ def generate(
     device: Annotated[str, "cpu or cuda"] = "cpu",
 ) -> Outcome:
     """Seconds per edited image, in batches and one by one, at what class consistency."""
-    from autoaug_ray.generate import work
+    from autoaug_ray.generate import flops
     from autoaug_ray.generate.img2img import Editor, Job
     from autoaug_ray.generate.tiny.quality import Judge
 
@@ -81,8 +81,8 @@ def generate(
     # A prompt per class; the plain loop encodes the source, its prompt and the empty one each time.
     prompts = round(len(splits.classes) / rounds)
     gflop = {
-        "editor": work.forecast(ours, n, work.DEVICES["A100"], sources=sources, prompts=prompts),
-        "plain": work.forecast(theirs, n, work.DEVICES["A100"], prompts=2 * n),
+        "editor": flops.forecast(ours, n, flops.DEVICES["A100"], sources=sources, prompts=prompts),
+        "plain": flops.forecast(theirs, n, flops.DEVICES["A100"], prompts=2 * n),
     }
     rows = []
     for name, several in made.items():
@@ -93,7 +93,7 @@ def generate(
         rows.append(
             {
                 "name": name,
-                "calls": work.unet_calls(ours if name == "editor" else theirs),
+                "calls": flops.unet_calls(ours if name == "editor" else theirs),
                 "seconds": float(np.median(seconds)),
                 "speedup": _quartiles(
                     [p.seconds / one.seconds for p, one in zip(made["plain"], several, strict=True)]
@@ -190,21 +190,21 @@ def forecast(
     size: Annotated[int, "pixels a side"] = 512,
 ) -> Outcome:
     """Stable Diffusion v1.4 on GPUs: arithmetic, and assumed shares of their peak."""
-    from autoaug_ray.generate import work
+    from autoaug_ray.generate import flops
 
     if size % 8:
         raise UserError(f"--size must be a multiple of 8, got {size}.")
-    base = Generation(model=work.SD14, size=size, guidance=7.5)
+    base = Generation(model=flops.SD14, size=size, guidance=7.5)
     recipes = {
         "editor": (base, True),
         "loop": (base.model_copy(update=DAFUSION), False),
         "batches": (base.model_copy(update=DAFUSION), True),
     }
-    counted, rows = work.of_model(base), []
-    for device, figures in work.DEVICES.items():
+    counted, rows = flops.of_model(base), []
+    for device, figures in flops.DEVICES.items():
         for name, (settings, batched) in recipes.items():
             # A loop keeps nothing: source, prompt and empty prompt are encoded each time.
-            found = work.forecast(
+            found = flops.forecast(
                 settings, images, figures, work=counted, batched=batched,
                 sources=images // per_source if batched else images,
                 prompts=images // per_source if batched else 2 * images,
@@ -214,7 +214,7 @@ def forecast(
                     "device": device,
                     "recipe": name,
                     "share": figures.batched if batched else figures.single,
-                    "calls": work.unet_calls(settings),
+                    "calls": flops.unet_calls(settings),
                     "images_per_hour": images / found.device_hours,
                     **found._asdict(),
                 }

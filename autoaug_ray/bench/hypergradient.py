@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from autoaug_ray import data, models, train
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.config import Run
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths import hypergradient as hg
-from autoaug_ray.store.meter import TRAINING, Meter
 from autoaug_ray.methods import AnyMethod, Task, as_float
 from autoaug_ray.methods.base import NextMeta, flipped
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
 from autoaug_ray.models import Classifier
+from autoaug_ray.store import meter as metering
+from autoaug_ray.store.meter import TRAINING, Meter
 
 AIM = 1.5  # plain trainings that a whole bilevel training may cost
 

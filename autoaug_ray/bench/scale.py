@@ -13,10 +13,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autoaug_ray import config
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.store import meter as metering
 from autoaug_ray.store.folder import ROW, Folder
 
 RECORDED = (

@@ -14,12 +14,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from autoaug_ray import config, train
-from autoaug_ray.store import meter as metering
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.store.meter import TRAINING, Meter
+from autoaug_ray.store import meter as metering
 from autoaug_ray.store.folder import Folder
+from autoaug_ray.store.meter import TRAINING, Meter
 from autoaug_ray.store.places import Place
 
 OVERHEAD_AIM = 0.1  # share of a study's slot-time that may be neither training nor evaluation

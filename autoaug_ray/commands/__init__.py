@@ -1,1 +1,1 @@
-"""For whoever types autoaug-ray WORD: one file for each word."""
+"""The words of the command line, a file for each."""

@@ -5,11 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from autoaug_ray.store import meter
-from autoaug_ray.store import places as storage
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.generate.bank import Bank, Plan
 from autoaug_ray.generate.settings import EDITS
+from autoaug_ray.store import meter, places
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def work() -> int:
-        root = storage.place(options.bank)
+        root = places.place(options.bank)
         if not root.is_dir():
             raise UserError(f"--bank: {root} is not a folder.")
         status: int = options.work(Bank(root), options)
@@ -80,7 +79,7 @@ def _ls(bank: Bank, options: argparse.Namespace) -> int:
         )
         for line in _counts(plan, held, rejected, classes=options.classes):
             print(f"  {line}")
-    size = sum(storage.size(path) for path in bank.shards())
+    size = sum(places.size(path) for path in bank.shards())
     line = f"{len(bank.shards())} shards, {len(held)} images, {size / 1e6:.1f} MB"
     print(f"{line}, {sum(bank.spent().values()) / 3600:.3g} device-hours ({_devices(bank)})")
     for name, entry in bank.quarantined().items():

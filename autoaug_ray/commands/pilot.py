@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from autoaug_ray import config, data
-from autoaug_ray.commands import run as cli
 from autoaug_ray.commands import pilot_rule as pilot
-from autoaug_ray.report import sentences as report
-from autoaug_ray.store import meter
+from autoaug_ray.commands import run as cli
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.report import sentences as report
 from autoaug_ray.report.figures import time_unit
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 

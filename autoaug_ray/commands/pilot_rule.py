@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from autoaug_ray.config import Entry, Range, Study
 from autoaug_ray.errors import UserError
-from autoaug_ray.schedule.forecast import steps_of
 from autoaug_ray.maths.statistics import ENOUGH, compare
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
-from autoaug_ray.schedule.queue import is_searched, search_runs
-from autoaug_ray.report.sentences import TOLERANCE
-from autoaug_ray.schedule.tune import draw
 from autoaug_ray.report.results import Row
+from autoaug_ray.report.sentences import TOLERANCE
+from autoaug_ray.schedule.forecast import steps_of
+from autoaug_ray.schedule.queue import is_searched, search_runs
+from autoaug_ray.schedule.tune import draw
 
 LOOKS = (3, 5, 8)
 """Seeds after which the results are looked at."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from autoaug_ray.commands import run as cli
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report import wandb as track
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.report import sentences as report
+from autoaug_ray.report import wandb as track
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, folders, listed, place
 

@@ -13,17 +13,22 @@ from rich.console import Console
 from rich.table import Table
 
 from autoaug_ray import config, data, models
-from autoaug_ray.report import wandb as track
-from autoaug_ray.schedule import forecast
-from autoaug_ray.store import bill
-from autoaug_ray.store import places as storage
-from autoaug_ray.store.bill import Bill
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.store.meter import device_name
+from autoaug_ray.report import wandb as track
+from autoaug_ray.schedule import forecast
+from autoaug_ray.schedule.bank_for_study import (
+    fill_bank,
+    forecast_bank,
+    kinds_of,
+    write_faults,
+    write_sheet,
+)
 from autoaug_ray.schedule.queue import Done
-from autoaug_ray.schedule.bank_for_study import fill_bank, forecast_bank, kinds_of, write_faults, write_sheet
+from autoaug_ray.store import bill, places
+from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.meter import device_name
 from autoaug_ray.store.places import Place, place
 
 COMMANDS = ("bank", "init", "pilot", "report")
@@ -46,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         studies = [_load(path, options) for path in options.studies]
         options.out = place(options.out)
         options.bank = place(options.bank) if options.bank else options.out / "bank"
-        storage.check(options.out)
+        places.check(options.out)
         if options.smoke:
             return 1 if _smoke(studies, console) else 0
         failed = [_one(cases, options, console) for cases in studies]

@@ -33,7 +33,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoaug_ray.store import meter
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.plan import (
     Edit,
@@ -46,6 +45,7 @@ from autoaug_ray.generate.plan import (
     neighbours_name,
 )
 from autoaug_ray.generate.settings import EDITS, Generation, Kind
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import append_line, write_whole
 from autoaug_ray.store.places import Place, listed, opened
 

@@ -23,8 +23,8 @@ from autoaug_ray.store.places import place
 
 if TYPE_CHECKING:
     from autoaug_ray.generate.captions import Captioner
-    from autoaug_ray.generate.img2img import Editor
     from autoaug_ray.generate.flops import Work
+    from autoaug_ray.generate.img2img import Editor
 
 
 T = TypeVar("T")
@@ -179,15 +179,15 @@ class Maker:
 
     def _tflop(self, edits: int, sources: int, prompts: int) -> float:
         """Of so many edits; 0 for a model that cannot be counted, which is no reason to stop."""
-        from autoaug_ray.generate import work
+        from autoaug_ray.generate import flops
 
         try:
             if self._work is None:
-                self._work = work.of_model(self.settings)
-            some = work.Device(1, 1, 1)  # only its hours would depend on it
+                self._work = flops.of_model(self.settings)
+            some = flops.Device(1, 1, 1)  # only its hours would depend on it
             return (
                 1e6
-                * work.forecast(
+                * flops.forecast(
                     self.settings, edits, some, sources=sources, prompts=prompts, work=self._work
                 ).eflop
             )

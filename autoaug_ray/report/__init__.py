@@ -1,1 +1,1 @@
-"""For whoever asks what a study found: one results object, and every way of telling it."""
+"""What a study found, and every way of telling it. wandb is imported in report/wandb.py only."""

@@ -19,17 +19,16 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoaug_ray.report import figures
-from autoaug_ray.report import mixes as mix_figures
-from autoaug_ray.report import html as page
-from autoaug_ray.report import published
-from autoaug_ray.report import sentences as report
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
+from autoaug_ray.report import figures, published
+from autoaug_ray.report import html as page
+from autoaug_ray.report import mixes as mix_figures
+from autoaug_ray.report import sentences as report
 from autoaug_ray.report.mixes import Point
+from autoaug_ray.report.results import Results, Row, collect, summarise_results
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place, relative
-from autoaug_ray.report.results import Results, Row, collect, summarise_results
 
 __all__ = ["published_of", "table", "verdicts", "write"]
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from autoaug_ray.report import label_placement as labels
+from autoaug_ray.report import label_placement
 
 Row = dict[str, Any]
 Finals = Mapping[str, Mapping[int, Sequence[Row]]]
@@ -148,7 +148,7 @@ def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
             )
         figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
         taken = [*bars, *zip(corners, corners[1:], strict=False), *((p, p) for p in paper.values())]
-        labels.beside_points(figure, axes, points, taken)
+        label_placement.beside_points(figure, axes, points, taken)
         return png(figure)
 
 
@@ -246,7 +246,7 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
                 axes.axhline(true_mean, color="black", ls=(0, (8, 4)), lw=1.4)
                 ends["the test images"] = true_mean
             axes.set_ylim(bottom=0)
-            labels.at_ends(axes, ends, {k: v.color for k, v in look.items()})
+            label_placement.at_ends(axes, ends, {k: v.color for k, v in look.items()})
         for axes, (label, parameters) in zip(
             all_axes[len(delivered) :], spreads.items(), strict=True
         ):
@@ -259,7 +259,7 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
                 for k, s in parameters.items()
             }
             axes.set_ylim(bottom=0)
-            labels.at_ends(axes, ends, colors)
+            label_placement.at_ends(axes, ends, colors)
         return png(figure)
 
 
@@ -297,7 +297,7 @@ def hypergradient(summary: Sequence[Row], finals: Finals) -> bytes | None:
             axes.set_ylabel(wanted[name][1])
             ends = {label: _curve(axes, s, look[label]) for label, s in curves.items()}
             axes.set_ylim(bottom=0)
-            labels.at_ends(axes, ends, {k: v.color for k, v in look.items()})
+            label_placement.at_ends(axes, ends, {k: v.color for k, v in look.items()})
         return png(figure)
 
 

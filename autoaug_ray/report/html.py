@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from autoaug_ray.report import figures
+from autoaug_ray.report.results import Results, Row
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import relative
-from autoaug_ray.report.results import Results, Row
 
 SYMBOLS = dict(
     zip(

@@ -24,10 +24,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scikit_posthocs import critical_difference_diagram
 
-from autoaug_ray.report import label_placement as labels
-from autoaug_ray.store import meter
-from autoaug_ray.report.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
 from autoaug_ray.maths.statistics import Ranking
+from autoaug_ray.report import label_placement
+from autoaug_ray.report.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
+from autoaug_ray.store import meter
 
 KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}
 PHASES = {
@@ -497,7 +497,7 @@ def over_cases(
             if share:
                 axes.set_ylim(0, top)
             else:
-                labels.at_ends(
+                label_placement.at_ends(
                     axes, {k: v[-1].y for k, v in by_label.items()},
                     {k: v.color for k, v in look.items()}, gap=0.2 / height,
                 )  # fmt: skip

@@ -18,12 +18,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autoaug_ray.store import meter
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare, mean_of
-from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.report.published import gap_to
+from autoaug_ray.schedule.queue import read_outcomes
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
 

@@ -15,14 +15,11 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from autoaug_ray.report import figures
-from autoaug_ray.report import mixes as mix_figures
-from autoaug_ray.report import html as page
-from autoaug_ray.report import published
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm, in_per_cent, in_points
-from autoaug_ray.store.folder import Folder, write_whole
-from autoaug_ray.store.places import Place
+from autoaug_ray.report import figures, published
+from autoaug_ray.report import html as page
+from autoaug_ray.report import mixes as mix_figures
 from autoaug_ray.report.results import (
     Results,
     Row,
@@ -31,6 +28,8 @@ from autoaug_ray.report.results import (
     summarise_results,
     write_summary,
 )
+from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.places import Place
 
 __all__ = ["headline", "lines", "summarise", "table", "verdicts", "write", "write_summary"]
 

@@ -30,9 +30,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoaug_ray.report import results as summary
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.report import results as summary
 from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Remote, listed, place

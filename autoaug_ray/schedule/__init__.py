@@ -1,1 +1,1 @@
-"""For whoever asks which run comes next and on which machine: the queue, Ray Tune, clusters. Ray is imported here and in bench only."""
+"""Which run comes next, and on which machine. Ray is imported here and in bench/ only."""

@@ -8,12 +8,12 @@ from PIL import Image
 
 from autoaug_ray import data
 from autoaug_ray.config import Entry, Study
-from autoaug_ray.generate import work
+from autoaug_ray.generate import flops
 from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.flops import Forecast
 from autoaug_ray.generate.plan import Pool, edits_per_source
 from autoaug_ray.generate.settings import EDITS, Kind
 from autoaug_ray.generate.sheet import sheet
-from autoaug_ray.generate.flops import Forecast
 from autoaug_ray.schedule.queue import is_searched
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
@@ -86,11 +86,11 @@ def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
                 captions.update(pool.hashes)
     if not images:
         return 0, {}
-    once = work.of_model(settings)
+    once = flops.of_model(settings)
     count, sources = sum(images.values()), len(images)
     return len(captions), {
-        name: work.forecast(settings, count, device, sources=sources, work=once, shape=shape)
-        for name, device in work.DEVICES.items()
+        name: flops.forecast(settings, count, device, sources=sources, work=once, shape=shape)
+        for name, device in flops.DEVICES.items()
     }
 
 

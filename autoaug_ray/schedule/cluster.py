@@ -29,8 +29,8 @@ import ray
 import torch
 import yaml
 
-from autoaug_ray.store.bill import Look
 from autoaug_ray.errors import UserError
+from autoaug_ray.store.bill import Look
 
 HEAD = Path("/tmp/ray/ray_current_cluster")
 """`ray start` leaves the address of the cluster's head here, on each of its machines."""

@@ -11,9 +11,9 @@ from autoaug_ray import data, train
 from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.settings import Kind
-from autoaug_ray.store.meter import Meter
 from autoaug_ray.schedule.queue import learned, search_runs
 from autoaug_ray.schedule.tune import draw
+from autoaug_ray.store.meter import Meter
 
 STEPS, REPEATS, SAMPLES = 8, 4, 8
 

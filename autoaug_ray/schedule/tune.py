@@ -33,11 +33,11 @@ from autoaug_ray import data, policy, train
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.schedule.ship_data import Handed, pack, take
-from autoaug_ray.store.meter import Meter, device_name, out_of_memory
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.schedule.queue import Plan, is_population
+from autoaug_ray.schedule.ship_data import Handed, pack, take
 from autoaug_ray.store.folder import Folder, load_state, save_state, write_whole
+from autoaug_ray.store.meter import Meter, device_name, out_of_memory
 from autoaug_ray.store.places import Place, Remote, place
 
 CHECKPOINT_SHARE = 0.02

@@ -1,1 +1,1 @@
-"""For whoever asks where a study's results, checkpoints and costs are kept: files, or objects of a store."""
+"""Where rows, checkpoints and costs are kept: a folder, or objects of a store."""

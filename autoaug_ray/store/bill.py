@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from autoaug_ray.store import meter
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import write_whole
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 

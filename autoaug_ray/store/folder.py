@@ -7,7 +7,7 @@
       policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
       ledger/                the meter's
       outcomes.jsonl         how every run that has ended did so (see autoaug_ray.schedule.queue)
-      bill/, bill.txt        what the machines cost meanwhile (see autoaug_ray.store.bill), and in words
+      bill/, bill.txt        what the machines cost meanwhile (see store.bill), and in words
       bank_faults.txt        what went wrong with the generated images that the study mixes
       summary.parquet        one row per entry (see autoaug_ray.report.results)
       report.html, *.png     the page and its figures

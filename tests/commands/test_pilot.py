@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoaug_ray.commands import run as cli
 from autoaug_ray.commands import pilot_rule as pilot
-from autoaug_ray.errors import UserError
+from autoaug_ray.commands import run as cli
 from autoaug_ray.commands.pilot_rule import LOOKS, decide
+from autoaug_ray.errors import UserError
 from autoaug_ray.store.folder import Folder
 
 RUN_ALL = [sys.executable, str(Path(__file__).parents[2] / "run_all.py")]

@@ -9,8 +9,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from autoaug_ray import data
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import attributes, captions, prompts, weights
+from autoaug_ray.generate import captions, prompts, weights
 from autoaug_ray.generate.captions import Captioner
+from autoaug_ray.generate.tiny import attributes
 
 CPU = torch.device("cpu")
 PREFIX = "a photo of a {name} which"

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from autoaug_ray.data import arrays, excerpt
-from autoaug_ray.generate import attributes
+from autoaug_ray import data
+from autoaug_ray.data import arrays
+from autoaug_ray.generate.tiny import attributes, excerpt
 from autoaug_ray.generate.weights import EMBEDDED
 
-MINI = Path(excerpt.__file__).with_name("fashion-mnist-mini.npz")
+MINI = Path(data.__file__).with_name("fashion-mnist-mini.npz")
 NAMES = arrays.FASHION_MNIST_CLASSES
 
 

@@ -11,17 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from autoaug_ray.bench import __main__ as command
 from autoaug_ray.bench import generate
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import img2img, work
+from autoaug_ray.generate import flops, img2img
 from autoaug_ray.generate.img2img import Editor, Job
 from autoaug_ray.generate.settings import Generation
 
-SD14 = Generation(model=work.SD14)
+SD14 = Generation(model=flops.SD14)
 DAFUSION = SD14.model_copy(update={"solver": "pndm", "calls": 50, "strength": 0.5, "guidance": 7.5})
 
 
 @pytest.fixture(scope="module")
 def sd14():
-    return work.of_model(SD14)
+    return flops.of_model(SD14)
 
 
 def test_stable_diffusion(sd14):
@@ -32,14 +32,14 @@ def test_stable_diffusion(sd14):
     assert sd14.decode == pytest.approx(2515, rel=0.01)
     assert sd14.text == pytest.approx(13, rel=0.03)
     assert sd14.parameters == pytest.approx(859.5e6 + 83.7e6 + 123.1e6, rel=1e-3)
-    smaller = work.of_model(SD14.model_copy(update={"size": 256}))
+    smaller = flops.of_model(SD14.model_copy(update={"size": 256}))
     assert smaller.side == 256 and smaller.unet == pytest.approx(180, rel=0.01)
 
 
 def test_what_an_edit_does_is_what_was_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(img2img, "ROWS", 8)
     settings = Generation(model=str(tiny_sd.save(tmp_path / "tiny")), calls=3, size=32)
-    expected = work.forecast(settings, 8, work.DEVICES["A100"], prompts=9)
+    expected = flops.forecast(settings, 8, flops.DEVICES["A100"], prompts=9)
     editor = Editor(settings, device=torch.device("cpu"), batch_size=8)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     jobs = [Job(image, f"a photo of {i}", i) for i, image in enumerate(images)]
@@ -50,36 +50,36 @@ def test_what_an_edit_does_is_what_was_counted(tmp_path, monkeypatch):
         editor.edit(jobs)
         made = counter.get_total_flops() - before
     # 7 sources and 7 prompts are new, encoded in 8 rows each; the forecast says 8 and 9.
-    text = work.of_model(settings).text * 1e9
+    text = flops.of_model(settings).text * 1e9
     assert made + text == pytest.approx(expected.tflop_per_image * 8e12, rel=1e-9)
 
 
 def test_calls():
-    assert work.unet_calls(SD14) == 10
-    assert work.unet_calls(DAFUSION) == 26
+    assert flops.unet_calls(SD14) == 10
+    assert flops.unet_calls(DAFUSION) == 26
 
 
 def test_forecast(sd14):
-    h100 = work.DEVICES["H100"]
-    theirs = work.forecast(DAFUSION, 1000, h100, work=sd14, batched=False)
+    h100 = flops.DEVICES["H100"]
+    theirs = flops.forecast(DAFUSION, 1000, h100, work=sd14, batched=False)
     assert theirs.tflop_per_image == pytest.approx(45.4, rel=0.01)
-    ours = work.forecast(
+    ours = flops.forecast(
         SD14.model_copy(update={"guidance": 7.5}), 1000, h100, sources=0, prompts=0, work=sd14
     )
     assert ours.tflop_per_image == pytest.approx(18.6, rel=0.01)
     assert ours.eflop == pytest.approx(0.0186, rel=0.01)
     assert ours.device_hours == pytest.approx(18.6e3 / (989 * h100.batched) / 3600, rel=0.01)
-    unguided = work.forecast(
+    unguided = flops.forecast(
         SD14.model_copy(update={"guidance": 1.0}), 10, h100, sources=0, prompts=0, work=sd14
     )
     assert unguided.tflop_per_image == pytest.approx(10 * 0.803 + 2.515, rel=0.01)
-    twice = work.forecast(SD14, 2000, h100, sources=0, work=sd14)
+    twice = flops.forecast(SD14, 2000, h100, sources=0, work=sd14)
     assert twice.device_hours > 1.9 * ours.device_hours
 
 
 def test_gigabytes(sd14):
     def stored(shape):
-        return work.forecast(SD14, 10**6, work.DEVICES["H100"], work=sd14, shape=shape).gigabytes
+        return flops.forecast(SD14, 10**6, flops.DEVICES["H100"], work=sd14, shape=shape).gigabytes
 
     assert stored((1, 28, 28)) == pytest.approx(0.5, rel=0.1)  # 505 bytes each
     assert 100 < stored(None) < 150  # JPEG of 512 pixels, quality 95
@@ -87,7 +87,7 @@ def test_gigabytes(sd14):
 
 def test_a_model_without_configs(tmp_path):
     with pytest.raises(UserError, match="generate.model: cannot load the configs"):
-        work.of_model(Generation(model=str(tmp_path)))
+        flops.of_model(Generation(model=str(tmp_path)))
 
 
 def test_bench_generate(monkeypatch, capsys, tmp_path):
@@ -109,7 +109,7 @@ def test_bench_generate(monkeypatch, capsys, tmp_path):
 def test_bench_forecast(capsys):
     assert command.main(["forecast", "--images", "1000"]) == 0
     said = capsys.readouterr().out
-    assert all(device in said for device in work.DEVICES) and "18.6" in said and "45.4" in said
+    assert all(device in said for device in flops.DEVICES) and "18.6" in said and "45.4" in said
 
 
 @pytest.mark.parametrize(

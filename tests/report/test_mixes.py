@@ -10,9 +10,9 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from autoaug_ray.maths.statistics import rank
 from autoaug_ray.report import figures
 from autoaug_ray.report import mixes as mix_figures
-from autoaug_ray.maths.statistics import rank
 from autoaug_ray.report.mixes import KINDS, PHASES, Order, Point
 from autoaug_ray.report.results import Row
 

@@ -11,11 +11,10 @@ from hand import Hand, MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray.report import cases as across
-from autoaug_ray.report import figures
-from autoaug_ray.report import published
-from autoaug_ray.report import sentences as report
 from autoaug_ray.config import Published
+from autoaug_ray.report import cases as across
+from autoaug_ray.report import figures, published
+from autoaug_ray.report import sentences as report
 from autoaug_ray.report.results import Row
 
 BLOCK: dict[str, Any] = {

@@ -20,14 +20,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from autoaug_ray import config, train
-from autoaug_ray.report import figures
-from autoaug_ray.report import label_placement as labels
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report import results as summary
 from autoaug_ray.config import Study
-from autoaug_ray.store.meter import PHASES, Meter
-from autoaug_ray.store.folder import Folder
+from autoaug_ray.report import figures, label_placement
+from autoaug_ray.report import results as summary
+from autoaug_ray.report import sentences as report
 from autoaug_ray.report.results import SUMMARY, Row
+from autoaug_ray.store.folder import Folder
+from autoaug_ray.store.meter import PHASES, Meter
 
 
 @pytest.fixture
@@ -518,21 +517,21 @@ def test_labels_do_not_overlap(seed: int) -> None:
     for point in points.values():
         axes.plot(*point, "o")
     axes.margins(0.15)
-    boxes = list(labels.beside_points(figure, axes, points, []).values())
+    boxes = list(label_placement.beside_points(figure, axes, points, []).values())
     frame = axes.get_window_extent()
     for i, box in enumerate(boxes):
-        assert labels.overlap(box, frame) > 0.9 * box.width * box.height
-        assert all(labels.overlap(box, other) == 0 for other in boxes[:i])
+        assert label_placement.overlap(box, frame) > 0.9 * box.width * box.height
+        assert all(label_placement.overlap(box, other) == 0 for other in boxes[:i])
 
 
 def test_apart() -> None:
-    assert labels.apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
-    assert labels.apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    assert labels.apart([0.0, 0.0, 0.0], 0.1) == pytest.approx([0.02, 0.12, 0.22])
+    assert label_placement.apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert label_placement.apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert label_placement.apart([0.0, 0.0, 0.0], 0.1) == pytest.approx([0.02, 0.12, 0.22])
     rng = np.random.default_rng(0)
     for _ in range(50):
         wanted = sorted(rng.uniform(0, 1, 9))
-        out = np.array(labels.apart(wanted, 0.08))
+        out = np.array(label_placement.apart(wanted, 0.08))
         assert (np.diff(out) > 0.08 - 1e-9).all() and out.min() > 0.01 and out.max() < 0.99
 
 

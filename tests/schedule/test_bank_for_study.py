@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from autoaug_ray import config, data
-from autoaug_ray.store import meter
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.schedule.bank_for_study import forecast_bank, kinds_of, pools_of
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autoaug_ray.schedule import cluster
 from autoaug_ray.errors import UserError
+from autoaug_ray.schedule import cluster
 
 # isort: split
 from ray.autoscaler._private.util import prepare_config, validate_config

@@ -12,17 +12,17 @@ import ray
 import torch
 
 from autoaug_ray import train
-from autoaug_ray.report import sentences as report
-from autoaug_ray.schedule import cluster
-from autoaug_ray.schedule import tune as study
-from autoaug_ray.store import meter
 from autoaug_ray.bench.faults import meanwhile
 from autoaug_ray.errors import RunError, StorageError, exit_status
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.maker import Failure, Maker
 from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.report import sentences as report
+from autoaug_ray.schedule import cluster
+from autoaug_ray.schedule import tune as study
 from autoaug_ray.schedule.queue import read_outcomes
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parents[2]

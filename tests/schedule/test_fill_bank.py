@@ -18,14 +18,14 @@ import pytest
 import ray
 import torch
 
-from autoaug_ray.schedule import cluster
-from autoaug_ray.schedule import fill_bank as shards
-from autoaug_ray.store import meter
 from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank, decode
 from autoaug_ray.generate.maker import Done, Maker
 from autoaug_ray.generate.plan import Pool
 from autoaug_ray.generate.settings import EDITS, Generation, Tokens, Workers
+from autoaug_ray.schedule import cluster
+from autoaug_ray.schedule import fill_bank as shards
+from autoaug_ray.store import meter
 
 ROOT = Path(__file__).parents[2]
 FIXED = ("fixed",)

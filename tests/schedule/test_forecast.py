@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from autoaug_ray import train
-from autoaug_ray.schedule.forecast import REPEATS, forecast, shortened
 from autoaug_ray.methods import METHODS
+from autoaug_ray.schedule.forecast import REPEATS, forecast, shortened
 
 
 def test_every_entry_is_timed_and_every_run_counted(tiny):

@@ -10,9 +10,9 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.utils.object_cache import _ObjectCache
 
-from autoaug_ray.schedule import tune as study
 from autoaug_ray.bench import __main__ as command
 from autoaug_ray.bench.scale import RECORDED, Driver, lasting, shortest, simulate
+from autoaug_ray.schedule import tune as study
 
 FREE = Driver(trial=0.0, result=0.0)
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import autoaug_ray
-from autoaug_ray.store import meter
 from autoaug_ray.schedule.queue import read_outcomes
+from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from autoaug_ray.store import meter as m
 from autoaug_ray.errors import StorageError
+from autoaug_ray.store import meter as m
 
 
 class Clock:

@@ -16,11 +16,10 @@ import torch
 
 from autoaug_ray.commands import bank as bank_command
 from autoaug_ray.commands import run as cli
-from autoaug_ray.store import meter
-from autoaug_ray.store import places as storage
 from autoaug_ray.errors import StorageError, UserError
 from autoaug_ray.generate.bank import Bank, Caption
 from autoaug_ray.generate.settings import EDITS
+from autoaug_ray.store import meter, places
 from autoaug_ray.store.folder import Folder, append_line, load_state, save_state, write_whole
 from autoaug_ray.store.places import Remote, listed, place, read_all, relative
 
@@ -91,7 +90,7 @@ def test_files_are_written_read_listed_and_removed(root):
     assert (root / "a" / "two.txt").is_file() and (root / "a" / "two.txt").read_text() == "22"
     files = listed(root / "a", "*.txt")
     assert [f.name for f in files] == ["one.txt", "two.txt"] and files[0].stem == "one"
-    assert list(read_all(files)) == [b"1", b"22"] and storage.size(files[1]) == 2
+    assert list(read_all(files)) == [b"1", b"22"] and places.size(files[1]) == 2
     files[0].unlink()
     files[0].unlink(missing_ok=True)
     assert not files[0].exists() and listed(root / "nowhere", "*") == []
@@ -210,12 +209,12 @@ def test_an_unusable_store_is_said_before_any_work(store, capsys):
 def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
     root = place(store.uri("outage"))
     write_whole(root / "before", b"1")
-    monkeypatch.setattr(storage, "PATIENCE", 2.0)
+    monkeypatch.setattr(places, "PATIENCE", 2.0)
     store.stop()
     try:
         with pytest.raises(StorageError, match=r"outage/x\?.*did not answer for"):
             write_whole(root / "x", b"1")
-        monkeypatch.setattr(storage, "PATIENCE", 120.0)
+        monkeypatch.setattr(places, "PATIENCE", 120.0)
         thread = threading.Timer(2.0, store.start)
         thread.start()
         write_whole(root / "x", b"2")

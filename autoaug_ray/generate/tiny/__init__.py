@@ -1,1 +1,1 @@
-"""For whoever asks where the shipped models come from: how they were trained, and how good they are."""
+"""The shipped models, for whoever asks how they were trained and how good they are."""

@@ -4,8 +4,8 @@
     python -m autoaug_ray.generate.tiny.pretrain --subset few.npz --out few/    # diffusion alone
 
 The classes are diffusers' and transformers' own, so a real Stable Diffusion or BLIP takes their
-place by its name. Only the pre-training half of Fashion-MNIST is read (`generate/tiny/excerpt.py`): no image
-of it is in the pool that experiments draw from. That half has the same classes, and its labels are
+place by its name. Only the pre-training half of Fashion-MNIST is read (`excerpt.py`): no image of it
+is in the pool that experiments draw from. That half has the same classes, and its labels are
 in the captions; whoever reports a gain with these models should report beside it the row of a
 pipeline that saw the small training subset only, which is what `--subset` makes.
 
@@ -47,9 +47,9 @@ from transformers import (
 )
 
 from autoaug_ray.data.arrays import FASHION_MNIST_CLASSES, read_fashion_mnist
-from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.generate import attributes
+from autoaug_ray.generate.tiny import attributes
+from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.generate.weights import EMBEDDED
 
 Diffusers = Any
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     pretrain_captioner(images, labels, names, args.out / "blip", recipe)
     pretrain(images, labels, names, args.out / "stable-diffusion", recipe)
 
-    from autoaug_ray.generate import quality
+    from autoaug_ray.generate.tiny import quality
 
     return quality.main([str(args.root), "--models", str(args.out)])
 

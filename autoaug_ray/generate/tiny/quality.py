@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from autoaug_ray import models
 from autoaug_ray.data.arrays import FASHION_MNIST_CLASSES, read_fashion_mnist
-from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.errors import exit_status
-from autoaug_ray.generate import attributes
 from autoaug_ray.generate.captions import Captioner
 from autoaug_ray.generate.img2img import Editor, Job
 from autoaug_ray.generate.settings import Generation
+from autoaug_ray.generate.tiny import attributes
+from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.generate.weights import EMBEDDED
 
 NAMES = FASHION_MNIST_CLASSES

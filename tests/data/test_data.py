@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from autoaug_ray import data, train
-from autoaug_ray.data import Dataset, Shift, excerpt, files
+from autoaug_ray.data import Dataset, Shift, files
 from autoaug_ray.errors import UserError
+from autoaug_ray.generate.tiny import excerpt
 
 MINI = Dataset(name="fashion-mnist-mini")
 
