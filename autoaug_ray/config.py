@@ -29,8 +29,8 @@ from autoaug_ray.methods import METHODS, AnyMethod
 from autoaug_ray.models import Classifier
 from autoaug_ray.settings import Settings
 
-Kind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
-KINDS: tuple[str, ...] = get_args(Kind)
+ImageKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+RANGE_KINDS: tuple[str, ...] = get_args(ImageKind)
 INNER = {"entries", "bank_plans", "case"}
 """Fields of a study that its YAML does not hold."""
 T = TypeVar("T")
@@ -38,7 +38,7 @@ _METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyMethod)
 
 
 class Range(Settings):
-    kind: Kind
+    kind: ImageKind
     values: tuple[Any, ...]
 
 
@@ -359,7 +359,7 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
     ranges = {
         k: _range(v, f"{where}.{k}")
         for k, v in body.items()
-        if isinstance(v, dict) and set(v) & set(KINDS)
+        if isinstance(v, dict) and set(v) & set(RANGE_KINDS)
     }
     fixed = {k: v for k, v in body.items() if k not in ranges}
     tree = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
@@ -388,7 +388,7 @@ def _dump(ranges: Mapping[str, Range]) -> dict[str, Any]:
 def _range(tree: dict[str, Any], where: str) -> Range:
     (kind, *others), values = tree, next(iter(tree.values()))
     if others:
-        raise UserError(f"{where} must have one of {', '.join(KINDS)} as its only key.")
+        raise UserError(f"{where} must have one of {', '.join(RANGE_KINDS)} as its only key.")
     if not isinstance(values, list) or not values:
         raise UserError(f"{where}.{kind} must be a list, got {values!r}.")
     if kind not in ("grid", "choice"):

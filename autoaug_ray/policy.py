@@ -31,10 +31,10 @@ class Policy(nn.Module):
     batch draws its own parameters, on its own device, from torch's global generator there.
     """
 
-    def __init__(self, method: Method, shape: Task, state: Mapping[str, Tensor]) -> None:
+    def __init__(self, method: Method, task: Task, state: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.method, self.shape = method, shape
-        self.state: Any = method.init(shape, seed=0, device=torch.device("cpu"))
+        self.method, self.task = method, task
+        self.state: Any = method.init(task, seed=0, device=torch.device("cpu"))
         self.state.load_state_dict(dict(state), strict=False)
         self._generators: dict[torch.device, torch.Generator] = {}
 
@@ -49,9 +49,9 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, *rest: Any) -> Any:
-        if image.ndim not in (3, 4) or image.shape[-3] != self.shape.channels:
+        if image.ndim not in (3, 4) or image.shape[-3] != self.task.channels:
             raise ValueError(
-                f"expected ({self.shape.channels}, H, W) or (B, {self.shape.channels}, H, W) as "
+                f"expected ({self.task.channels}, H, W) or (B, {self.task.channels}, H, W) as "
                 f"in training, got {tuple(image.shape)}"
             )
         batch = image if image.ndim == 4 else image[None]
@@ -103,7 +103,7 @@ def in_schedule(epoch: int, epochs: int) -> bool:
 def export(
     folder: Place,
     run: Run,
-    shape: Task,
+    task: Task,
     state: Mapping[str, Any],
     schedule: list[tuple[float, dict[str, Tensor]]],
     summary: Mapping[str, Any],
@@ -114,13 +114,13 @@ def export(
         folder / "policy.pt",
         {
             "method": method.model_dump_json(),
-            "shape": [*shape[:3], list(shape.class_counts)],
+            "shape": [*task[:3], list(task.class_counts)],
             "state": tensors(state),
             "schedule": [[start, tensors] for start, tensors in schedule],
         },
     )
     text = yaml.safe_dump(
-        {"label": run.label, "seed": run.seed, "image": shape._asdict(), **summary,
+        {"label": run.label, "seed": run.seed, "image": task._asdict(), **summary,
          "method": json.loads(method.model_dump_json())},
         sort_keys=False,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from autoaug_ray.config import Run
 from autoaug_ray.data import AnySplit, Edits, Split, Splits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.plan import content_hash
-from autoaug_ray.generate.settings import Kind
+from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods import Method, Task, as_float
@@ -57,11 +57,11 @@ class EditBank(Protocol):
     """Where generated images come from; `autoaug_ray.generate.bank.Bank` is the one."""
 
     def variants(
-        self, plan_key: str, kinds: Sequence[Kind], shape: tuple[int, int, int],
+        self, plan_key: str, kinds: Sequence[ImageKind], shape: tuple[int, int, int],
         hashes: Sequence[str],
     ) -> Variants: ...  # fmt: skip
 
-    def cost(self, plan_key: str, kinds: Sequence[Kind]) -> Mapping[str, float]: ...
+    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> Mapping[str, float]: ...
 
 
 def run(
@@ -111,7 +111,7 @@ def run(
         state.load_state_dict(resume["state"])
 
     for epoch in range(start + 1, training.epochs + 1):
-        drawing = epoch if method.redraws else 1
+        drawing = epoch if method.reshuffles_each_epoch else 1
         train_index, meta_index = roles(method, training, splits.train.labels, config.seed, drawing)
         cycle = balanced if method.sampler == "balanced" else shuffled
         batches = cycle(splits.train, train_index, stream(config.seed, f"order/{drawing}"))
@@ -137,7 +137,7 @@ def run(
             )
 
         last = epoch == training.epochs
-        if last and method.learns_first:
+        if last and method.searches_in_own_run:
             with meter.phase("search"):
                 method.finish(learner, metas, state)
 
@@ -150,7 +150,7 @@ def run(
 
         hours = meter.device_hours()
         alpha = method.alpha(state)
-        found = method.found(state) if last and method.learns_first else None
+        found = method.found_hyperparameters(state) if last and method.searches_in_own_run else None
         row = {
             "run_key": config.key,
             "label": config.label,

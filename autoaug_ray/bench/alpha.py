@@ -14,7 +14,7 @@ from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.config import Run
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.plan import content_hash
-from autoaug_ray.generate.settings import Kind
+from autoaug_ray.generate.settings import ImageKind
 
 Edit = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(images, labels, generator) -> edited images."""
@@ -27,7 +27,7 @@ SEARCHES: Mapping[str, dict[str, Any]] = {
         "estimator": "likelihood_ratio",
     },
 }
-SPOILT: Mapping[Kind, Sequence[int]] = {"transfer": range(5), "local": range(5, 10)}
+SPOILT: Mapping[ImageKind, Sequence[int]] = {"transfer": range(5), "local": range(5, 10)}
 """Classes whose images of a kind are noise; the other edits are the images themselves."""
 
 
@@ -46,7 +46,7 @@ class Planted:
     def variants(
         self,
         plan_key: str,
-        kinds: Sequence[Kind],
+        kinds: Sequence[ImageKind],
         shape: tuple[int, int, int],
         hashes: Sequence[str],
     ) -> Edits:
@@ -63,7 +63,7 @@ class Planted:
         count = torch.full_like(start, self.PER_SOURCE)
         return Edits(torch.stack(made, dim=1).flatten(0, 1), start, count)
 
-    def cost(self, plan_key: str, kinds: Sequence[Kind]) -> dict[str, float]:
+    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
         return {"caption": 1.0, "invert": 0.0, "generate": 2.0 * len(kinds)}
 
 

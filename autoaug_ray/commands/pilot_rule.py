@@ -86,7 +86,7 @@ def _costs_search(entry: Entry) -> bool:
     method = entry.method(next(entry.extremes()))
     return (
         is_searched(entry)
-        or method.learns_first
+        or method.searches_in_own_run
         or getattr(method, "learn", "off") != "off"
         or "of" in entry.hyperparameters
     )
@@ -101,8 +101,8 @@ def whole_hours(whole: Study, pilot: Study, lines: Sequence[Row]) -> float:
     """Device-hours of the whole study, if its steps take as long as in the ledger of its pilot."""
     hours = 0.0
     for entry in whole.entries:
-        learns_first = entry.method(next(entry.extremes())).learns_first
-        trials = len(list(search_runs(whole, entry, draw))) + len(whole.seeds) * learns_first
+        searches_in_own_run = entry.method(next(entry.extremes())).searches_in_own_run
+        trials = len(list(search_runs(whole, entry, draw))) + len(whole.seeds) * searches_in_own_run
         for phase, count in (("search", trials), ("final", len(whole.seeds))):
             mine = [x for x in lines if (x["label"], x["phase"]) == (entry.label, phase)]
             hours += count * spent(mine) / max(1, len({line["run"] for line in mine}))

@@ -239,14 +239,14 @@ def run(
             write_sheet(study, folder, bank)
             write_faults(study, folder, bank)
         with track.tracking(folders, wandb, say):
-            plans = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+            queues = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
     if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
         if studies[0].case:  # one bill for all of them, which is no case's own
             say(bill.sentence(paid))
         else:
             write_whole(folders[0].bill, bill.sentence(paid).encode())
-    return studies, [done for plan in plans for done in plan.done if done.outcome == "failed"]
+    return studies, [done for queue in queues for done in queue.done if done.outcome == "failed"]
 
 
 def say_failed(failed: Sequence[Done], console: Console) -> None:

@@ -44,7 +44,7 @@ from autoaug_ray.generate.plan import (
     guard,
     neighbours_name,
 )
-from autoaug_ray.generate.settings import EDITS, Generation, Kind
+from autoaug_ray.generate.settings import EDITS, Generation, ImageKind
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import append_line, write_whole
 from autoaug_ray.store.places import Place, listed, opened
@@ -117,7 +117,7 @@ class Plan:
     key: str
     edits: list[Edit]  # by source, then kind, then number
     images: int  # in the pool
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ImageKind, ...]
     classes: tuple[str, ...]
     settings: Generation
     fingerprints: Fingerprints
@@ -132,10 +132,10 @@ class Variants:
     count: (
         Tensor  # (n, kinds) int64; image i, kind k: images[start[i, k] : start[i, k]+count[i, k]]
     )
-    missing: dict[Kind, int]
+    missing: dict[ImageKind, int]
     """Edits that are not there because their shard is in quarantine."""
-    rejected: dict[Kind, int]
-    duplicate: dict[Kind, int]
+    rejected: dict[ImageKind, int]
+    duplicate: dict[ImageKind, int]
     """Edits that equal their source, or another edit of the same source and kind."""
 
 
@@ -251,7 +251,7 @@ class Bank:
         plan_key: str,
         edits: Sequence[Edit],
         pool: Pool,
-        kinds: Sequence[Kind],
+        kinds: Sequence[ImageKind],
         settings: Generation,
         fingerprints: Fingerprints,
     ) -> None:
@@ -323,7 +323,7 @@ class Bank:
     def variants(
         self,
         plan_key: str,
-        kinds: Sequence[Kind],
+        kinds: Sequence[ImageKind],
         shape: tuple[int, int, int],
         hashes: Sequence[str] | None = None,
     ) -> Variants:
@@ -341,7 +341,7 @@ class Bank:
                 )
         return _variants(self.root, plan_key, tuple(kinds), tuple(shape))
 
-    def cost(self, plan_key: str, kinds: Sequence[Kind]) -> dict[str, float]:
+    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
         """Device-seconds by phase that the images of these kinds of this plan took.
 
         All attempts of a shard count, divided among its images: who needs half of a shard pays for
@@ -441,7 +441,7 @@ class Bank:
         return problems
 
     def export_imagefolder(
-        self, plan_key: str, out: Path, kinds: Sequence[Kind] = EDITS, *, sources: bool = True
+        self, plan_key: str, out: Path, kinds: Sequence[ImageKind] = EDITS, *, sources: bool = True
     ) -> int:
         """CLASS/SOURCE-KIND-NUMBER.png (or .jpg) below `out`; returns how many files.
 
@@ -457,8 +457,8 @@ class Bank:
         return written
 
     def export_webdataset(
-        self, plan_key: str, out: Path, kinds: Sequence[Kind] = EDITS, *, per_tar: int = 10_000,
-        sources: bool = True,
+        self, plan_key: str, out: Path, kinds: Sequence[ImageKind] = EDITS, *,
+        per_tar: int = 10_000, sources: bool = True,
     ) -> int:  # fmt: skip
         """000000.tar, ... with an image, its .cls (number of the class) and its .json (its row).
 
@@ -489,7 +489,7 @@ class Bank:
         return number + 1
 
     def _exported(
-        self, plan_key: str, kinds: Sequence[Kind], *, sources: bool
+        self, plan_key: str, kinds: Sequence[ImageKind], *, sources: bool
     ) -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
         """Name, class, encoded image and row of all that is exported."""
         plan = self.read_plan(plan_key)
@@ -533,7 +533,7 @@ class Bank:
 
 @lru_cache(maxsize=2)
 def _variants(
-    root: Place, plan_key: str, kinds: tuple[Kind, ...], shape: tuple[int, int, int]
+    root: Place, plan_key: str, kinds: tuple[ImageKind, ...], shape: tuple[int, int, int]
 ) -> Variants:
     """Cached: a process that runs many trials of one study decodes its images once."""
     bank = Bank(root)
@@ -553,13 +553,13 @@ def _variants(
             f"bank {root}: {lost} of the {len({e.key for e in edits})} images of plan {plan_key} "
             "are not made yet; start the study again to make them."
         )
-    missing: Counter[Kind] = Counter()
-    rejected: Counter[Kind] = Counter()
-    duplicate: Counter[Kind] = Counter()
+    missing: Counter[ImageKind] = Counter()
+    rejected: Counter[ImageKind] = Counter()
+    duplicate: Counter[ImageKind] = Counter()
     used: list[Tensor] = []
     start = torch.zeros(plan.images, len(kinds), dtype=torch.int64)
     count = torch.zeros_like(start)
-    seen: set[tuple[int, Kind, str]] = set()
+    seen: set[tuple[int, ImageKind, str]] = set()
     for e in edits:  # edits of one source and kind follow each other
         if e.key not in held:
             missing[e.kind] += 1

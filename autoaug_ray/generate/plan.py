@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import prompts, weights
-from autoaug_ray.generate.settings import EDITS, Generation, Kind
+from autoaug_ray.generate.settings import EDITS, Generation, ImageKind
 
 RANKED = 4096
 """Captions that one edit ranks at most; of more, those that follow it on a ring of hashes."""
@@ -68,7 +68,7 @@ class Draw(NamedTuple):
     """An edit whose prompt is not known yet."""
 
     source: int  # position in the pool
-    kind: Kind
+    kind: ImageKind
     number: int  # 0.. of this source and kind
     caption_of: int | None  # position in the pool
     seed: int  # of the noise, [0, 2**63)
@@ -80,7 +80,7 @@ class Edit(NamedTuple):
     source: int  # position in the pool
     source_hash: str
     class_name: str  # as the dataset calls it
-    kind: Kind
+    kind: ImageKind
     number: int
     prompt: str
     caption_of: str | None  # hash of the image whose caption was drawn
@@ -140,7 +140,9 @@ def token_fingerprint(pool: Pool, settings: Generation, generator: str) -> str |
     )  # fmt: skip
 
 
-def fingerprints(pool: Pool, settings: Generation, kinds: Sequence[Kind] = EDITS) -> Fingerprints:
+def fingerprints(
+    pool: Pool, settings: Generation, kinds: Sequence[ImageKind] = EDITS
+) -> Fingerprints:
     """Of the models that edits of these kinds need, without loading any.
 
     Raises UserError for a model folder that is not there.
@@ -161,7 +163,7 @@ def plan_key(
     pool: Pool,
     settings: Generation,
     fingerprints: Fingerprints,
-    kinds: Sequence[Kind] = EDITS,
+    kinds: Sequence[ImageKind] = EDITS,
 ) -> str:
     """The name of the plan's file: 32 hex digits of all that its table depends on."""
     said = settings.model_dump(exclude={"model", "captioner", "embedder", "tokens"})
@@ -179,7 +181,7 @@ def draw(
     pool: Pool,
     neighbours: Sequence[Sequence[int]],
     settings: Generation,
-    kinds: Sequence[Kind] = EDITS,
+    kinds: Sequence[ImageKind] = EDITS,
 ) -> list[Draw]:
     """All edits, by source, then kind, then number; `neighbours[c]` are the classes near c.
 

@@ -6,10 +6,10 @@ from pydantic import Field, field_validator
 
 from autoaug_ray.settings import Settings
 
-Kind = Literal["identity", "fixed", "local", "transfer"]
+ImageKind = Literal["identity", "fixed", "local", "transfer"]
 """identity: the real image. fixed: edited by one prompt per class. local, transfer: edited by the
 caption of another image of the class, or of a neighbouring class (AutoGenDA, section 3.2)."""
-EDITS: tuple[Kind, ...] = ("fixed", "local", "transfer")
+EDITS: tuple[ImageKind, ...] = ("fixed", "local", "transfer")
 Solver = Literal["dpm++", "pndm"]
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
-from autoaug_ray.generate.settings import Kind
+from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
@@ -47,12 +47,12 @@ class Method(Settings, abc.ABC):
     @property
     def uses_meta(self) -> bool:
         """Only then is a part of the pool held out of the train role; the others train on all."""
-        return self.learns_first
+        return self.searches_in_own_run
 
     @property
-    def redraws(self) -> bool:
+    def reshuffles_each_epoch(self) -> bool:
         """Whether the roles and the order of the images are drawn anew every epoch."""
-        return not self.learns_first
+        return not self.searches_in_own_run
 
     @property
     def meta_fraction(self) -> float | None:
@@ -61,7 +61,7 @@ class Method(Settings, abc.ABC):
         return None
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[ImageKind, ...]:
         """The kinds of images that are mixed, identity first; empty: no generated image is needed.
 
         Then the splits hold edits of these kinds, without the identity.
@@ -69,7 +69,7 @@ class Method(Settings, abc.ABC):
         return ()
 
     @property
-    def learns_first(self) -> bool:
+    def searches_in_own_run(self) -> bool:
         """Whether each seed's final training is preceded by one that finds its hyperparameters."""
         return False
 
@@ -79,11 +79,11 @@ class Method(Settings, abc.ABC):
         It is charged as search, like the steps.
         """
 
-    def found(self, state: Any) -> dict[str, Any]:
+    def found_hyperparameters(self, state: Any) -> dict[str, Any]:
         """The hyperparameters that such a training ended with, as JSON can hold them."""
         return {}
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> nn.Module:
+    def init(self, task: Task, seed: int, device: torch.device) -> nn.Module:
         """What lives through training and goes into checkpoints: networks, and optimisers as extra
         state."""
         return Stateless()

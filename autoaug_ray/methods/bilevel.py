@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
-from autoaug_ray.generate.settings import Kind
+from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.augmenter import (
@@ -167,11 +167,11 @@ class Bilevel(Method):
         return True
 
     @property
-    def redraws(self) -> bool:
+    def reshuffles_each_epoch(self) -> bool:
         return not self.as_released
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> BilevelState:
-        names = parameter_names(self.group, shape.channels)
+    def init(self, task: Task, seed: int, device: torch.device) -> BilevelState:
+        names = parameter_names(self.group, task.channels)
         if self.as_released:
             released = ReleasedAugmenter(names, seed).to(device)
             return BilevelState(
@@ -184,7 +184,7 @@ class Bilevel(Method):
         mixture = None
         if self.edits:
             kinds = len(self.kinds)
-            mixture = MixtureState(torch.full((len(shape.class_counts), kinds), 1 / kinds))
+            mixture = MixtureState(torch.full((len(task.class_counts), kinds), 1 / kinds))
             mixture.to(device)
         # The gain decays by itself: a decay of its logarithm would pull it back to the start.
         parameters: list[dict[str, Any]] = [
@@ -224,7 +224,7 @@ class Bilevel(Method):
         return fixed.augment(None, images, noise, strength)
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[ImageKind, ...]:
         return ("identity", *self.edits) if self.edits else ()
 
     def select(self, state: BilevelState, batch: Split, noise: torch.Generator) -> Tensor:

@@ -71,19 +71,19 @@ class Dada(Searched):
     def meta_fraction(self) -> float | None:
         return 0.5
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> nn.Module:
+    def init(self, task: Task, seed: int, device: torch.device) -> nn.Module:
         if self.sub_policies is not None:
             return SubPolicyState(SubPolicies(self.sub_policies, self.weights))
         return DadaState(RelaxedPolicy(PAIRS, self.tau).to(device), self.lr)
 
-    def found(self, state: DadaState) -> dict[str, Any]:
+    def found_hyperparameters(self, state: DadaState) -> dict[str, Any]:
         policy = state.relaxed.discrete(self.keep)
         return {"sub_policies": policy.table, "weights": policy.weights}
 
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any
     ) -> dict[str, Tensor]:
-        if not self.learns_first:
+        if not self.searches_in_own_run:
             return super().step(learner, batch, next_meta, state)
         meta = next_meta(len(batch))
         if self.gradient == "first_order":
@@ -121,7 +121,7 @@ class Dada(Searched):
     def end_epoch(self, state: Any) -> dict[str, float]:
         """While it learns: mean probability and magnitude of a drawn step, and the perplexity of
         the choice: 105 where all pairs are alike."""
-        if not self.learns_first:
+        if not self.searches_in_own_run:
             return {}
         relaxed: RelaxedPolicy = state.relaxed
         pi = relaxed.choice.detach().softmax(0)

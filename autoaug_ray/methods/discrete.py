@@ -94,7 +94,7 @@ class Searched(_Discrete, abc.ABC):
             raise ValueError("weights are those of sub_policies, which are not given")
 
     @property
-    def learns_first(self) -> bool:
+    def searches_in_own_run(self) -> bool:
         return self.sub_policies is None
 
     def policy_of(self, state: Any) -> Policy:
@@ -127,7 +127,7 @@ class PopulationBased(_Discrete):
         for policy in (self.policy, *(p for _, p in self.schedule)):
             policies.PopulationPolicy(policy)
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> PopulationState:
+    def init(self, task: Task, seed: int, device: torch.device) -> PopulationState:
         state = PopulationState()
         state.policy = self._at(0.0)
         return state

@@ -64,7 +64,7 @@ class FastAutoAugment(Searched):
     def meta_fraction(self) -> float | None:
         return 0.4
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> FastAutoAugmentState:
+    def init(self, task: Task, seed: int, device: torch.device) -> FastAutoAugmentState:
         nothing: tuple[SubPolicy, ...] = ((),)
         return FastAutoAugmentState(SubPolicies(self.sub_policies or nothing, self.weights))
 
@@ -109,7 +109,7 @@ class FastAutoAugment(Searched):
             "meta_loss/median": tried[len(tried) // 2][0],
         }
 
-    def found(self, state: FastAutoAugmentState) -> dict[str, Any]:
+    def found_hyperparameters(self, state: FastAutoAugmentState) -> dict[str, Any]:
         return {"sub_policies": state.policy.table}
 
     def end_epoch(self, state: FastAutoAugmentState) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
-from autoaug_ray.generate.settings import Kind
+from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio, relaxed
@@ -90,7 +90,7 @@ class Mix(_Mixture):
     """
 
     name: Literal["mix"] = "mix"
-    probabilities: dict[Kind, Annotated[float, Field(ge=0, le=1)]]
+    probabilities: dict[ImageKind, Annotated[float, Field(ge=0, le=1)]]
     """Of every kind of image; they add up to 1."""
     below: float = Field(1.0, gt=0, le=1)
     """Classes with at least this share of the largest class's images keep the real ones only;
@@ -108,13 +108,13 @@ class Mix(_Mixture):
             raise ValueError("probabilities: without edits there is nothing to mix; use none")
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[ImageKind, ...]:
         used = [k for k, p in self.probabilities.items() if p > 0 and k != "identity"]
         return ("identity", *sorted(used))
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> MixtureState:
+    def init(self, task: Task, seed: int, device: torch.device) -> MixtureState:
         p = torch.tensor([self.probabilities.get(k, 0.0) for k in self.kinds])
-        counts = torch.tensor(shape.class_counts, dtype=torch.float32)
+        counts = torch.tensor(task.class_counts, dtype=torch.float32)
         threshold = self.below * counts.max()
         share = (counts < threshold).float() if self.below < 1 else torch.ones_like(counts)
         if self.ramp:
@@ -161,22 +161,22 @@ class AutoGenDA(_Mixture):
             )
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[ImageKind, ...]:
         return ("identity", *self.edits)
 
     @property
-    def learns_first(self) -> bool:
+    def searches_in_own_run(self) -> bool:
         return self.alpha_table is None
 
     @property
     def meta_fraction(self) -> float | None:
         return 0.5
 
-    def found(self, state: MixtureState) -> dict[str, Any]:
+    def found_hyperparameters(self, state: MixtureState) -> dict[str, Any]:
         return {"alpha_table": self.alpha(state).tolist()}
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> MixtureState:
-        classes, kinds = len(shape.class_counts), len(self.kinds)
+    def init(self, task: Task, seed: int, device: torch.device) -> MixtureState:
+        classes, kinds = len(task.class_counts), len(self.kinds)
         if self.alpha_table is None:
             state = MixtureState(torch.full((classes, kinds), 1 / kinds)).to(device)
             make = torch.optim.SGD if self.optimiser == "sgd" else torch.optim.Adam

@@ -54,18 +54,18 @@ class Replay(Method):
     policy: str | None = None
     """Or the path of the policy.pt of any bilevel run."""
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> ReplayState:
+    def init(self, task: Task, seed: int, device: torch.device) -> ReplayState:
         path = place(self.policy or "")
         if not path.is_file():
             raise UserError(f"replay.policy: {self.policy} is no file; give a bilevel policy.pt.")
         saved = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
         method = TypeAdapter(Bilevel).validate_json(saved["method"])
-        if list(shape)[0] != saved["shape"][0]:
+        if task.channels != saved["shape"][0]:
             raise UserError(
                 f"replay.policy: {path} was learned on images of {saved['shape'][0]} channel(s), "
-                f"these have {shape.channels}."
+                f"these have {task.channels}."
             )
-        augmenter = method.init(shape, seed, device).augmenter
+        augmenter = method.init(task, seed, device).augmenter
         return ReplayState(method, augmenter, [(start, t) for start, t in saved["schedule"]])
 
     def augment(

@@ -66,10 +66,10 @@ class STN(Method):
     group: Literal["translation", "affine"] = "affine"
     lr: float = Field(1e-3, gt=0, le=1)
 
-    def init(self, shape: Task, seed: int, device: torch.device) -> STNState:
+    def init(self, task: Task, seed: int, device: torch.device) -> STNState:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = Localisation(shape.channels, parameter_names(self.group, shape.channels))
+            network = Localisation(task.channels, parameter_names(self.group, task.channels))
         return STNState(network.to(device), self.lr)
 
     def augment(

@@ -264,7 +264,7 @@ def _without_search(found: Across) -> list[str]:
     signs: dict[tuple[str, str], list[float]] = {}
     for case in found.cases:
         for label in report.learned_mixes(case.results):
-            for plain in report.search_free(case.results, label):
+            for plain in report.equal_mixes_of(case.results, label):
                 x, y = _seeds(case, label), _seeds(case, plain)
                 if common := x.keys() & y.keys():
                     d = fmean(x[s] - y[s] for s in common)
@@ -341,7 +341,7 @@ def _p(p: float) -> str:
     return f"{p:.1e}" if p < 1e-3 else f"{p:.3f}"
 
 
-def _looks(found: Across) -> dict[str, figures.Look]:
+def _looks(found: Across) -> dict[str, figures.Style]:
     return figures.looks(found.entries)
 
 
@@ -511,7 +511,7 @@ def _alpha(found: Across) -> Figure | None:
     look = _looks(found)
     if len(along.panels) > 1:  # several lines of one entry: a colour for each
         look = {
-            name: figures.Look(figures.PALETTE[i % 10], figures.MARKERS[i % 12], False)
+            name: figures.Style(figures.PALETTE[i % 10], figures.MARKERS[i % 12], False)
             for i, name in enumerate(names)
         }
     return mix_figures.over_cases(

@@ -38,21 +38,21 @@ STYLE: dict[Any, Any] = {
 DPI = 110
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     color: str
     marker: str
     hollow: bool
 
 
-def looks(summary: Sequence[Row]) -> dict[str, Look]:
+def looks(summary: Sequence[Row]) -> dict[str, Style]:
     """By label. The reference is grey; learned entries come first in the palette."""
     leaders = {row["control_of"] for row in summary if row["control_of"]}
     own = [row["label"] for row in summary if not row["control_of"]]
     own.sort(key=lambda label: label not in leaders)
     others = [label for label in own if label != summary[0]["reference"]]
-    out = {label: Look(GREY, "o", False) for label in own}
+    out = {label: Style(GREY, "o", False) for label in own}
     for i, label in enumerate(others):
-        out[label] = Look(PALETTE[i % len(PALETTE)], MARKERS[(1 + i) % len(MARKERS)], False)
+        out[label] = Style(PALETTE[i % len(PALETTE)], MARKERS[(1 + i) % len(MARKERS)], False)
     for row in summary:
         if row["control_of"]:
             out[row["label"]] = out[row["control_of"]]._replace(hollow=True)
@@ -255,7 +255,7 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
             colors = dict(zip(parameters, PALETTE, strict=False))
             plain = len(parameters) > 3  # too many for bands
             ends = {
-                k: _curve(axes, s, Look(colors[k], "", False), band=not plain)
+                k: _curve(axes, s, Style(colors[k], "", False), band=not plain)
                 for k, s in parameters.items()
             }
             axes.set_ylim(bottom=0)
@@ -301,7 +301,7 @@ def hypergradient(summary: Sequence[Row], finals: Finals) -> bytes | None:
         return png(figure)
 
 
-def _curve(axes: Axes, s: Series, look: Look, *, band: bool = True) -> float:
+def _curve(axes: Axes, s: Series, look: Style, *, band: bool = True) -> float:
     """A curve; dashed for a control, dotted if it never changes, else with its band. Its end."""
     style, width = (":", 1.5) if not s.varies() else ("--" if look.hollow else "-", 2)
     if style == "-" and band:

@@ -26,7 +26,7 @@ from scikit_posthocs import critical_difference_diagram
 
 from autoaug_ray.maths.statistics import Ranking
 from autoaug_ray.report import label_placement
-from autoaug_ray.report.figures import GREY, STYLE, Finals, Look, Row, looks, panels, time_unit
+from autoaug_ray.report.figures import GREY, STYLE, Finals, Row, Style, looks, panels, time_unit
 from autoaug_ray.store import meter
 
 KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}
@@ -401,7 +401,7 @@ def _count_ticks(axis: Any, counts: np.ndarray) -> None:
 # Over several cases
 
 
-def critical_difference(ranking: Ranking, look: Mapping[str, Look]) -> Figure:
+def critical_difference(ranking: Ranking, look: Mapping[str, Style]) -> Figure:
     """Mean ranks on a line; a bar joins entries that Nemenyi's test cannot tell apart.
 
     Where Friedman's test finds no difference at all, one bar joins them all.
@@ -438,7 +438,7 @@ class Point(NamedTuple):
 
 def over_cases(
     curves: Mapping[str, Mapping[str, Sequence[Point]]],
-    look: Mapping[str, Look],
+    look: Mapping[str, Style],
     *,
     x_name: str,
     y_name: str,

@@ -297,7 +297,7 @@ def _mix_verdicts(results: Results, summary: Sequence[Row]) -> list[str]:
     out += [
         _paired(by_label[label], by_label[plain]).verdict(f"its search-free mix {plain}")
         for label in mixes
-        for plain in search_free(results, label)
+        for plain in equal_mixes_of(results, label)
         if by_label[plain]["control_of"] != label  # said already
     ]
     if _uneven(results):
@@ -331,11 +331,11 @@ def _mix_verdicts(results: Results, summary: Sequence[Row]) -> list[str]:
 def _chosen(results: Results, summary: Sequence[Row]) -> list[str]:
     """Entries that are looked at class by class: few enough to be told apart in a figure."""
     mixes = learned_mixes(results)
-    plain = [p for label in mixes for p in search_free(results, label)]
+    plain = [p for label in mixes for p in equal_mixes_of(results, label)]
     return mix_figures.interesting(summary, [*mixes, *plain])
 
 
-def search_free(results: Results, label: str) -> list[str]:
+def equal_mixes_of(results: Results, label: str) -> list[str]:
     """Entries that mix the same kinds as the learned one, all with the same constant probability.
 
     That is AutoGenDA's search-free baseline (its appendix D).

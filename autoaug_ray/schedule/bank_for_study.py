@@ -12,7 +12,7 @@ from autoaug_ray.generate import flops
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.flops import Forecast
 from autoaug_ray.generate.plan import Pool, edits_per_source
-from autoaug_ray.generate.settings import EDITS, Kind
+from autoaug_ray.generate.settings import EDITS, ImageKind
 from autoaug_ray.generate.sheet import sheet
 from autoaug_ray.schedule.queue import is_searched
 from autoaug_ray.store.folder import Folder, write_whole
@@ -21,7 +21,7 @@ from autoaug_ray.store.places import Place
 SHOWN = 12
 
 
-def kinds_of(study: Study) -> tuple[Kind, ...]:
+def kinds_of(study: Study) -> tuple[ImageKind, ...]:
     """The kinds of generated images that some entry mixes."""
     used = {kind for entry in study.entries for kind in _kinds(entry)}
     return tuple(kind for kind in EDITS if kind in used)
@@ -118,5 +118,5 @@ def write_sheet(study: Study, folder: Folder, root: Place) -> None:
     write_whole(folder.root / "sheet.png", png.getvalue())
 
 
-def _kinds(entry: Entry) -> tuple[Kind, ...]:
+def _kinds(entry: Entry) -> tuple[ImageKind, ...]:
     return entry.method(next(entry.extremes())).kinds[1:]

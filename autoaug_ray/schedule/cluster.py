@@ -30,7 +30,7 @@ import torch
 import yaml
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.store.bill import Look
+from autoaug_ray.store.bill import ClusterState
 
 HEAD = Path("/tmp/ray/ray_current_cluster")
 """`ray start` leaves the address of the cluster's head here, on each of its machines."""
@@ -75,10 +75,10 @@ def leave() -> None:
     ray.shutdown()
 
 
-def look() -> Look:
+def look() -> ClusterState:
     """At the cluster that was joined, for its bill."""
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    return Look(nodes, ray.available_resources())
+    return ClusterState(nodes, ray.available_resources())
 
 
 def address() -> str:

@@ -20,9 +20,9 @@ import ray
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import plan
 from autoaug_ray.generate.bank import Bank, Plan, shard_name
-from autoaug_ray.generate.maker import Done, Failure, Maker
 from autoaug_ray.generate.plan import Fingerprints, Pool
-from autoaug_ray.generate.settings import EDITS, Generation, Kind, Workers
+from autoaug_ray.generate.settings import EDITS, Generation, ImageKind, Workers
+from autoaug_ray.generate.worker import Failure, PieceDone, Worker
 
 HOPELESS = 3
 """So many failed shards, before any that worked, mean that none will."""
@@ -39,7 +39,7 @@ def fill(
     pools: Sequence[Pool],
     settings: Generation,
     workers: Workers,
-    kinds: Sequence[Kind] = EDITS,
+    kinds: Sequence[ImageKind] = EDITS,
     watch: Watch = print,
 ) -> list[str]:
     """Make all edits of these kinds that the bank lacks; returns each pool's plan key.
@@ -60,7 +60,9 @@ def fill(
     return [p.key for p in plans]
 
 
-def keys(pools: Sequence[Pool], settings: Generation, kinds: Sequence[Kind] = EDITS) -> list[str]:
+def keys(
+    pools: Sequence[Pool], settings: Generation, kinds: Sequence[ImageKind] = EDITS
+) -> list[str]:
     """The plan keys that `fill` returns."""
     return [
         plan.plan_key(pool, settings, plan.fingerprints(pool, settings, kinds), kinds)
@@ -70,7 +72,7 @@ def keys(pools: Sequence[Pool], settings: Generation, kinds: Sequence[Kind] = ED
 
 @dataclass
 class _Piece:
-    """What an actor does at a time: `Maker.work` of the first four."""
+    """What an actor does at a time: `Worker.work` of the first four."""
 
     what: str
     name: str  # in the ledger, and of the file, if it makes one
@@ -99,7 +101,7 @@ class _Crew:
     def started(self) -> bool:
         return bool(self._actors)
 
-    def run(self, pieces: Sequence[_Piece], *, set_aside: bool = False) -> list[Done | None]:
+    def run(self, pieces: Sequence[_Piece], *, set_aside: bool = False) -> list[PieceDone | None]:
         """All pieces, each on whoever is free first; what was told of each, in their order.
 
         A piece that fails has `workers.retries` more attempts. Then it is set aside and None stands
@@ -111,7 +113,7 @@ class _Crew:
         most = min(len(pieces), self._most())
         self._actors.sort(key=lambda actor: actor is None)
         self._actors += [None] * (most - len(self._actors))
-        told: list[Done | None] = [None] * len(pieces)
+        told: list[PieceDone | None] = [None] * len(pieces)
         waiting = deque(range(len(pieces)))
         free = deque(range(most))
         busy: dict[Any, tuple[int, int]] = {}  # result -> (actor, piece)
@@ -129,7 +131,7 @@ class _Crew:
             who, which = busy.pop(result)
             outcome = _outcome(result)
             piece = pieces[which]
-            if isinstance(outcome, Done):
+            if isinstance(outcome, PieceDone):
                 told[which] = outcome
                 progress.add(piece, outcome)
                 if outcome.rows:
@@ -179,7 +181,7 @@ class _Crew:
 
     def _hire(self) -> Any:
         resources = {"num_cpus": self.workers.cpus, "num_gpus": self.workers.gpus}
-        actor = ray.remote(Maker).options(**resources)
+        actor = ray.remote(Worker).options(**resources)
         return actor.remote(str(self.bank.root.resolve()), self.settings, self.workers)
 
     def _most(self) -> int:
@@ -212,7 +214,7 @@ class _Progress:
         self._seconds = self._tflop = 0.0
         self._device = ""
 
-    def add(self, piece: _Piece, done: Done) -> None:
+    def add(self, piece: _Piece, done: PieceDone) -> None:
         self.done += 1
         self._made += done.made
         self._rejected += done.rejected
@@ -239,9 +241,9 @@ class _Progress:
         self._watch(line)
 
 
-def _outcome(result: Any) -> Done | Failure:
+def _outcome(result: Any) -> PieceDone | Failure:
     try:
-        outcome: Done | Failure = ray.get(result)
+        outcome: PieceDone | Failure = ray.get(result)
     except ray.exceptions.RayActorError as error:
         if "creation task" in str(error):  # it never began; nor would another
             reason = str(error).strip().splitlines()[-1]
@@ -252,7 +254,7 @@ def _outcome(result: Any) -> Done | Failure:
     return outcome
 
 
-def _plans(pools: Sequence[Pool], kinds: Sequence[Kind], crew: _Crew) -> list[Plan]:
+def _plans(pools: Sequence[Pool], kinds: Sequence[ImageKind], crew: _Crew) -> list[Plan]:
     """Every pool's plan, from the bank, or made now and written there."""
     bank, settings = crew.bank, crew.settings
     marks = [plan.fingerprints(pool, settings, kinds) for pool in pools]
@@ -341,7 +343,7 @@ def _write_plan(
     mark: Fingerprints,
     draws: Sequence[plan.Draw],
     said: dict[int, str],
-    kinds: Sequence[Kind],
+    kinds: Sequence[ImageKind],
     crew: _Crew,
 ) -> None:
     tokens: dict[str, int] = {}  # of the texts that the linter asks about: counted by the model

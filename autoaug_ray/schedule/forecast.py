@@ -10,7 +10,7 @@ import torch
 from autoaug_ray import data, train
 from autoaug_ray.config import Run, Study
 from autoaug_ray.data import Edits
-from autoaug_ray.generate.settings import Kind
+from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.schedule.queue import learned, search_runs
 from autoaug_ray.schedule.tune import draw
 from autoaug_ray.store.meter import Meter
@@ -47,7 +47,7 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
         run = study.run(entry_timed, "final", seed=seed, choices=choices)
         step, once, row = _time(run, pool, device)
         seconds = (step * steps + once) * (searches + len(study.seeds))
-        if run.method.learns_first:
+        if run.method.searches_in_own_run:
             searches += len(study.seeds)
             choices = choices | learned(row)
             final, _, _ = _time(study.run(entry, "final", seed=seed, choices=choices), pool, device)
@@ -77,7 +77,7 @@ def _pool(study: Study) -> int:
 
 def _time(run: Run, pool: int, device: torch.device) -> tuple[float, float, dict[str, Any]]:
     """Seconds per step, those of what is found after the last one, and the last row."""
-    short = shortened(run, pool)
+    short = probe_run(run, pool)
     times, searches, row = [], [], {}
     for _ in range(REPEATS):
         meter = Meter(device=device)
@@ -103,7 +103,7 @@ class _Sources:
         self.run = run
 
     def variants(
-        self, plan_key: str, kinds: Sequence[Kind], shape: Any, hashes: Sequence[str]
+        self, plan_key: str, kinds: Sequence[ImageKind], shape: Any, hashes: Sequence[str]
     ) -> Edits:
         run = self.run
         splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed)
@@ -111,11 +111,11 @@ class _Sources:
         start = torch.arange(len(images))[:, None].expand(-1, len(kinds))
         return Edits(images, start, torch.ones_like(start))
 
-    def cost(self, plan_key: str, kinds: Sequence[Kind]) -> dict[str, float]:
+    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
         return {}
 
 
-def shortened(run: Run, pool: int) -> Run:
+def probe_run(run: Run, pool: int) -> Run:
     """A few steps of a run: one epoch over a part of its pool.
 
     Whole rounds of a method that does something at every so manyth step only, and a few candidates

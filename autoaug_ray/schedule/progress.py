@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from autoaug_ray.schedule.queue import Plan
+from autoaug_ray.schedule.queue import RunQueue
 from autoaug_ray.schedule.tune import Watch
 
 LINE_SECONDS = 20.0  # between two lines where there is no terminal to redraw
@@ -20,7 +20,7 @@ class Progress(Watch):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.plans: Sequence[Plan] = ()
+        self.queues: Sequence[RunQueue] = ()
         self.live: Live | None = None
         self.began = self.said = time.monotonic()
         self.hours: dict[str, dict[str, float]] = defaultdict(dict)
@@ -29,23 +29,23 @@ class Progress(Watch):
         self.already = 0
         self.epochs: Counter[str] = Counter()
 
-    def begin(self, plans: Sequence[Plan]) -> None:
-        self.plans = plans
+    def begin(self, queues: Sequence[RunQueue]) -> None:
+        self.queues = queues
         self.already = self._done
         self.began = self.said = time.monotonic()
         if self.already:
             self.console.print(f"{self.already} of {self._expected} runs are on disk already.")
-        if self.console.is_terminal and not all(plan.complete for plan in plans):
+        if self.console.is_terminal and not all(queue.complete for queue in queues):
             self.live = Live(self._table(), console=self.console, refresh_per_second=4)
             self.live.start()
 
     @property
     def _done(self) -> int:
-        return sum(len(plan.done) for plan in self.plans)
+        return sum(len(queue.done) for queue in self.queues)
 
     @property
     def _expected(self) -> int:
-        return sum(plan.expected for plan in self.plans)
+        return sum(queue.expected for queue in self.queues)
 
     def started(self, label: str, trial_id: str) -> None:
         self.running[trial_id] = label
@@ -89,7 +89,7 @@ class Progress(Watch):
 
     def _left(self) -> str:
         """From the epochs seen so far: runs that are under way count with what they have done."""
-        total = (self._expected - self.already) * self.plans[0].study.train.epochs
+        total = (self._expected - self.already) * self.queues[0].study.train.epochs
         seen = sum(self.epochs.values())
         if not seen:
             return "time left unknown"
@@ -97,13 +97,13 @@ class Progress(Watch):
         return f"about {left / 60:.1f} min left" if left > 60 else f"about {left:.0f} s left"
 
     def _table(self) -> Table:
-        done = Counter((d.run.label, d.outcome) for plan in self.plans for d in plan.done)
+        done = Counter((d.run.label, d.outcome) for queue in self.queues for d in queue.done)
         running = Counter(self.running.values())
-        table = Table(title=f"{self.plans[0].study.name}: {self._line()}", title_justify="left")
+        table = Table(title=f"{self.queues[0].study.name}: {self._line()}", title_justify="left")
         table.add_column("entry")
         for name in ("done", "failed", "running", "best val. accuracy", "device-hours"):
             table.add_column(name, justify="right")
-        for entry in self.plans[0].study.entries:
+        for entry in self.queues[0].study.entries:
             label = entry.label
             table.add_row(
                 label,

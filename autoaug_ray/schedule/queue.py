@@ -28,7 +28,7 @@ class Done(NamedTuple):
     error: str | None
 
 
-class Plan:
+class RunQueue:
     def __init__(self, study: Study, folder: Folder, draw: Draw) -> None:
         """`draw` samples a random range. What the folder already holds counts as done."""
         self.study, self.folder = study, folder
@@ -45,7 +45,7 @@ class Plan:
         searches = {e.label: list(search_runs(study, e, draw)) for e in study.entries}
         for entry in study.entries:
             self._waiting[entry.label] = {run.key for run in searches[entry.label]}
-            twice = entry.method(next(entry.extremes())).learns_first
+            twice = entry.method(next(entry.extremes())).searches_in_own_run
             finals = len(study.seeds) * (2 if twice else 1)
             self.expected += len(searches[entry.label]) + finals
         for runs in searches.values():
@@ -115,7 +115,7 @@ class Plan:
             if choices is None:
                 self.expected -= len(self.study.seeds)
                 continue
-            if entry.method(choices).learns_first:
+            if entry.method(choices).searches_in_own_run:
                 runs = list(learning_runs(self.study, entry, choices))
                 self._learning |= {run.key: (entry, choices) for run in runs}
                 self._hand_out(runs)

@@ -34,7 +34,7 @@ from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.methods.discrete import PopulationBased, explore
-from autoaug_ray.schedule.queue import Plan, is_population
+from autoaug_ray.schedule.queue import RunQueue, is_population
 from autoaug_ray.schedule.ship_data import Handed, pack, take
 from autoaug_ray.store.folder import Folder, load_state, save_state, write_whole
 from autoaug_ray.store.meter import Meter, device_name, out_of_memory
@@ -52,25 +52,25 @@ def execute(
     watch: "Watch",
     bank: Place | None = None,
     attempt: Callable[..., None] | None = None,
-) -> list[Plan]:
-    """Run what the folders do not hold yet; returns the plans with the outcome of every run.
+) -> list[RunQueue]:
+    """Run what the folders do not hold yet; returns the queues with the outcome of every run.
 
     `bank` is the folder of generated images, for methods that mix them. `attempt` takes the place
     of `trial`, to measure what surrounds it. Raises UserError if some entry asks for more than the
     machines have, and StorageError if a folder cannot be used any more: what runs then has not
     failed, and goes on with the next call.
     """
-    plans = [Plan(study, folder, draw) for study, folder in cases]
-    watch.begin(plans)
-    if all(plan.complete for plan in plans):
-        return plans
+    queues = [RunQueue(study, folder, draw) for study, folder in cases]
+    watch.begin(queues)
+    if all(queue.complete for queue in queues):
+        return queues
     for study, folder in cases:
         _check_resources(study)
         if not isinstance(folder.root, Remote):
             with storing(folder.root):
                 folder.root.mkdir(parents=True, exist_ok=True)
     trials = cases[0][1].trials.resolve()
-    searcher = _PlanSearcher(plans)
+    searcher = _QueueSearcher(queues)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(
@@ -106,7 +106,7 @@ def execute(
         raise
     finally:
         watch.end()
-    return plans
+    return queues
 
 
 _interrupted = threading.Event()
@@ -146,7 +146,7 @@ def draw(values: Range, rng: np.random.RandomState) -> Any:
 class Watch:
     """Whoever shows the progress; the base shows nothing."""
 
-    def begin(self, plans: Sequence[Plan]) -> None: ...
+    def begin(self, queues: Sequence[RunQueue]) -> None: ...
 
     def started(self, label: str, trial_id: str) -> None: ...
 
@@ -186,7 +186,7 @@ def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | No
             "label": asked.label,
             "epoch": 0,
             "score": 0.0,
-            "error": _told(error, asked, device),
+            "error": _error_text(error, asked, device),
         }
         tune.report(report | {"storage": isinstance(error, StorageError)})
     if device.type == "cuda":
@@ -215,7 +215,7 @@ def _train(
                 meter.keep()
 
 
-def _told(error: Exception, run: Run, device: torch.device) -> str:
+def _error_text(error: Exception, run: Run, device: torch.device) -> str:
     """One sentence if it is known what to do about it; else the traceback."""
     if isinstance(error, RunError | UserError):
         return str(error)
@@ -347,26 +347,26 @@ class _Unsaved:
         return {}
 
 
-class _PlanSearcher(_Unsaved, Searcher):
-    """Hands out the plans' runs and tells them how each of them ended."""
+class _QueueSearcher(_Unsaved, Searcher):
+    """Hands out the queues' runs and tells them how each of them ended."""
 
-    def __init__(self, plans: Sequence[Plan]) -> None:
+    def __init__(self, queues: Sequence[RunQueue]) -> None:
         super().__init__(metric="score", mode="max")
-        self.plans = plans
-        self.runs: dict[str, tuple[Plan, Run]] = {}
+        self.queues = queues
+        self.runs: dict[str, tuple[RunQueue, Run]] = {}
         self.fault: StorageError | None = None
         """Why not to go on."""
 
     def suggest(self, trial_id: str) -> Any:
-        ready = ((plan, run) for plan in self.plans if (run := plan.next()) is not None)
+        ready = ((queue, run) for queue in self.queues if (run := queue.next()) is not None)
         if (found := next(ready, None)) is None:
-            return Searcher.FINISHED if all(plan.complete for plan in self.plans) else None
-        plan, run = self.runs[trial_id] = found
-        resources = plan.study.resources_of(run.label)
+            return Searcher.FINISHED if all(queue.complete for queue in self.queues) else None
+        queue, run = self.runs[trial_id] = found
+        resources = queue.study.resources_of(run.label)
         config: dict[str, Any] = {
             "run": run.model_dump_json(), "label": run.label, "phase": run.phase,
             "cpus": resources.cpus, "gpus": resources.gpus,
-            "root": str(plan.folder.root.resolve()), "case": plan.study.case,
+            "root": str(queue.folder.root.resolve()), "case": queue.study.case,
         }  # fmt: skip
         if run.phase == "search" and isinstance(run.method, PopulationBased):
             config["policy"] = list(run.method.policy)
@@ -379,25 +379,25 @@ class _PlanSearcher(_Unsaved, Searcher):
     ) -> None:
         if trial_id not in self.runs:
             return
-        plan, run = self.runs.pop(trial_id)
+        queue, run = self.runs.pop(trial_id)
         result = result or {}
         if result.get("storage"):
             self.fault = StorageError(result["error"])
             return
         try:
-            plan.folder.check()
-            self._settle(plan, run, result.get("error"), error)
+            queue.folder.check()
+            self._settle(queue, run, result.get("error"), error)
         except StorageError as fault:
             self.fault = fault
 
-    def _settle(self, plan: Plan, run: Run, message: str | None, died: bool) -> None:
-        last = plan.last_row(run)
+    def _settle(self, queue: RunQueue, run: Run, message: str | None, died: bool) -> None:
+        last = queue.last_row(run)
         if message is not None:
-            plan.settle(run, "failed", message)
+            queue.settle(run, "failed", message)
         elif last is not None and last["finished"]:
-            plan.settle(run, "finished")
+            queue.settle(run, "finished")
         elif died:
-            plan.settle(
+            queue.settle(
                 run,
                 "failed",
                 f"its process died {RETRIES + 1} times in a row before it could "
@@ -405,7 +405,7 @@ class _PlanSearcher(_Unsaved, Searcher):
             )
         elif run.phase == "search":
             # By its scheduler; or a member of a population went on from one that was at the end.
-            plan.settle(run, "stopped")
+            queue.settle(run, "stopped")
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).write_bytes(b"")
@@ -413,7 +413,7 @@ class _PlanSearcher(_Unsaved, Searcher):
     def restore(self, checkpoint_path: str) -> None: ...
 
 
-class _Mine:
+class _TrialView:
     """The Tune controller as a scheduler sees it that knows only some of its trials.
 
     PBT looks at all trials of an experiment and refuses any search algorithm; ours is neither of
@@ -451,7 +451,7 @@ class _PerEntry(TrialScheduler):
         return self.by_entry.get(_entry_of(trial), self.fifo)
 
     def _view(self, controller: Any, trial: Trial) -> Any:
-        return _Mine(controller, self.trials[_entry_of(trial)])
+        return _TrialView(controller, self.trials[_entry_of(trial)])
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         for scheduler in (self.fifo, *self.by_entry.values()):
@@ -479,7 +479,9 @@ class _PerEntry(TrialScheduler):
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         waiting = self._waiting(tune_controller)
         for scheduler in (*self.by_entry.values(), self.fifo):
-            view: Any = _Mine(tune_controller, [t for t in waiting if self._of(t) is scheduler])
+            view: Any = _TrialView(
+                tune_controller, [t for t in waiting if self._of(t) is scheduler]
+            )
             if (chosen := scheduler.choose_trial_to_run(view)) is not None:
                 return chosen
         return None
@@ -543,7 +545,7 @@ class _Explore:
 
 
 class _Callback(_Unsaved, tune.Callback):
-    def __init__(self, watch: Watch, searcher: _PlanSearcher) -> None:
+    def __init__(self, watch: Watch, searcher: _QueueSearcher) -> None:
         self.watch, self.searcher = watch, searcher
         self.furthest: defaultdict[str, int] = defaultdict(int)
         """Epoch that some attempt at the trial has finished."""

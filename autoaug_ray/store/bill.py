@@ -25,7 +25,7 @@ INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
 """Seconds between two lines, with files on this machine and on a store."""
 
 
-class Look(NamedTuple):
+class ClusterState(NamedTuple):
     """At a cluster, now."""
 
     nodes: Mapping[str, Mapping[str, float]]
@@ -40,7 +40,7 @@ class Bill:
     def __init__(
         self,
         folder: Place,
-        look: Callable[[], Look],
+        look: Callable[[], ClusterState],
         *,
         interval: float | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -54,7 +54,7 @@ class Bill:
             lambda: defaultdict(float)
         )
         self._allotted: defaultdict[str, float] = defaultdict(float)
-        self._last: Look | None = None
+        self._last: ClusterState | None = None
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)

@@ -240,7 +240,7 @@ def test_the_final_training_draws_from_what_was_found(name, final_run):
     run = final_run(name, FEW | {"samples": 3} if name == "fast_autoaugment" else {})
     found = json.loads(last_row(run)["found"])
     method = final_run(name, found).method
-    assert not (method.learns_first or method.uses_meta) and method.redraws
+    assert not (method.searches_in_own_run or method.uses_meta) and method.reshuffles_each_epoch
     state = method.init(None, 0, torch.device("cpu"))
     images = torch.rand(30, 1, 8, 8)
     policy = SubPolicies(method.sub_policies, tuple(found.get("weights", ())))

@@ -260,7 +260,7 @@ def blocks(*rows: tuple[float, ...]) -> list[dict[str, float]]:
     return [dict(zip("abc", row, strict=True)) for row in rows]
 
 
-def looks_of(*names: str) -> dict[str, figures.Look]:
+def looks_of(*names: str) -> dict[str, figures.Style]:
     return figures.looks([entry("none"), *map(entry, names)])
 
 

@@ -15,9 +15,9 @@ from autoaug_ray import train
 from autoaug_ray.bench.faults import meanwhile
 from autoaug_ray.errors import RunError, StorageError, exit_status
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.generate.maker import Failure, Maker
 from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.generate.worker import Failure, Worker
 from autoaug_ray.report import sentences as report
 from autoaug_ray.schedule import cluster
 from autoaug_ray.schedule import tune as study
@@ -152,7 +152,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
     marks = fingerprints(pool, settings, ["fixed"])
     edits = build(pool, draw(pool, (), settings, ["fixed"]), {}, settings, marks, len)
     bank = Bank(tmp_path / "bank")
-    maker = Maker(str(bank.root), settings, Workers())
+    maker = Worker(str(bank.root), settings, Workers())
     unet = maker._editor_with(None)._pipe.unet
     forward = unet.forward
 

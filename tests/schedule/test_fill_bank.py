@@ -20,9 +20,9 @@ import torch
 
 from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank, decode
-from autoaug_ray.generate.maker import Done, Maker
 from autoaug_ray.generate.plan import Pool
 from autoaug_ray.generate.settings import EDITS, Generation, Tokens, Workers
+from autoaug_ray.generate.worker import PieceDone, Worker
 from autoaug_ray.schedule import cluster
 from autoaug_ray.schedule import fill_bank as shards
 from autoaug_ray.store import meter
@@ -78,7 +78,7 @@ def noisy(image, prompt, seed):
     return image ^ torch.from_numpy(np.resize(np.frombuffer(said, np.uint8), tuple(image.shape)))
 
 
-class FakeMaker(Maker):
+class FakeWorker(Worker):
     """A maker without models, and without the seconds that importing their library takes."""
 
     def edit(self, *arguments):
@@ -94,13 +94,15 @@ class FakeMaker(Maker):
         return super().caption(images, hashes, names, key)
 
     def embed(self, names):
-        return Done([tuple(c for c in range(len(names)) if c != own) for own in range(len(names))])
+        return PieceDone(
+            [tuple(c for c in range(len(names)) if c != own) for own in range(len(names))]
+        )
 
     def invert(self, images, labels, names, tokens):
         path = self.bank.tokens_path(tokens)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
-        return Done()
+        return PieceDone()
 
     def _editor_with(self, tokens):
         return FakeEditor(self.bank.root, self.workers.batch_size)
@@ -109,19 +111,19 @@ class FakeMaker(Maker):
         return 0.0
 
 
-class BrokenMaker(FakeMaker):
+class BrokenMaker(FakeWorker):
     """Whatever it is given, its process dies."""
 
     def _editor_with(self, tokens):
         os._exit(1)
 
 
-class ModellessMaker(FakeMaker):
+class ModellessMaker(FakeWorker):
     def _editor_with(self, tokens):
         raise UserError("generate.model: there is none.")
 
 
-def fill(root, pools, kinds=FIXED, maker=FakeMaker, settings=None, **workers):
+def fill(root, pools, kinds=FIXED, maker=FakeWorker, settings=None, **workers):
     """A bank, its plan keys, and what was said."""
     workers = {"cpus": 0.5, "actors": 2, "shard_size": 7, "retries": 1} | workers
     models = root.parent.parent / "models"  # of all tests: a plan says where they were
@@ -143,11 +145,11 @@ def fill(root, pools, kinds=FIXED, maker=FakeMaker, settings=None, **workers):
 
 
 def with_maker(maker, work):
-    own, shards.Maker = shards.Maker, maker
+    own, shards.Worker = shards.Worker, maker
     try:
         return work()
     finally:
-        shards.Maker = own
+        shards.Worker = own
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -381,7 +383,7 @@ def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
     }  # fmt: skip
     some = make_pool(4, ("cat", "dog"))
     bank, (key,), said = fill(
-        tmp_path / "bank", [some], EDITS, Maker, settings=settings, shard_size=5, batch_size=3
+        tmp_path / "bank", [some], EDITS, Worker, settings=settings, shard_size=5, batch_size=3
     )
     assert any("TFLOP/s per CPU" in line for line in said)
     found = bank.variants(key, EDITS, (1, 12, 10), some.hashes)
@@ -390,7 +392,7 @@ def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
 
     own = Bank(tmp_path / "own")
     plan = bank.read_plan(key)
-    alone = Maker(str(own.root), plan.settings, Workers(batch_size=1))
+    alone = Worker(str(own.root), plan.settings, Workers(batch_size=1))
     images = list(some.images.numpy())
     for begin in range(0, 12, 5):
         edits = plan.edits[begin : begin + 5]

@@ -5,7 +5,7 @@ import torch
 
 from autoaug_ray import train
 from autoaug_ray.methods import METHODS
-from autoaug_ray.schedule.forecast import REPEATS, forecast, shortened
+from autoaug_ray.schedule.forecast import REPEATS, forecast, probe_run
 
 
 def test_every_entry_is_timed_and_every_run_counted(tiny):
@@ -57,7 +57,7 @@ def test_steps_are_timed_with_the_threads_of_a_trial(tiny, monkeypatch):
 
 def test_the_timed_steps_hold_the_rare_outer_ones(final_run):
     run = final_run("bilevel", {"every": 10}, train={"epochs": 3, "batch_size": 10})
-    short = shortened(run, pool=160)
+    short = probe_run(run, pool=160)
     assert short.train.epochs == 1 and short.dataset.train_size == 100
     (epoch,) = train.run(short)
     assert epoch.row["log"]["hypergradient_norm"] > 0

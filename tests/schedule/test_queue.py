@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autoaug_ray.schedule.queue import Plan, read_outcomes, search_runs
+from autoaug_ray.schedule.queue import RunQueue, read_outcomes, search_runs
 from autoaug_ray.store.folder import ROW, Folder
 
 
@@ -56,7 +56,7 @@ def study(tiny):
 
 
 def test_finals_follow_their_own_search_without_a_barrier(study, folder):
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     first = take(plan)
     assert plan.expected == 5 + 3 * 2
     assert [(r.label, r.phase) for r in first] == (
@@ -83,11 +83,11 @@ def test_the_same_draws_every_time(study, folder):
 
 
 def test_what_is_on_disk_is_not_run_again(study, folder):
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     first = take(plan)
     for run in first[:4]:
         finish(plan, folder, run, 0.5 + run.index / 10)
-    again = Plan(study, folder, draw)  # the driver died here
+    again = RunQueue(study, folder, draw)  # the driver died here
     rest = take(again)
     assert {r.key for r in rest} == {r.key for r in first[4:]} | {
         study.run(study.entry("grid"), "final", seed=s, choices={"scale_x": 0.2}).key
@@ -96,20 +96,20 @@ def test_what_is_on_disk_is_not_run_again(study, folder):
 
 
 def test_a_run_is_whole_if_its_rows_are_whatever_was_noted_of_its_end(study, folder):
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     first = take(plan)
     folder.write_rows(first[0].key, [row(first[0], 0.5)])  # the driver died before it noted this
     folder.write_rows(first[1].key, [row(first[1], 0.5, epoch=1)])  # cut short
     finish(plan, folder, first[2])
     finish(plan, folder, first[3])
     (folder.rows / f"{first[3].key}.parquet").unlink()  # somebody wants it again
-    rest = {r.key for r in take(Plan(study, folder, draw))}
+    rest = {r.key for r in take(RunQueue(study, folder, draw))}
     assert rest == {r.key for r in first} - {first[0].key, first[2].key}
 
 
 def test_rows_are_read_once_when_a_run_ends(study, folder, monkeypatch):
     """The best of a search is not a reading of all its files while every machine waits."""
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     searches = [run for run in take(plan) if run.label == "grid"]
     for run in searches[:-1]:
         finish(plan, folder, run)
@@ -121,27 +121,27 @@ def test_rows_are_read_once_when_a_run_ends(study, folder, monkeypatch):
 
 
 def test_more_seeds_later_run_only_the_new_ones(study, folder):
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     while not plan.complete:
         for run in take(plan):
             finish(plan, folder, run)
     longer = study.model_copy(update={"seeds": (3, 4, 5)})
-    assert [r.seed for r in take(Plan(longer, folder, draw))] == [5, 5, 5]
+    assert [r.seed for r in take(RunQueue(longer, folder, draw))] == [5, 5, 5]
 
 
 def test_a_stopped_trial_does_not_beat_one_that_went_further(study, folder):
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     first = take(plan)
     finish(plan, folder, first[0], 0.6)
     finish(plan, folder, first[1], 0.9, epoch=1)  # stopped early, better at that
     finish(plan, folder, first[2], 0.5)
     assert {r.method.scale_x for r in take(plan)} == {0.0}
-    again = Plan(study, folder, draw)  # and is not run again
+    again = RunQueue(study, folder, draw)  # and is not run again
     assert first[1].key not in {r.key for r in take(again)}
 
 
 def test_failures_are_said_and_do_not_block(study, folder):
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     first = take(plan)
     for run in first[:3]:
         plan.settle(run, "failed", "it broke")
@@ -153,7 +153,7 @@ def test_failures_are_said_and_do_not_block(study, folder):
     assert plan.complete
     lines = [line for line in read_outcomes(folder) if line["outcome"] == "failed"]
     assert len(lines) == 3 and lines[0]["error"] == "it broke"
-    retried = {r.key for r in take(Plan(study, folder, draw))}
+    retried = {r.key for r in take(RunQueue(study, folder, draw))}
     assert {r.key for r in first[:3]} <= retried
 
 
@@ -161,7 +161,7 @@ def test_a_replay_waits_for_the_schedules_of_its_own_seeds(tiny, folder):
     study = tiny(
         {"bilevel": {"controls": []}, "again": {"method": "replay", "of": "bilevel"}}, seeds=[1, 2]
     )
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     first = take(plan)
     assert {r.label for r in first} == {"none", "bilevel"}
     for run in first:
@@ -174,7 +174,7 @@ def test_a_replay_waits_for_the_schedules_of_its_own_seeds(tiny, folder):
 
 def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
     study = tiny({"pba": {"population": 3, "perturb_every": 1}})
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     members = [r for r in take(plan) if r.phase == "search"]
     assert [r.index for r in members] == [0, 1, 2] and len({r.key for r in members}) == 3
     lineage = ((0.0, (1,) * 60), (0.5, (2,) * 60))
@@ -197,7 +197,7 @@ FOUND = json.dumps({"alpha_table": ALPHA})
 def test_each_seed_learns_before_its_own_final_training(tiny, folder):
     study = tiny({"mine": {"method": "autogenda"}}, seeds=[3, 4])
     study = study.model_copy(update={"bank_plans": {"whole": "plan"}})
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     assert plan.expected == 2 + 4
     learning = [r for r in take(plan) if r.label == "mine"]
     assert [(r.phase, r.seed, r.val_fraction) for r in learning] == [
@@ -214,16 +214,16 @@ def test_each_seed_learns_before_its_own_final_training(tiny, folder):
 
 def test_what_was_learned_is_not_learned_again(tiny, folder):
     study = tiny({"mine": {"method": "autogenda"}})
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     (learning,) = (r for r in take(plan) if r.label == "mine")
     finish(plan, folder, learning, None, found=FOUND)
-    again = Plan(study, folder, draw)
+    again = RunQueue(study, folder, draw)
     assert [(r.label, r.phase) for r in take(again)] == [("none", "final"), ("mine", "final")]
 
 
 def test_a_searched_setting_of_a_learning_method_is_compared_with_validation_images(tiny, folder):
     study = tiny({"mine": {"method": "autogenda", "lr": {"grid": [0.1, 0.2]}}}, seeds=[3, 4])
-    plan = Plan(study, folder, draw)
+    plan = RunQueue(study, folder, draw)
     compared = [r for r in take(plan) if r.label == "mine"]
     assert [(r.seed, r.val_fraction, r.method.lr) for r in compared] == [
         (3, 0.2, 0.1), (3, 0.2, 0.2),

@@ -8,7 +8,7 @@ import pytest
 
 from autoaug_ray.commands import run as cli
 from autoaug_ray.store import bill
-from autoaug_ray.store.bill import Bill, Look
+from autoaug_ray.store.bill import Bill, ClusterState
 
 
 class Cluster:
@@ -18,7 +18,7 @@ class Cluster:
         self.now, self.nodes, self.free = 0.0, {}, {}
 
     def look(self):
-        return Look(dict(self.nodes), dict(self.free))
+        return ClusterState(dict(self.nodes), dict(self.free))
 
 
 @pytest.fixture

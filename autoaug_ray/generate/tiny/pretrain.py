@@ -4,8 +4,8 @@
     python -m autoaug_ray.generate.tiny.pretrain --subset few.npz --out few/    # diffusion alone
 
 The classes are diffusers' and transformers' own, so a real Stable Diffusion or BLIP takes their
-place by its name. Only the pre-training half of Fashion-MNIST is read (`excerpt.py`): no image of it
-is in the pool that experiments draw from. That half has the same classes, and its labels are
+place by its name. Only the pre-training half of Fashion-MNIST is read (`excerpt.py`): no image of
+it is in the pool that experiments draw from. That half has the same classes, and its labels are
 in the captions; whoever reports a gain with these models should report beside it the row of a
 pipeline that saw the small training subset only, which is what `--subset` makes.
 

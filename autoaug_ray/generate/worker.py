@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Done(NamedTuple):
+class PieceDone(NamedTuple):
     """What is told of a piece of work."""
 
     value: Any = None
@@ -47,7 +47,7 @@ class Failure(NamedTuple):
     fatal: type[UserError | RunError] | None  # what every other piece of work would meet too
 
 
-class Maker:
+class Worker:
     def __init__(self, root: str, settings: Generation, workers: Workers) -> None:
         self.bank, self.settings, self.workers = Bank(place(root)), settings, workers
         # One, whatever it holds: sums of several threads end in other bits.
@@ -61,7 +61,9 @@ class Maker:
         self._tokens: str | None = None
         self._work: Work | None = None
 
-    def work(self, what: str, name: str, phase: str, arguments: Sequence[Any]) -> Done | Failure:
+    def work(
+        self, what: str, name: str, phase: str, arguments: Sequence[Any]
+    ) -> PieceDone | Failure:
         """The method `what`, in the ledger under `name`."""
         self._rows = 0
         try:
@@ -70,7 +72,7 @@ class Maker:
                 share=self.share,
             ) as meter:  # fmt: skip
                 with meter.phase(phase):
-                    done: Done = getattr(self, what)(*arguments)
+                    done: PieceDone = getattr(self, what)(*arguments)
                 if self._rows:
                     meter.note(rows=self._rows)
         except (UserError, RunError) as error:
@@ -79,23 +81,23 @@ class Maker:
             return Failure(f"{type(error).__name__}: {error}", None)
         return done._replace(device=device_name(self.device), rows=self._rows)
 
-    def embed(self, names: Sequence[str]) -> Done:
+    def embed(self, names: Sequence[str]) -> PieceDone:
         """Neighbouring classes of every class, nearest first."""
         with _loading("generate.embedder"):
             from autoaug_ray.generate.embeddings import class_embeddings
 
             rows = class_embeddings(names, self.settings.embedder, self._model, self.device)
-        return Done(prompts.nearest(rows, self.settings.neighbours))
+        return PieceDone(prompts.nearest(rows, self.settings.neighbours))
 
     def caption(
         self, images: list[np.ndarray], hashes: Sequence[str], names: Sequence[str], key: str
-    ) -> Done:
+    ) -> PieceDone:
         """Images (c, h, w) uint8 of these classes; `key`: the captioner's fingerprint."""
         prefix = self.settings.prefix
         rows = [Caption(h, n, prefix, key, "") for h, n in zip(hashes, names, strict=True)]
         path = self.bank.caption_path([row.key for row in rows])
         if path.exists():
-            return Done()
+            return PieceDone()
         if self._captioner is None:
             with _loading("generate.captioner"):
                 from autoaug_ray.generate.captions import Captioner
@@ -112,15 +114,15 @@ class Maker:
         self.bank.write_captions(
             [row._replace(continuation=text) for row, text in zip(rows, texts, strict=True)]
         )
-        return Done(made=len(rows))
+        return PieceDone(made=len(rows))
 
-    def count(self, texts: Sequence[str], tokens: str | None) -> Done:
+    def count(self, texts: Sequence[str], tokens: str | None) -> PieceDone:
         """How many tokens the text encoder sees in each."""
-        return Done([self._editor_with(tokens).count_tokens(text) for text in texts])
+        return PieceDone([self._editor_with(tokens).count_tokens(text) for text in texts])
 
     def invert(
         self, images: np.ndarray, labels: np.ndarray, names: Sequence[str], tokens: str
-    ) -> Done:
+    ) -> PieceDone:
         """Learn a word per class on images (n, c, h, w) uint8 of `labels` (n,)."""
         path = self.bank.tokens_path(tokens)
         if not path.exists():
@@ -130,7 +132,7 @@ class Maker:
                 self.settings, _tensor(images), torch.tensor(labels), names, device=self.device
             )
             inversion.save(path, learned)
-        return Done()
+        return PieceDone()
 
     def edit(
         self,
@@ -138,10 +140,10 @@ class Maker:
         images: list[np.ndarray],
         index: Sequence[int],
         fingerprints: Fingerprints,
-    ) -> Done:
+    ) -> PieceDone:
         """One shard; `index`: which of `images`, (c, h, w) uint8, each edit is of."""
         if self.bank.shard_path([edit.key for edit in edits]).exists():
-            return Done()
+            return PieceDone()
         editor = self._editor_with(fingerprints.tokens)
         from autoaug_ray.generate.img2img import Job
 
@@ -154,7 +156,7 @@ class Maker:
         self.bank.write_shard(
             edits, [one.image for one in edited], rejects, self.settings, fingerprints
         )
-        return Done(
+        return PieceDone(
             made=len(edits),
             rejected=sum(reject is not None for reject in rejects),
             seconds=seconds * self.share,
