@@ -27,7 +27,6 @@ from autoaug_ray.bench.tune import attempts
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report.results import summarise
-from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store import meter as metering
 from autoaug_ray.store.folder import Folder
 
@@ -200,7 +199,7 @@ def _leg(study: Study, folder: Folder, nodes: int) -> dict[str, Any]:
     summary = summarise(study, folder)
     spent = math.fsum(map(metering.spent, lines))
     charged = 3600 * math.fsum(row["total_device_hours"] for row in summary)
-    finished = [line["run"] for line in read_outcomes(folder)]
+    finished = [line["run"] for line in folder.read_outcomes()]
     if len(finished) != len(set(finished)):
         raise RunError("faults: a run has finished twice.")
     if abs(charged - spent) > 1e-6 * spent or spent > nodes * wall:

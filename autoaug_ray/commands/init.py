@@ -13,7 +13,8 @@ from rich.table import Table
 
 from autoaug_ray import config
 from autoaug_ray.commands import run as cli
-from autoaug_ray.data.inspect import Inspection, inspect, study_text
+from autoaug_ray.commands.propose import study_text
+from autoaug_ray.data.inspect import Inspection, inspect
 from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.store.folder import write_whole
 

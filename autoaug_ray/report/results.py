@@ -22,7 +22,6 @@ from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare, mean_of
 from autoaug_ray.report.published import gap_to
-from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
@@ -99,7 +98,7 @@ class Results:
     lost: dict[str, list[Row]]
     """label -> of these, attempts that were lost with their process, machine or driver."""
     failures: list[Row]
-    """Runs that failed and are not whole, as `plan.read_outcomes` tells them."""
+    """Runs that failed and are not whole, as `Folder.read_outcomes` tells them."""
     stopped: list[Row]
     """Likewise, search trials that the scheduler stopped."""
     misused: list[str]
@@ -155,7 +154,7 @@ def collect(study: Study, folder: Folder) -> Results:
         if line.get("label") in ledger and line["run"] not in foreign:
             ledger[line["label"]].append(line)
     whole = {key for key, rows in runs.items() if rows[-1]["finished"]}
-    outcomes = {line["run"]: dict(line) for line in read_outcomes(folder)}  # the last one counts
+    outcomes = {line["run"]: dict(line) for line in folder.read_outcomes()}  # the last one counts
     ended = [
         line
         for line in outcomes.values()

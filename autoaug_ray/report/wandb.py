@@ -33,7 +33,6 @@ from typing import Any
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report import results as summary
-from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Remote, listed, place
 
@@ -141,7 +140,7 @@ class Tracker:
 
     def send(self, *, last: bool) -> None:
         """What is new. `last`: nothing will follow, also of trainings that have not ended."""
-        ended = {line["run"]: line["outcome"] for line in read_outcomes(self.folder)}
+        ended = {line["run"]: line["outcome"] for line in self.folder.read_outcomes()}
         new = {}
         for path in listed(self.folder.rows, "*.parquet"):
             if path.stem not in self._whole and (rows := self.folder.read_rows(path.stem)):

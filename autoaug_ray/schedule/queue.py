@@ -16,7 +16,7 @@ import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.store.folder import Folder, append_line
-from autoaug_ray.store.places import Place, listed
+from autoaug_ray.store.places import listed
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
@@ -78,9 +78,16 @@ class RunQueue:
     def settle(self, run: Run, outcome: Outcome, error: str | None = None) -> None:
         """A run has ended; may make others ready."""
         self.running.pop(run.key, None)
-        _append_outcome(self.folder, run, outcome, error)
+        self._append_outcome(run, outcome, error)
         self._end(run, outcome, error)
         self._plan_finals()
+
+    def _append_outcome(self, run: Run, outcome: Outcome, error: str | None) -> None:
+        line = {
+            "run": run.key, "label": run.label, "phase": run.phase, "seed": run.seed,
+            "index": run.index, "outcome": outcome, "error": error,
+        }  # fmt: skip
+        append_line(self.folder.outcomes, line)
 
     def _end(self, run: Run, outcome: Outcome, error: str | None) -> None:
         self.done.append(Done(run, outcome, error))
@@ -200,7 +207,7 @@ def learned(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_outcomes(folder: Folder) -> dict[str, Outcome]:
     """Runs that need not run again: whole ones, and those that a scheduler stopped."""
-    lines = read_outcomes(folder)
+    lines = folder.read_outcomes()
     out: dict[str, Outcome] = {x["run"]: "stopped" for x in lines if x["outcome"] == "stopped"}
     said = {line["run"] for line in lines if line["outcome"] == "finished"}
     for path in listed(folder.rows, "*.parquet"):
@@ -208,21 +215,3 @@ def _read_outcomes(folder: Folder) -> dict[str, Outcome]:
         if path.stem in said or folder.read_rows(path.stem)[-1]["finished"]:
             out[path.stem] = "finished"
     return out
-
-
-def read_outcomes(folder: Folder) -> list[Mapping[str, Any]]:
-    """How every run that has ended did so, in the order of their ends."""
-    path = _outcomes(folder)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _append_outcome(folder: Folder, run: Run, outcome: Outcome, error: str | None) -> None:
-    line = {
-        "run": run.key, "label": run.label, "phase": run.phase, "seed": run.seed,
-        "index": run.index, "outcome": outcome, "error": error,
-    }  # fmt: skip
-    append_line(_outcomes(folder), line)
-
-
-def _outcomes(folder: Folder) -> Place:
-    return folder.root / "outcomes.jsonl"

@@ -83,6 +83,10 @@ class Folder:
         )  # fmt: skip
 
     @property
+    def outcomes(self) -> Place:
+        return self.root / "outcomes.jsonl"
+
+    @property
     def bill(self) -> Place:
         return self.root / "bill.txt"
 
@@ -131,6 +135,12 @@ class Folder:
     def finished(self) -> dict[str, dict[str, Any]]:
         """The last row of every whole run, by key."""
         return {row["run_key"]: row for row in self.read_rows() if row["finished"]}
+
+    def read_outcomes(self) -> list[Mapping[str, Any]]:
+        """How every run that has ended did so, in the order of their ends."""
+        if not self.outcomes.exists():
+            return []
+        return [json.loads(line) for line in self.outcomes.read_text().splitlines()]
 
     def save_checkpoint(self, key: str, state: Mapping[str, Any]) -> None:
         save_state(self.checkpoints / f"{key}.pt", state, parents=not self._seen)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from autoaug_ray import config, data
 from autoaug_ray.commands import run as cli
-from autoaug_ray.data.inspect import SIZES, inspect, nearest, study_text
+from autoaug_ray.commands.propose import SIZES, nearest, study_text
+from autoaug_ray.data.inspect import inspect
 from autoaug_ray.errors import UserError
 
 

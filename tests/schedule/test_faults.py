@@ -21,7 +21,6 @@ from autoaug_ray.generate.worker import Failure, Worker
 from autoaug_ray.report import sentences as report
 from autoaug_ray.schedule import cluster
 from autoaug_ray.schedule import tune as study
-from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -121,7 +120,7 @@ def test_a_place_that_cannot_be_used_ends_the_study_and_no_run_has_failed(
     assert said.startswith(f"error: {folder.root}")
     assert said.endswith(" cannot be used (No space left on device); the same command goes on.\n")
     small_disk.free()
-    assert not read_outcomes(folder)
+    assert not folder.read_outcomes()
     before = len(folder.read_rows(key))
     assert 2 <= before < 12 and not list(folder.root.rglob("*.tmp"))
 
@@ -136,7 +135,7 @@ def test_a_place_that_cannot_be_used_ends_the_study_and_no_run_has_failed(
     (done,) = execute(made, folder).done
     assert done.outcome == "finished" and len(attempts(folder, key)) == 3
     assert folder.finished()[key]["test_accuracy"] == undisturbed(final(made, "none", 0))
-    assert [line["outcome"] for line in read_outcomes(folder)] == ["finished"]
+    assert [line["outcome"] for line in folder.read_outcomes()] == ["finished"]
 
 
 @pytest.mark.parametrize("fits", [4, 0])

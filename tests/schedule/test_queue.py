@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autoaug_ray.schedule.queue import RunQueue, read_outcomes, search_runs
+from autoaug_ray.schedule.queue import RunQueue, search_runs
 from autoaug_ray.store.folder import ROW, Folder
 
 
@@ -151,7 +151,7 @@ def test_failures_are_said_and_do_not_block(study, folder):
         assert run.label == "random"  # no final of a search that found nothing
         finish(plan, folder, run)
     assert plan.complete
-    lines = [line for line in read_outcomes(folder) if line["outcome"] == "failed"]
+    lines = [line for line in folder.read_outcomes() if line["outcome"] == "failed"]
     assert len(lines) == 3 and lines[0]["error"] == "it broke"
     retried = {r.key for r in take(RunQueue(study, folder, draw))}
     assert {r.key for r in first[:3]} <= retried

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import autoaug_ray
-from autoaug_ray.schedule.queue import read_outcomes
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -95,7 +94,7 @@ def test_no_finished_run_is_run_again(killed_and_resumed):
     attempts = {line["run"]: line["attempt"] for line in meter.read(folder.ledger)}
     for key in at_kill["finished"]:
         assert attempts[key] == at_kill["attempts"][key]
-    ended = [line["run"] for line in read_outcomes(folder) if line["outcome"] == "finished"]
+    ended = [line["run"] for line in folder.read_outcomes() if line["outcome"] == "finished"]
     assert len(ended) == len(set(ended))
 
 
@@ -136,7 +135,9 @@ def test_cost_counts_both_attempts(killed_and_resumed):
 
 def test_asha_stopped_something_or_all_tied(killed_and_resumed):
     folder, _, _ = killed_and_resumed
-    outcomes = [x for x in read_outcomes(folder) if x["label"] == "grid" and x["phase"] == "search"]
+    outcomes = [
+        x for x in folder.read_outcomes() if x["label"] == "grid" and x["phase"] == "search"
+    ]
     assert {x["outcome"] for x in outcomes} <= {"finished", "stopped"}
     assert any(x["outcome"] == "finished" for x in outcomes)
 
@@ -282,4 +283,4 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "--resume goes on" in errors
-    assert read_outcomes(Folder(ledger.parent)) == []
+    assert Folder(ledger.parent).read_outcomes() == []

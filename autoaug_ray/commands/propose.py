@@ -1,0 +1,127 @@
+"""What was found in a folder -> the text of a study of it, which says why of every line."""
+
+import math
+from collections.abc import Sequence
+
+import yaml
+
+from autoaug_ray.data.inspect import TEST_FRACTION, Inspection
+from autoaug_ray.methods.base import Flip
+
+SIZES = (28, 32, 64, 96, 128, 224)
+"""Sides in pixels that are proposed."""
+LARGEST_ON_CPU = 64
+EPOCHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200)
+STEPS, STEPS_ON_GPU = 1000, 8000
+"""What a training is proposed to be long; a small network is done sooner."""
+UNEVEN = 5.0
+"""Images of the largest class over those of the smallest from which on batches are balanced."""
+
+
+def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
+    """The YAML of a study of the folder, for a machine with `cpus` cores and perhaps a GPU."""
+    name = found.root.resolve().name
+    size = nearest(found.side, SIZES)
+    why_size = f"pixels; the median image has {found.side:.0f}"
+    if not gpu and size > LARGEST_ON_CPU:
+        why_size = f"pixels; with a GPU, {size} would suit these images"
+        size = LARGEST_ON_CPU
+    channels = 1 if found.grey else 3
+    model, why_model = _model(size, found.pool, gpu)
+    batch = 32 if found.pool < 1000 else 64 if found.pool < 10_000 else 128
+    steps = max(1, found.pool // batch)
+    target = STEPS_ON_GPU if gpu else STEPS
+    epochs = int(nearest(target / steps, EPOCHS))
+    uneven = found.imbalance >= UNEVEN
+    group = "affine" if channels == 1 else "affine+color"
+    common = f"flip: {flip}" + (", sampler: balanced" if uneven else "")
+    note = "" if flip == "none" else FLIP_NOTE
+
+    dataset = [
+        ("name: folder", ""),
+        (yaml.safe_dump({"root": str(found.root)}, allow_unicode=True, width=10_000).strip(), ""),
+    ]
+    if found.flat:
+        dataset.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
+    if found.unreadable:
+        dataset.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
+    why = "all images are grey" if channels == 1 else "not all images are grey"
+    dataset += [(f"image_size: {size}", why_size), (f"channels: {channels}", why)]
+
+    train = [
+        (f"batch_size: {batch}", f"{found.pool} images train: {steps} steps an epoch"),
+        (f"epochs: {epochs}", f"{epochs * steps} steps; the aim was about {target}"),
+    ]
+    if gpu:
+        train.append(("precision: bf16", "the usual on GPUs; hypergradients stay fp32"))
+    top = [(f"model: {model}", why_model)]
+    if gpu:
+        top.append((f"resources: {{cpus: {min(4, cpus)}, gpus: 0.5}}", "two trainings share a GPU"))
+    top.append(("seeds: 5", "final trainings of each method; fewer can seldom tell two apart"))
+
+    shift = round(size / 8)
+    methods = [("none:", "The images as they are: the unit of cost.")]
+    if uneven:
+        why = f"The largest class has {found.imbalance:.0f} times the smallest: balanced batches."
+        methods.append(("balanced: {method: none, sampler: balanced}", why))
+    methods += [
+        (f"predefined: {{{common}, translate: {shift}}}", f"Moved by up to {shift} pixels."),
+        (f"trivialaugment: {{{common}}}", "One random operation an image; nothing to tune."),
+        (
+            f"randaugment: {{{common}, magnitude: {{grid: [5, 9, 13]}}}}",
+            "Two random operations of one magnitude, which is searched.",
+        ),
+        (
+            f"validated_magnitude: {{{common}, group: {group}, "
+            "magnitude: {grid: [0.05, 0.1, 0.2]}}",
+            "Random transformations of one magnitude, which is searched.",
+        ),
+        (
+            f"bilevel: {{{common}, group: {group}, every: 2, until: 0.5}}",
+            "Learned while the classifier trains; brings its control, the same without learning.",
+        ),
+    ]
+    return "\n".join(
+        [
+            f"# Which augmentation is worth its compute on {name}? {len(found.pictures)} images of "
+            f"{len(found.classes)} classes.",
+            "# Proposed by `autoaug-ray init`; everything may be changed." + note,
+            "dataset:",
+            *_beside(dataset, "  "),
+            *_beside(top),
+            "train:",
+            *_beside(train, "  "),
+            "methods:",
+            *(f"  # {why}\n  {code}" for code, why in methods),
+            "",
+        ]
+    )
+
+
+FLIP_NOTE = """
+#
+# flip: horizontal mirrors half of the training images. Where left and right mean something, as in
+# text and digits, write this file again with `--flip none --force`."""
+
+
+def _model(size: float, pool: int, gpu: bool) -> tuple[str, str]:
+    if not gpu:
+        return "cnn", "a small one: there is no GPU here; with one, try resnet18"
+    if size <= 32 and pool < 20_000:
+        return "cnn", "small images, and not many; resnet18 is the next step"
+    if size <= 64:
+        return "resnet18", "with the stem for small images"
+    if pool < 5_000:
+        return "torchvision:resnet18", "few images for so many pixels"
+    return "torchvision:resnet50", "large images, and enough of them"
+
+
+def nearest(value: float, choices: Sequence[int]) -> int:
+    """By ratio."""
+    return min(choices, key=lambda c: abs(math.log(c / value)))
+
+
+def _beside(lines: Sequence[tuple[str, str]], indent: str = "") -> list[str]:
+    """`key: value` lines with their reasons beside them."""
+    widest = max(len(code) for code, why in lines if why)
+    return [indent + (f"{code:<{widest}}  # {why}" if why else code) for code, why in lines]
