@@ -13,32 +13,32 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.learner import Training
-from autoaug_ray.methods import METHODS, AnyMethod
+from autoaug_ray.methods import METHODS, AnyMethod, method_class
 from autoaug_ray.models import Classifier
+from autoaug_ray.published_settings import Published
 from autoaug_ray.settings import Settings
 
-ImageKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
-RANGE_KINDS: tuple[str, ...] = get_args(ImageKind)
+RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+RANGE_KINDS: tuple[str, ...] = get_args(RangeKind)
 INNER = {"entries", "bank_plans", "case"}
 """Fields of a study that its YAML does not hold."""
-T = TypeVar("T")
-_METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyMethod)
+S = TypeVar("S", bound=Settings)
 
 
 class Range(Settings):
-    kind: ImageKind
+    kind: RangeKind
     values: tuple[Any, ...]
 
 
@@ -78,8 +78,13 @@ class Entry(Settings):
 
     def method(self, choices: Mapping[str, Any]) -> AnyMethod:
         """The method with one value chosen for each range."""
-        where = f"methods.{self.label}"
-        return _validate(_METHOD.validate_json, {**self.hyperparameters, **choices}, where)
+        settings = {**self.hyperparameters, **choices}
+        return _validate(method_class(settings["name"]), settings, f"methods.{self.label}")
+
+    @property
+    def first_method(self) -> AnyMethod:
+        """The method with its first choices, to be asked what does not depend on them."""
+        return self.method(next(self.extremes()))
 
     def grid(self) -> list[dict[str, Any]]:
         """All combinations of the grids; one empty combination if there is none."""
@@ -120,56 +125,6 @@ class Run(Settings):
     def key(self) -> str:
         """16 hex digits of a hash over everything above: the run's name on disk."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
-
-class PublishedRow(Settings):
-    """What a paper reports of one system. Never part of a run: no training depends on it."""
-
-    accuracy: float = Field(ge=1, le=100)
-    """Per cent; what is below 1 is taken for a share of 1, and refused."""
-    sd: float | None = Field(None, ge=0)
-    """Over the seeds, in points."""
-    seeds: int | None = Field(None, ge=1)
-    """Of which `accuracy` is the mean."""
-    cost: float | None = Field(None, gt=0)
-    """In trainings of what the study calls its reference."""
-    cost_is: Literal["exactly", "about", "more than", "less than"] = "exactly"
-    note: str | None = None
-    source: str | None = None
-    """Where it stands, if not in the source of them all."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> "PublishedRow":
-        if self.seeds == 1 and self.sd is not None:
-            raise ValueError("sd is over seeds, of which there must be at least 2, got 1")
-        if self.cost is None and self.cost_is != "exactly":
-            raise ValueError(f"cost_is: {self.cost_is} needs a cost")
-        return self
-
-
-class Published(Settings):
-    """A paper's table, to be printed beside what was measured."""
-
-    source: str
-    measure: Literal["micro", "macro"] = "micro"
-    """Of its accuracies. micro: all test images count the same; macro: all classes do."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the comparison must know, as where the paper contradicts itself."""
-    entries: dict[str, PublishedRow] = {}
-    """By label of the study."""
-    quoted: dict[str, PublishedRow] = {}
-    """Of systems that are not run here, by any name."""
-
-    @model_validator(mode="after")
-    def _some(self) -> "Published":
-        if not (self.entries or self.quoted or self.notes):
-            raise ValueError("needs entries, quoted or notes; without any, leave it out or empty")
-        return self
-
-    @property
-    def figures(self) -> bool:
-        """Whether there are any: of a table that is not to be had, notes may say what is known."""
-        return bool(self.entries or self.quoted)
 
 
 class Study(Settings):
@@ -292,7 +247,7 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
         tree["seeds"] = list(range(count))
     entries = [e for label, body in methods.items() for e in _entries(label, body)]
     made: Study = _validate(
-        Study.model_validate_json,
+        Study,
         {"name": name} | tree | {"case": case, "entries": [e.model_dump() for e in entries]},
         "",
     )
@@ -305,16 +260,28 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
             f"known: {', '.join(labels)}."
         )
     for entry in entries:
-        if entry.hyperparameters.get("as_released") and made.train.optimiser != "sgd":
-            raise UserError(
-                f"methods.{entry.label}.as_released needs train.optimiser: sgd, "
-                f"got {made.train.optimiser!r}."
-            )
+        _check_entry(entry, made, labels)
     if made.published is not None:
         _check_published(made.published, labels)
     if len(set(made.seeds)) < len(made.seeds) or not made.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(made.seeds)}.")
     return made
+
+
+def _check_entry(entry: Entry, made: Study, labels: Sequence[str]) -> None:
+    """Raise UserError for an entry that does not suit the rest of the study."""
+    for choices in entry.extremes():
+        method = entry.method(choices)
+        try:
+            method.check(made.train)
+        except ValueError as error:
+            raise UserError(f"methods.{entry.label}.{error}.") from None
+        others = [label for label in labels if label != entry.label]
+        if method.follows is not None and method.follows not in others:
+            raise UserError(
+                f"methods.{entry.label} follows {method.follows!r}, which is no other label of "
+                f"methods{_guess(method.follows, others)}; known: {', '.join(others)}."
+            )
 
 
 def _check_published(published: Published, labels: Sequence[str]) -> None:
@@ -352,7 +319,7 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
             f"known: {', '.join(METHODS)}."
         )
     own = {k: body.pop(k) for k in ("search", "resources") if k in body}
-    learns = "learn" in METHODS[name].model_fields
+    learns = "learn" in method_class(name).model_fields
     controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
     if controls and not learns:
         raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
@@ -363,7 +330,7 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
     }
     fixed = {k: v for k, v in body.items() if k not in ranges}
     tree = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
-    entry: Entry = _validate(Entry.model_validate_json, {**tree, "ranges": _dump(ranges)}, where)
+    entry: Entry = _validate(Entry, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
     for choices in entry.extremes():
         entry.method(choices)
@@ -428,7 +395,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
     node[leaf] = value
 
 
-def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T:
+def _validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
     """Strict validation of what YAML said; the first error as one sentence.
 
     Through JSON, whose lists become tuples also in strict mode.
@@ -438,22 +405,22 @@ def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T
     except (TypeError, ValueError) as error:
         raise UserError(f"{where or 'the study'}: {error}; only plain YAML values are.") from None
     try:
-        return parse(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(_sentence(error, where)) from None
+        raise UserError(_sentence(error, model, where)) from None
 
 
-def _sentence(error: ValidationError, where: str) -> str:
+def _sentence(error: ValidationError, root: type[Settings], where: str) -> str:
     errors = error.errors()
     # A misspelt key is told before the one that is missing because of it.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    # The discriminator of a union stands in the path of an error, but not in the YAML.
-    tags = () if error.title == Study.__name__ else METHODS
+    # Where a method holds another one, the name of that stands in the path, but not in the YAML.
+    tags = () if root is Study else METHODS
     loc = [str(p) for p in first["loc"] if p not in tags]
     path = ".".join([p for p in (where, *loc) if p])
     kind, value = first["type"], first.get("input")
     if kind == "extra_forbidden":
-        known = _known_keys(error.title, first["loc"])
+        known = _known_keys(root, first["loc"])
         return f"{path}: unknown key{_guess(loc[-1], known)}; known: {', '.join(sorted(known))}."
     if kind == "missing":
         return f"{path} is missing."
@@ -463,12 +430,13 @@ def _sentence(error: ValidationError, where: str) -> str:
     return f"{path}: {message}{got}."
 
 
-def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
+def _known_keys(root: type[Settings], loc: tuple[int | str, ...]) -> Iterable[str]:
     """The keys of the settings object in which an unknown one was found."""
-    model: Any = {"Study": Study, "Entry": Entry}.get(title)
-    if model is None:
-        model = next(METHODS[str(p)] for p in loc if p in METHODS)
+    model: Any = root
     for part in loc[:-1]:
+        if root is not Study and part in METHODS:
+            model = method_class(str(part))
+            continue
         field = model.model_fields.get(part)
         candidates = [field.annotation, *get_args(field.annotation)] if field else []
         model = next(
@@ -477,7 +445,7 @@ def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
     known = set(model.model_fields)
     if model is Study:
         return known - INNER | {"methods", "cases"}
-    if model in METHODS.values():
+    if model is root and root is not Entry:
         return known - {"name"} | {"method", "search", "resources", "controls"}
     return known
 

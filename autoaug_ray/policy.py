@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from autoaug_ray.config import Run
 from autoaug_ray.errors import UserError
-from autoaug_ray.methods import AnyMethod, Method, Task
+from autoaug_ray.methods import method_class
+from autoaug_ray.methods.base import Method, Task
 from autoaug_ray.store.folder import load_state, save_state, write_whole
 from autoaug_ray.store.places import Place, place
 
@@ -73,7 +73,8 @@ def load_policy(path: str | Path) -> Policy:
     """Read a `policy.pt`. Raises UserError if the file is not one."""
     try:
         saved = load_state(place(path))
-        method: Method = TypeAdapter(AnyMethod).validate_json(saved["method"])
+        of = method_class(json.loads(saved["method"])["name"])
+        method = of.model_validate_json(saved["method"])
         return Policy(method, task_of(saved["shape"]), saved["state"])
     except FileNotFoundError:
         raise UserError(

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent / "autoaug_ray"
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
+    "published_settings": {"settings"},
     "maths": set(),
     "store": {"errors"},
     "data": {"maths", "settings", "errors"},
@@ -20,7 +21,10 @@ BELOW: dict[str, set[str]] = {
     "learner": {"maths", "settings"},
     "generate": {"store", "data", "models", "settings", "errors"},
     "methods": {"maths", "store", "data", "learner", "generate", "settings", "errors"},
-    "config": {"methods", "data", "models", "learner", "generate", "settings", "errors"},
+    "config": {
+        "methods", "data", "models", "learner", "generate", "published_settings", "settings",
+        "errors",
+    },
     "policy": {"config", "methods", "store", "errors"},
     "train": {
         "config", "methods", "maths", "store", "data", "models", "learner", "generate", "errors",
@@ -29,7 +33,9 @@ BELOW: dict[str, set[str]] = {
         "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",
         "errors",
     },
-    "report": {"policy", "config", "methods", "maths", "store", "data", "errors"},
+    "report": {
+        "policy", "config", "methods", "maths", "store", "data", "published_settings", "errors",
+    },
     "commands": {
         "report", "schedule", "train", "policy", "config", "methods", "maths", "store", "data",
         "models", "generate", "settings", "errors",

@@ -86,20 +86,13 @@ def _entry(entry: Entry) -> Entry:
             k: Range(kind=r.kind, values=(first[k],)) if k in first and k != last else r
             for k, r in ranges.items()
         }
-    fixed = {**entry.hyperparameters, **SMALL.get(entry.hyperparameters["name"], {})}
+    fixed = {**entry.hyperparameters, **entry.first_method.small}
     return entry.model_copy(
         update={
             "ranges": ranges, "hyperparameters": fixed, "resources": None,
             "search": Search(samples=1, scheduler=entry.search.scheduler),
         }
     )  # fmt: skip
-
-
-SMALL: dict[str, dict[str, Any]] = {
-    "pba": {"population": 2, "perturb_every": 1},
-    "fast_autoaugment": {"samples": 2, "num_policies": 2, "keep": 1},
-}
-"""Hyperparameters that make a method's own search as short as it can be."""
 
 
 @dataclass(frozen=True)

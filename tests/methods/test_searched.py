@@ -13,7 +13,8 @@ from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.learner import Learner, Training
 from autoaug_ray.maths.policies import SubPolicies
 from autoaug_ray.maths.relaxed_policy import RelaxedPolicy
-from autoaug_ray.methods import METHODS, Task, dada, fast_autoaugment
+from autoaug_ray.methods import dada, fast_autoaugment
+from autoaug_ray.methods.base import Task
 from autoaug_ray.methods.dada import Dada
 from autoaug_ray.store.meter import Meter
 
@@ -76,7 +77,7 @@ def test_the_search_leaves_the_classifier_as_it_was_and_is_charged_as_search(
 ):
     now = [0.0]
     before = {}
-    real = METHODS["fast_autoaugment"].finish
+    real = fast_autoaugment.FastAutoAugment.finish
 
     def slow(method, learner, next_meta, state):
         before.update({k: v.clone() for k, v in learner.model.state_dict().items()})
@@ -85,7 +86,7 @@ def test_the_search_leaves_the_classifier_as_it_was_and_is_charged_as_search(
         assert learner.model.training and all(torch.equal(v, after[k]) for k, v in before.items())
         now[0] += 100.0
 
-    monkeypatch.setattr(METHODS["fast_autoaugment"], "finish", slow)
+    monkeypatch.setattr(fast_autoaugment.FastAutoAugment, "finish", slow)
     run = final_run("fast_autoaugment", FEW | {"samples": 3}).model_copy(update={"phase": "search"})
     meter = Meter(clock=lambda: now[0])
     rows = [epoch.row for epoch in train.run(run, meter)]
@@ -105,7 +106,7 @@ def test_the_classifier_learns_from_unaugmented_images_of_the_train_role(final_r
     monkeypatch.setattr(
         Learner, "loss", lambda self, x, y: (seen.append(x), F.cross_entropy(self.logits(x), y))[1]
     )
-    monkeypatch.setattr(METHODS["fast_autoaugment"], "finish", lambda *a: None)
+    monkeypatch.setattr(fast_autoaugment.FastAutoAugment, "finish", lambda *a: None)
     run = final_run("fast_autoaugment", {"flip": "none"}, train={"epochs": 3, "batch_size": 32})
     list(train.run(run))
     images = {image.numpy().tobytes() for image in torch.cat(seen)}
