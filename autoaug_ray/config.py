@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import Field, ValidationError
 
+from autoaug_ray import own_code
 from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
@@ -32,7 +33,7 @@ from autoaug_ray.settings import Settings
 
 RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 RANGE_KINDS: tuple[str, ...] = get_args(RangeKind)
-INNER = {"entries", "bank_plans", "case"}
+INNER = {"entries", "bank_plans", "case", "code"}
 """Fields of a study that its YAML does not hold."""
 S = TypeVar("S", bound=Settings)
 
@@ -148,6 +149,12 @@ class Study(Settings):
     """The label whose training is the unit of relative cost."""
     published: Published | None = None
     entries: tuple[Entry, ...]
+    code: dict[str, str] = {}
+    """Methods and dataset of the user's own: name in the settings -> file or module."""
+
+    def model_post_init(self, context: Any) -> None:
+        for name, where in self.code.items():
+            own_code.locate(name, where)
 
     def run(
         self,
@@ -207,15 +214,13 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         tree["seeds"] = seeds
     cases = tree.pop("cases", None)
     if cases is None:
-        return [study(tree, name=path.stem)]
+        return [study(tree, name=path.stem, folder=path.parent)]
     if not isinstance(cases, dict) or not cases:
         raise UserError("cases must map at least one name to what it changes in the study.")
-    return [_case(tree, path.stem, name, body, changes) for name, body in cases.items()]
+    return [_case(tree, path, name, body, changes) for name, body in cases.items()]
 
 
-def _case(
-    tree: dict[str, Any], study_name: str, name: Any, body: Any, last: Sequence[str]
-) -> Study:
+def _case(tree: dict[str, Any], path: Path, name: Any, body: Any, last: Sequence[str]) -> Study:
     """The study as a case of it changes it: `dotted.key: value`. --set has the last word."""
     where = f"cases.{name}"
     if not isinstance(name, str) or not re.fullmatch(r"[\w=.+-][\w=.+ -]*", name):
@@ -227,11 +232,13 @@ def _case(
         _assign(tree, str(key), value, where)
     for change in last:
         _apply(tree, change)
-    return study(tree, name=study_name, case=name)
+    return study(tree, name=path.stem, case=name, folder=path.parent)
 
 
-def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Study:
-    """A study from the tree of its YAML. Raises UserError."""
+def study(
+    tree: Mapping[str, Any], *, name: str, case: str | None = None, folder: Path = Path()
+) -> Study:
+    """A study from the tree of its YAML, which stands in `folder`. Raises UserError."""
     tree = dict(tree)
     for key in INNER & set(tree):
         raise UserError(f"{key}: unknown key.")
@@ -245,10 +252,18 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
         if count < 1:
             raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
         tree["seeds"] = list(range(count))
-    entries = [e for label, body in methods.items() for e in _entries(label, body)]
+    entries = [e for label, body in methods.items() for e in _entries(label, body, folder)]
+    named = [e.hyperparameters["name"] for e in entries]
+    dataset = tree.get("dataset")
+    if isinstance(dataset, dict) and own_code.is_own(dataset.get("name")):
+        tree["dataset"] = dataset | {"name": _own(dataset["name"], folder, "dataset.name")}
+        named.append(tree["dataset"]["name"])
     made: Study = _validate(
         Study,
-        {"name": name} | tree | {"case": case, "entries": [e.model_dump() for e in entries]},
+        {"name": name}
+        | tree
+        | {"case": case, "entries": [e.model_dump() for e in entries]}
+        | {"code": own_code.where_is(named)},
         "",
     )
     labels = [e.label for e in entries]
@@ -299,7 +314,7 @@ def _check_published(published: Published, labels: Sequence[str]) -> None:
             )
 
 
-def _entries(label: Any, body: Any) -> Iterator[Entry]:
+def _entries(label: Any, body: Any, folder: Path) -> Iterator[Entry]:
     """The entry of a label, and those of its controls."""
     where = f"methods.{label}"
     if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
@@ -312,14 +327,19 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
     if not isinstance(body, dict):
         raise UserError(f"{where} must map hyperparameters to values, got {body!r}.")
     body = dict(body)
-    name = body.pop("method", label)
-    if name not in METHODS:
+    name = body.pop("method", None) or label
+    if name != label and own_code.is_own(name):
+        name = _own(name, folder, f"{where}.method")
+    elif name not in METHODS:
         raise UserError(
             f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
-            f"known: {', '.join(METHODS)}."
+            f"known: {', '.join(METHODS)}, and path/to/file.py:Class of your own."
         )
     own = {k: body.pop(k) for k in ("search", "resources") if k in body}
-    learns = "learn" in method_class(name).model_fields
+    try:
+        learns = "learn" in method_class(name).model_fields
+    except UserError as error:
+        raise UserError(f"{where}.method: {error}") from None
     controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
     if controls and not learns:
         raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
@@ -346,6 +366,14 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
         for choices in control.extremes():
             control.method(choices)
         yield control
+
+
+def _own(reference: str, folder: Path, where: str) -> str:
+    """The name in settings of code that a study refers to."""
+    try:
+        return own_code.find(reference, folder)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _dump(ranges: Mapping[str, Range]) -> dict[str, Any]:

@@ -14,31 +14,34 @@ BELOW: dict[str, set[str]] = {
     "errors": set(),
     "settings": set(),
     "published_settings": {"settings"},
+    "own_code": {"errors"},
     "maths": set(),
     "store": {"errors"},
-    "data": {"maths", "settings", "errors"},
+    "data": {"maths", "own_code", "settings", "errors"},
     "models": {"settings", "errors"},
     "learner": {"maths", "settings"},
     "generate": {"store", "data", "models", "settings", "errors"},
-    "methods": {"maths", "store", "data", "learner", "generate", "settings", "errors"},
-    "config": {
-        "methods", "data", "models", "learner", "generate", "published_settings", "settings",
-        "errors",
+    "methods": {
+        "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
     },
-    "policy": {"config", "methods", "store", "errors"},
+    "config": {
+        "methods", "data", "models", "learner", "generate", "published_settings", "own_code",
+        "settings", "errors",
+    },
+    "policy": {"config", "methods", "store", "own_code", "errors"},
     "train": {
         "config", "methods", "maths", "store", "data", "models", "learner", "generate", "errors",
     },
     "schedule": {
         "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",
-        "errors",
+        "own_code", "errors",
     },
     "report": {
         "policy", "config", "methods", "maths", "store", "data", "published_settings", "errors",
     },
     "commands": {
         "report", "schedule", "train", "policy", "config", "methods", "maths", "store", "data",
-        "models", "generate", "settings", "errors",
+        "models", "generate", "own_code", "settings", "errors",
     },
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",

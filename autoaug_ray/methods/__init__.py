@@ -5,10 +5,13 @@ This file imports no method, and so no torch: a study with a typing error is tol
 
 import json
 from importlib import import_module
+from inspect import isabstract
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, SerializeAsAny
 
+from autoaug_ray import own_code
+from autoaug_ray.errors import UserError
 from autoaug_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,9 +38,25 @@ METHODS: dict[str, str] = {
 
 
 def method_class(name: str) -> "type[Method]":
-    """The class of a method that a study names. Raises KeyError for an unknown name."""
+    """The class of a method that settings name: one of METHODS, or a user's own (`own_code`).
+
+    Raises KeyError for an unknown name, and UserError for own code that is not there or no method.
+    """
+    if own_code.is_own(name):
+        return _own_class(name)
     module, class_name = METHODS[name].split(":")
     out: type[Method] = getattr(import_module(module), class_name)
+    return out
+
+
+def _own_class(name: str) -> "type[Method]":
+    from autoaug_ray.methods.base import Method
+
+    out = own_code.load(name)
+    if not (isinstance(out, type) and issubclass(out, Method)):
+        raise UserError(f"{name} is no method: it must be a subclass of methods.base.Method.")
+    if isabstract(out):
+        raise UserError(f"{name} lacks {', '.join(sorted(out.__abstractmethods__))}.")
     return out
 
 

@@ -14,7 +14,7 @@ import ray
 import torch
 from ray import tune
 
-from autoaug_ray import policy, train
+from autoaug_ray import own_code, policy, train
 from autoaug_ray.config import Run
 from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank
@@ -32,6 +32,7 @@ def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | No
 
     `handed` is what the driver has sent of the data; None where the driver's files are ours.
     """
+    own_code.receive(config.get("code", {}))
     asked = Run.model_validate_json(config["run"])
     torch.set_num_threads(max(1, int(config["cpus"])))
     device = torch.device("cuda" if config["gpus"] > 0 else "cpu")

@@ -17,7 +17,7 @@ import numpy as np
 from ray import tune
 from ray.tune.search import Searcher
 
-from autoaug_ray import data
+from autoaug_ray import data, own_code
 from autoaug_ray.config import Range, Run, Study
 from autoaug_ray.errors import StorageError, UserError, storing
 from autoaug_ray.schedule.queue import RunQueue, population_of
@@ -201,6 +201,8 @@ class _QueueSearcher(_Unsaved, Searcher):
             "cpus": resources.cpus, "gpus": resources.gpus,
             "root": str(queue.folder.root.resolve()), "case": queue.study.case,
         }  # fmt: skip
+        if code := own_code.sent([run.method.name, run.dataset.name]):
+            config["code"] = code
         population = population_of(queue.study.entry(run.label))
         if run.phase == "search" and population is not None:
             config["gene"] = list(getattr(run.method, population.gene))

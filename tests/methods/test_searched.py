@@ -263,3 +263,13 @@ def test_bad_sub_policies_are_refused(tiny):
     ):
         with pytest.raises(UserError, match=message):
             tiny({"entry": method})
+
+
+@pytest.mark.parametrize(("weights", "told"), [
+    ((0.25, 0.75), ["0.750: Color 1.00 0.50", "0.250: Invert 0.10 0.20"]),
+    ((), ["Invert 0.10 0.20", "Color 1.00 0.50"]),
+])  # fmt: skip
+def test_sub_policies_are_told_the_weightiest_first(weights, told):
+    table = ((("Invert", 0.1, 0.2),), (("Color", 1.0, 0.5),))
+    assert dada.Dada(sub_policies=table, weights=weights).found_lines() == told
+    assert dada.Dada().found_lines() == []
