@@ -50,9 +50,9 @@ class Search(Settings):
     """Draws of the random ranges for each combination of the grids."""
     scheduler: Literal["fifo", "asha"] = "fifo"
     grace_epochs: int = Field(2, ge=1)
-    """asha: no trial is stopped before."""
+    """ASHA: epochs a trial runs before it may be stopped."""
     reduction: int = Field(3, ge=2)
-    """asha: one in so many goes on at each rung."""
+    """ASHA: one trial in so many goes on at each rung."""
 
 
 class Resources(Settings):
@@ -88,7 +88,7 @@ class Entry(Settings):
         return self.method(next(self.extremes()))
 
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations of the grids; one empty combination if there is none."""
+        """All combinations of the grids; one empty combination if no range is a grid."""
         grids = {k: r.values for k, r in self.ranges.items() if r.kind == "grid"}
         return [
             dict(zip(grids, combination, strict=True))
@@ -112,7 +112,7 @@ class Run(Settings):
     phase: Literal["search", "final"]
     seed: int
     index: int = 0
-    """Of the trial within its entry's search."""
+    """Number of the trial within its entry's search; 0 for a final run."""
     dataset: Dataset
     model: Classifier
     train: Training
@@ -120,7 +120,7 @@ class Run(Settings):
     """None in a search run whose result is not compared: it trains on the whole pool."""
     method: AnyMethod
     bank_plan: str | None = None
-    """Of the generated images that the method mixes: it names their models, prompts and sources."""
+    """Key of the plan (models, prompts, sources) of the generated images that the method mixes."""
 
     @property
     def key(self) -> str:
@@ -129,6 +129,8 @@ class Run(Settings):
 
 
 class Study(Settings):
+    """All that a YAML file, or one case of it, asks for: entries, compared on one dataset."""
+
     name: FileName
     dataset: Dataset
     model: Classifier = Classifier()
@@ -136,15 +138,15 @@ class Study(Settings):
     val_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the pool that chooses between search trials; it trains the final ones."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the final trainings. Search trials use the first."""
+    """Seeds of the final trainings. Search trials use the first."""
     resources: Resources = Resources()
     generate: Generation = Generation()
     workers: Workers = Workers()
-    """Of the generated images, if some method mixes any."""
+    """Workers that make the generated images, if some method mixes any."""
     bank_plans: dict[str, str] = {}
-    """Filled in when the bank is: `pool_name` -> its plan's key."""
+    """`pool_name` -> key of the pool's bank plan; filled in when the bank is filled."""
     case: FileName | None = None
-    """Of a study with several: what this one is called."""
+    """Name of this case, in a study with several."""
     reference: str = "none"
     """The label whose training is the unit of relative cost."""
     published: Published | None = None
@@ -166,7 +168,7 @@ class Study(Settings):
         index: int = 0,
         whole_pool: bool = False,
     ) -> Run:
-        """`whole_pool`: a search run that sets no validation images apart."""
+        """One run of an entry. `whole_pool`: a search run that sets no validation images apart."""
         method = entry.method(choices)
         val_fraction = None if whole_pool else self.val_fraction
         pool = self.pool_name(seed, val_fraction if phase == "search" else None)
@@ -184,7 +186,7 @@ class Study(Settings):
         )
 
     def pool_name(self, seed: int, val_fraction: float | None) -> str:
-        """Of the images that a run trains on; seeds may share a pool."""
+        """Name of the images that a run trains on; seeds may share a pool."""
         drawn = (self.dataset.imbalance or self.dataset.shots) and self.dataset.redraw
         part = "whole" if val_fraction is None else "without val"
         return f"seed {seed}, {part}" if drawn else part
@@ -258,7 +260,7 @@ def study(
     if isinstance(dataset, dict) and own_code.is_own(dataset.get("name")):
         tree["dataset"] = dataset | {"name": _own(dataset["name"], folder, "dataset.name")}
         named.append(tree["dataset"]["name"])
-    made: Study = _validate(
+    checked: Study = _validate(
         Study,
         {"name": name}
         | tree
@@ -269,26 +271,26 @@ def study(
     labels = [e.label for e in entries]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods.{min(twice)}: two entries have this label.")
-    if made.reference not in labels:
+    if checked.reference not in labels:
         raise UserError(
-            f"reference is {made.reference!r}, which is no label of methods; "
+            f"reference is {checked.reference!r}, which is no label of methods; "
             f"known: {', '.join(labels)}."
         )
     for entry in entries:
-        _check_entry(entry, made, labels)
-    if made.published is not None:
-        _check_published(made.published, labels)
-    if len(set(made.seeds)) < len(made.seeds) or not made.seeds:
-        raise UserError(f"seeds must be different whole numbers, got {list(made.seeds)}.")
-    return made
+        _check_entry(entry, checked, labels)
+    if checked.published is not None:
+        _check_published(checked.published, labels)
+    if len(set(checked.seeds)) < len(checked.seeds) or not checked.seeds:
+        raise UserError(f"seeds must be different whole numbers, got {list(checked.seeds)}.")
+    return checked
 
 
-def _check_entry(entry: Entry, made: Study, labels: Sequence[str]) -> None:
+def _check_entry(entry: Entry, checked: Study, labels: Sequence[str]) -> None:
     """Raise UserError for an entry that does not suit the rest of the study."""
     for choices in entry.extremes():
         method = entry.method(choices)
         try:
-            method.check(made.train)
+            method.check(checked.train)
         except ValueError as error:
             raise UserError(f"methods.{entry.label}.{error}.") from None
         others = [label for label in labels if label != entry.label]
@@ -442,7 +444,7 @@ def _sentence(error: ValidationError, root: type[Settings], where: str) -> str:
     errors = error.errors()
     # A misspelt key is told before the one that is missing because of it.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    # Where a method holds another one, the name of that stands in the path, but not in the YAML.
+    # A method within a method: pydantic puts its name into the path, the YAML does not.
     tags = () if root is Study else METHODS
     loc = [str(p) for p in first["loc"] if p not in tags]
     path = ".".join([p for p in (where, *loc) if p])

@@ -74,6 +74,7 @@ def sent(names: Iterable[str]) -> dict[str, Code]:
 
 
 def receive(codes: Mapping[str, tuple[str, str]]) -> None:
+    """Take what another process has `sent`."""
     for name, (where, text) in codes.items():
         _known[name] = Code(where, text)
 

@@ -21,7 +21,8 @@ from autoaug_ray.methods.base import Method, Task
 from autoaug_ray.store.folder import load_state, save_state, write_whole
 from autoaug_ray.store.places import Place, place
 
-SCHEDULE_LENGTH = 20  # states at most, evenly spaced over the epochs
+SCHEDULE_LENGTH = 20
+"""States in an exported schedule, at most; evenly spaced over the epochs."""
 
 
 class Policy(nn.Module):

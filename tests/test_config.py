@@ -13,25 +13,25 @@ DATA = "dataset: {name: fashion-mnist-mini}\n"
 def load(text, tmp_path, **kwargs):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    (made,) = config.load(path, **kwargs)
-    return made
+    (loaded,) = config.load(path, **kwargs)
+    return loaded
 
 
 def test_a_study(tmp_path):
-    made = load(
+    loaded = load(
         DATA + "train: {lr: 1e-2}\nseeds: [3, 5]\nmodel: resnet18\nmethods:\n"
         "  none:\n"
         "  grid: {method: random_affine, scale_x: {grid: [0, 0.2]}, shear_x: {grid: [0, .1, .2]}}\n"
         "  mine: {method: bilevel, lr: 1e-3, controls: [off, train_loss]}\n",
         tmp_path,
     )
-    assert made.name == "mine" and made.train.lr == 0.01 and made.seeds == (3, 5)
-    assert made.model.name == "resnet18"
-    assert [e.label for e in made.entries] == [
+    assert loaded.name == "mine" and loaded.train.lr == 0.01 and loaded.seeds == (3, 5)
+    assert loaded.model.name == "resnet18"
+    assert [e.label for e in loaded.entries] == [
         "none", "grid", "mine", "mine learn:off", "mine learn:train_loss",
     ]  # fmt: skip
-    assert len(made.entry("grid").grid()) == 6
-    control = made.entry("mine learn:off")
+    assert len(loaded.entry("grid").grid()) == 6
+    control = loaded.entry("mine learn:off")
     assert control.control_of == "mine" and control.method({}).learn == "off"
     assert control.method({}).lr == 1e-3
 
@@ -135,28 +135,28 @@ def test_changes_from_the_command_line(tmp_path):
                "methods.bilevel.controls=[]", "methods.none.flip="]  # fmt: skip
     with pytest.raises(UserError, match="methods.none.flip: unknown key"):
         load(text, tmp_path, changes=changes)
-    made = load(text, tmp_path, changes=changes[:-1], seeds=2)
-    assert (made.train.epochs, made.model.width, made.seeds) == (5, 4, (0, 1))
-    assert [e.label for e in made.entries] == ["none", "bilevel"]
-    assert len(made.entries[1].grid()) == 2
+    loaded = load(text, tmp_path, changes=changes[:-1], seeds=2)
+    assert (loaded.train.epochs, loaded.model.width, loaded.seeds) == (5, 4, (0, 1))
+    assert [e.label for e in loaded.entries] == ["none", "bilevel"]
+    assert len(loaded.entries[1].grid()) == 2
     for bad, message in (("train", "write it as dotted.key=value"), ("seeds.x=1", "has no keys")):
         with pytest.raises(UserError, match=message):
             load(text + "\nseeds: 3", tmp_path, changes=[bad])
 
 
 def test_a_run_survives_json_and_its_key_is_its_content(tmp_path):
-    made = load(DATA + "methods: {none: , bilevel: {lr: {grid: [0.1, 0.2]}}}", tmp_path)
-    entry = made.entry("bilevel")
-    a, b = (made.run(entry, "final", seed=0, choices=c) for c in entry.grid())
+    loaded = load(DATA + "methods: {none: , bilevel: {lr: {grid: [0.1, 0.2]}}}", tmp_path)
+    entry = loaded.entry("bilevel")
+    a, b = (loaded.run(entry, "final", seed=0, choices=c) for c in entry.grid())
     assert Run.model_validate_json(a.model_dump_json()).key == a.key != b.key
-    assert a.key != made.run(entry, "final", seed=1, choices={"lr": 0.1}).key
-    again = made.run(entry, "final", seed=0, choices={"lr": 0.1})
+    assert a.key != loaded.run(entry, "final", seed=1, choices={"lr": 0.1}).key
+    again = loaded.run(entry, "final", seed=0, choices={"lr": 0.1})
     assert again == a and again.key == a.key
 
 
 def test_a_study_survives_json(tmp_path):
-    made = load(DATA + "methods: {none: , bilevel: {lr: {loguniform: [0.1, 0.2]}}}", tmp_path)
-    assert config.Study.model_validate_json(made.model_dump_json()) == made
+    loaded = load(DATA + "methods: {none: , bilevel: {lr: {loguniform: [0.1, 0.2]}}}", tmp_path)
+    assert config.Study.model_validate_json(loaded.model_dump_json()) == loaded
 
 
 SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
@@ -221,12 +221,12 @@ PUBLISHED = """published:
 
 def test_what_a_paper_published_is_part_of_the_study_but_of_no_run(tmp_path):
     text = DATA + "methods: {none: , bilevel: }\n"
-    plain, made = load(text, tmp_path), load(text + PUBLISHED, tmp_path)
-    assert made.published.entries["bilevel learn:off"].cost_is == "more than"
-    assert made.published.quoted["AutoAugment (ResNet32)"].accuracy == 95.5
-    assert config.Study.model_validate_json(made.model_dump_json()) == made
-    for a, b in zip(plain.entries, made.entries, strict=True):
-        runs = [s.run(e, "final", seed=0, choices={}) for s, e in ((plain, a), (made, b))]
+    plain, loaded = load(text, tmp_path), load(text + PUBLISHED, tmp_path)
+    assert loaded.published.entries["bilevel learn:off"].cost_is == "more than"
+    assert loaded.published.quoted["AutoAugment (ResNet32)"].accuracy == 95.5
+    assert config.Study.model_validate_json(loaded.model_dump_json()) == loaded
+    for a, b in zip(plain.entries, loaded.entries, strict=True):
+        runs = [s.run(e, "final", seed=0, choices={}) for s, e in ((plain, a), (loaded, b))]
         assert runs[0] == runs[1] and runs[0].key == runs[1].key
     changed = load(
         text + PUBLISHED, tmp_path, changes=["published.entries.none.accuracy=90", "model=resnet18"]

@@ -68,8 +68,8 @@ def test_what_was_learned_is_what_is_loaded(exported, final_run):
     state = [e.snapshot()["state"] for e in train.run(run)][-1]
     gain = loaded.state.augmenter.log_gain.detach()
     assert torch.equal(gain, state["augmenter.log_gain"]) and float(gain.abs().max()) > 0
-    said = yaml.safe_load(exported("bilevel", lr=0.5).with_suffix(".yaml").read_text())
-    assert said["method"]["name"] == "bilevel" and said["test_accuracy"] == 0.5
+    words = yaml.safe_load(exported("bilevel", lr=0.5).with_suffix(".yaml").read_text())
+    assert words["method"]["name"] == "bilevel" and words["test_accuracy"] == 0.5
 
 
 def test_wrong_files_and_images_are_named(tmp_path, exported):

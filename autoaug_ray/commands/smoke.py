@@ -26,7 +26,7 @@ from autoaug_ray.models import Classifier
 from autoaug_ray.own_code import is_own
 
 SIDE = 32
-"""Of the images, in pixels, where a dataset does not fix it."""
+"""Height and width of the images, in pixels, where a dataset does not fix them."""
 PER_CLASS = 6
 """Images of each class that a stand-in trains on."""
 
@@ -119,14 +119,14 @@ def run(
     """
     outcomes = []
     for studies in several:
-        began, fault, said = time.monotonic(), None, io.StringIO()
+        began, fault, printed = time.monotonic(), None, io.StringIO()
         by_dataset = {study.dataset.name: study for study in reversed(studies)}
         try:
             chosen = [smaller(s, place / "data") for s in studies if s in by_dataset.values()]
-            with redirect_stdout(said), redirect_stderr(said):
-                failed = execute(chosen, place / "runs", Console(file=said, width=120))
+            with redirect_stdout(printed), redirect_stderr(printed):
+                failed = execute(chosen, place / "runs", Console(file=printed, width=120))
             if failed:
-                lines = [x for x in said.getvalue().splitlines() if x.startswith("failed")]
+                lines = [x for x in printed.getvalue().splitlines() if x.startswith("failed")]
                 fault = next(iter(lines), "some of its runs failed")
         except (UserError, RunError) as error:
             fault = str(error)

@@ -229,7 +229,7 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def flipped(images: Tensor, flip: Flip, noise: torch.Generator) -> Tensor:
-    """Each image mirrored with probability one half, or none."""
+    """Mirror each image with probability one half; with flip: none, no image."""
     if flip == "none":
         return images
     coin = torch.rand(len(images), generator=noise, device=images.device) < 0.5

@@ -58,12 +58,13 @@ class Dada(Searched):
     first_order is AdaAug's (Cheung and Yeung 2022): down the loss of the *augmented* held-out half
     at fixed weights; there the policy depends on the image, here one serves all."""
     normalise: bool = True
-    """Of the hypergradient: look ahead with gradients of a fixed length, as bilevel does."""
+    """Whether the hypergradient looks ahead with gradients of a fixed length, as bilevel does."""
     tau: float = Field(0.5, gt=0, le=100)
     """Temperature of the relaxed choices; the release's 0.1 leaves noisier gradients."""
     lr: float = Field(0.03, gt=0, le=10)
-    """Of the policy's parameters, by Adam with DADA's betas (0.5, 0.999). The release has 3e-4 and
-    a weight decay: its policies stay where they started for some hundred steps."""
+    """Learning rate of the policy's parameters, for Adam with DADA's betas (0.5, 0.999). The
+    release has 3e-4 and a weight decay: its policies stay where they started for some hundred
+    steps."""
     keep: int = Field(25, ge=1, le=len(PAIRS))
     """Sub-policies of the final training."""
 

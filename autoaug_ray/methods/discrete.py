@@ -84,10 +84,10 @@ class Searched(_Discrete, abc.ABC):
     """Sub-policies that a training of their own finds, one of them drawn per sample."""
 
     sub_policies: tuple[policies.SubPolicy, ...] | None = None
-    """Each some steps [op, probability, magnitude], the numbers in [0, 1]; None: found first, for
-    each seed."""
+    """Sub-policies, each of some steps [op, probability, magnitude] with numbers in [0, 1]; None: a
+    training of their own finds them first, for each seed."""
     weights: tuple[float, ...] = ()
-    """Chances of the sub-policies to be drawn, in proportion; empty: all alike."""
+    """Chances of the sub-policies to be drawn, up to a factor; empty: all alike."""
     found_names: ClassVar[tuple[str, ...]] = ("sub_policies", "weights")
     found_per_seed: ClassVar[tuple[str, ...]] = found_names
 
@@ -126,7 +126,8 @@ class PopulationState(Stateless):
 
 
 def explore(policy: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
-    """PBA's perturbation: each integer is drawn anew with probability 0.2, else moves by 0..3."""
+    """Perturb a policy as PBA does: each integer is drawn anew with probability 0.2, else moves by
+    0..3."""
     out = []
     for i, value in enumerate(policy):
         top = 10 if i % 2 == 0 else 9

@@ -27,9 +27,9 @@ Alpha = tuple[tuple[float, ...], ...]
 
 
 def edited(batch: Split, kind: Tensor, noise: torch.Generator) -> Tensor:
-    """Images (B, C, H, W) in [0, 1]: of each sample's kind (B,) one at random; kind 0 is the real.
+    """One random image of each sample's kind (B,), as (B, C, H, W) in [0, 1].
 
-    Where no edit of a kind could be made, it is the real image too.
+    Kind 0 is the real image, which also stands in where no edit of a kind could be made.
     """
     assert batch.edits is not None
     start, count = batch.edits.start, batch.edits.count
@@ -93,7 +93,7 @@ class Mix(_Mixture):
 
     name: Literal["mix"] = "mix"
     probabilities: dict[ImageKind, Annotated[float, Field(ge=0, le=1)]]
-    """Of every kind of image; they add up to 1."""
+    """Kind of image -> its probability; they add up to 1."""
     below: float = Field(1.0, gt=0, le=1)
     """Classes with at least this share of the largest class's images keep the real ones only;
     GIT: 0.25. 1: no class does."""
@@ -143,15 +143,16 @@ class AutoGenDA(_Mixture):
     weights. hypergradient: down the loss of the *clean* validation half, after the classifier's
     own step on the training images that alpha chose."""
     estimator: Literal["gumbel", "likelihood_ratio"] = "gumbel"
-    """Of the hypergradient: through images blended with relaxed weights (eq. 4), or through the
-    probabilities of the images that were drawn. That saves a pass, as the look-ahead is then the
-    classifier's own step, and is noisier: `python -m autoaug_ray.bench alpha`."""
+    """How the hypergradient reaches alpha: through images blended with relaxed weights (eq. 4), or
+    through the probabilities of the images that were drawn. The latter saves a pass, as the
+    look-ahead is then the classifier's own step, and is noisier: `python -m autoaug_ray.bench
+    alpha`."""
     normalise: bool = True
-    """Of the hypergradient: look ahead with gradients of a fixed length, as bilevel does."""
+    """Whether the hypergradient looks ahead with gradients of a fixed length, as bilevel does."""
     tau: float = Field(1.0, gt=0, le=100)
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(1e-3, gt=0, le=100)
-    """Of the logits of alpha."""
+    """Learning rate of the logits of alpha."""
 
     def model_post_init(self, context: Any) -> None:
         if not self.edits or len(set(self.edits)) < len(self.edits):

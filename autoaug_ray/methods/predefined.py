@@ -88,7 +88,7 @@ class Predefined(Method):
 
 
 class RandomAffine(Method):
-    """Each entry of the 2x3 matrix uniform around the identity, with half-ranges of its own.
+    """Draws each entry of the 2x3 matrix uniformly around the identity, within its own half-range.
 
     With ranges in the study this is the paper's grid (two values for each of six parameters: 64
     trials) or a random search over the same space.

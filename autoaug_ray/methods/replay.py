@@ -18,7 +18,7 @@ from autoaug_ray.store.places import place
 
 
 class ReplayState(nn.Module):
-    """The augmenter, and the states that it goes through; follows from the learner's progress."""
+    """The augmenter and the states that it goes through, by the learner's progress."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Replay(Method):
     of: str | None = None
     """Label of a bilevel entry of the same study: each seed replays the schedule of its own."""
     policy: str | None = None
-    """Or the path of the policy.pt of any bilevel run."""
+    """Path of the policy.pt of any bilevel run, instead of `of`."""
 
     found_names: ClassVar[tuple[str, ...]] = ("policy",)
     found_per_seed: ClassVar[tuple[str, ...]] = found_names

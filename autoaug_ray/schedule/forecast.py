@@ -27,13 +27,14 @@ class Forecast(NamedTuple):
     final_runs: int
     step_seconds: float
     run_seconds: float
-    """Of one run: its training steps and what is found after the last; evaluation and overhead
-    come on top."""
+    """Seconds of one run's training steps and of what is found after the last one; evaluation and
+    overhead come on top."""
     device_hours: float
 
 
 def forecast(study: Study, device: torch.device) -> list[Forecast]:
-    """Searches count in full: a scheduler that stops trials early makes them cheaper."""
+    """Forecast each entry. Searches count in full; a scheduler that stops trials early makes them
+    cheaper."""
     seed = study.seeds[0]
     pool = _pool(study)
     steps = steps_of(study)
@@ -67,7 +68,7 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
 
 
 def steps_of(study: Study) -> int:
-    """Of one training."""
+    """Number of steps of one training."""
     training = study.train
     per_epoch = training.iters_per_epoch or max(1, _pool(study) // training.batch_size)
     return per_epoch * training.epochs
@@ -79,7 +80,7 @@ def _pool(study: Study) -> int:
 
 
 def _time(run: Run, pool: int, device: torch.device) -> tuple[float, float, dict[str, Any]]:
-    """Seconds per step, those of what is found after the last one, and the last row."""
+    """Seconds per step, seconds of what is found after the last step, and the last row."""
     short = probe_run(run, pool)
     _, times_longer = run.method.probe()
     times, searches, row = [], [], {}

@@ -67,9 +67,9 @@ class RunQueue:
         return not (self.queue or self.running or self._waiting)
 
     def last_row(self, run: Run) -> Mapping[str, Any] | None:
-        """Of a run that has ended, if it got that far; read once, when it ends.
+        """The last row of a run that has ended; None if it finished no epoch.
 
-        The best of a thousand trials would else be a thousand files, read while all machines wait.
+        Cached when a run ends: choosing among 1,000 trials would otherwise re-read 1,000 files.
         """
         if run.key not in self._last:
             rows = self.folder.read_rows(run.key)
@@ -78,7 +78,7 @@ class RunQueue:
         return self._last[run.key]
 
     def settle(self, run: Run, outcome: Outcome, error: str | None = None) -> None:
-        """A run has ended; may make others ready."""
+        """Note how a run has ended, and plan the runs that waited for it."""
         self.running.pop(run.key, None)
         self._append_outcome(run, outcome, error)
         self._end(run, outcome, error)
@@ -141,7 +141,7 @@ class RunQueue:
         return len(finals) == len(self.study.seeds)
 
     def _policy(self, entry: Entry, seed: int) -> dict[str, Any]:
-        """A replay of another entry's schedule takes the one of its own seed."""
+        """The hyperparameter that an entry gets from the one that it follows, of the same seed."""
         source = entry.first_method.follows
         if source is None:
             return {}
@@ -199,7 +199,7 @@ def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
 
 
 def learning_runs(study: Study, entry: Entry, choices: Mapping[str, Any]) -> Iterable[Run]:
-    """One for each seed, on all that its final training will be given."""
+    """The runs in which a method finds its hyperparameters, one for each seed, on all images."""
     for seed in study.seeds:
         yield study.run(entry, "search", seed=seed, choices=choices, whole_pool=True)
 
@@ -211,12 +211,12 @@ def learned(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_outcomes(folder: Folder) -> dict[str, Outcome]:
-    """Runs that need not run again: whole ones, and those that a scheduler stopped."""
+    """Key -> outcome of the runs that need not run again: finished, or stopped by a scheduler."""
     lines = folder.read_outcomes()
     out: dict[str, Outcome] = {x["run"]: "stopped" for x in lines if x["outcome"] == "stopped"}
-    said = {line["run"] for line in lines if line["outcome"] == "finished"}
+    finished = {line["run"] for line in lines if line["outcome"] == "finished"}
     for path in listed(folder.rows, "*.parquet"):
-        # Of a run that ended as the driver died nobody has said so.
-        if path.stem in said or folder.read_rows(path.stem)[-1]["finished"]:
+        # No outcome was written if the driver died as the run ended.
+        if path.stem in finished or folder.read_rows(path.stem)[-1]["finished"]:
             out[path.stem] = "finished"
     return out

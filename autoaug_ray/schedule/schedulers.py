@@ -95,7 +95,7 @@ class PerEntry(TrialScheduler):
         return None
 
     def _waiting(self, controller: Any) -> list[Trial]:
-        """Trials without an actor in their order; those that an idle actor can take, if there are.
+        """Trials without an actor, in their order; only those that an idle actor can take, if any.
 
         Tune gives an idle actor to whatever trial is chosen, and kills the one that was starting
         for it: where trials are shorter than the start of an actor, none would ever start.

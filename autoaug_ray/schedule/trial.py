@@ -30,7 +30,7 @@ CHECKPOINT_SHARE = 0.02
 def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | None) -> None:
     """One attempt at one run, in a process that may have run others before.
 
-    `handed` is what the driver has sent of the data; None where the driver's files are ours.
+    `handed` holds the datasets that the driver has sent; None where this process reads the files.
     """
     own_code.receive(config.get("code", {}))
     asked = Run.model_validate_json(config["run"])
@@ -77,11 +77,11 @@ def _train(
 
 
 def _error_text(error: Exception, run: Run, device: torch.device) -> str:
-    """One sentence if it is known what to do about it; else the traceback."""
+    """A sentence for an error that a person can mend; else the traceback."""
     if isinstance(error, RunError | UserError):
         return str(error)
     if out_of_memory(error):
-        # With a smaller batch it would not be the run that the others are compared with.
+        # A smaller batch, silently, would spoil the comparison with the other runs.
         return (
             f"{run.label}: a batch of {run.train.batch_size} images does not fit in the memory of "
             f"its share of {device_name(device)}; lower train.batch_size, for all methods alike, "

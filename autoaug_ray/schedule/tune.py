@@ -99,7 +99,7 @@ _interrupted = threading.Event()
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends what is in here also if it comes at a moment at which Ray swallows exceptions."""
+    """Within this context Ctrl-C ends the study, even while Ray swallows exceptions."""
 
     def note(number: int, frame: Any) -> None:
         _interrupted.set()
@@ -129,7 +129,7 @@ def draw(values: Range, rng: np.random.RandomState) -> Any:
 
 
 class Watch:
-    """Whoever shows the progress; the base shows nothing."""
+    """Is told of the progress, to show it; the base shows nothing."""
 
     def begin(self, queues: Sequence[RunQueue]) -> None: ...
 
@@ -162,7 +162,10 @@ def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
 
 
 def _check_resources(study: Study) -> None:
-    """What is not there yet but may come is waited for: waiting trials make a cluster grow."""
+    """Raise UserError for an entry that asks for more than any machine has or may get.
+
+    A machine that is yet to come is no error: waiting trials make a cluster grow.
+    """
     for entry in study.entries:
         need = study.resources_of(entry.label)
         for kind, amount in (("CPU", need.cpus), ("GPU", need.gpus)):
@@ -188,7 +191,7 @@ class _QueueSearcher(_Unsaved, Searcher):
         self.queues = queues
         self.runs: dict[str, tuple[RunQueue, Run]] = {}
         self.fault: StorageError | None = None
-        """Why not to go on."""
+        """Set if a folder cannot be used any more; the study then stops."""
 
     def suggest(self, trial_id: str) -> Any:
         ready = ((queue, run) for queue in self.queues if (run := queue.next()) is not None)
@@ -240,7 +243,7 @@ class _QueueSearcher(_Unsaved, Searcher):
                 "finish another epoch",
             )
         elif run.phase == "search":
-            # By its scheduler; or a member of a population went on from one that was at the end.
+            # Its scheduler stopped it; or, in a population, it went on from a member at the end.
             queue.settle(run, "stopped")
 
     def save(self, checkpoint_path: str) -> None:

@@ -133,13 +133,13 @@ FAULTS = {
     "[0.1, 0.4]": {"[0.1, 4]": "methods.mine.spread: .*less than or equal to 1, got 4"},
     "data/my_data.py": {"my_data.py": "dataset.name: .*/my_data.py cannot be read"},
 }
-CASES = [(old, new, said) for old, cases in FAULTS.items() for new, said in cases.items()]
+CASES = [(old, new, message) for old, cases in FAULTS.items() for new, message in cases.items()]
 
 
-@pytest.mark.parametrize(("old", "new", "said"), CASES, ids=[new for _, new, _ in CASES])
-def test_what_is_wrong_is_one_sentence(folder, old, new, said):
+@pytest.mark.parametrize(("old", "new", "message"), CASES, ids=[new for _, new, _ in CASES])
+def test_what_is_wrong_is_one_sentence(folder, old, new, message):
     (folder / "broken.py").write_text("x = 1 / 0\n")
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         load(folder, old, new)
     assert "\n" not in str(error.value)
 

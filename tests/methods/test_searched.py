@@ -37,7 +37,7 @@ def learner_of(model, lr=0.1):
 
 
 def test_the_sub_policies_of_the_best_candidates_are_found(final_run, monkeypatch):
-    """By a planted criterion: how often something happens. The sampler learns what it wants."""
+    """A planted criterion is how often something happens. The sampler learns what it wants."""
     tried = []
 
     def planted(learner, policy, images, labels):

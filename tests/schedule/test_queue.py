@@ -27,14 +27,14 @@ def row(run, val=None, epoch=2, **other):
     }  # fmt: skip
 
 
-def finish(plan, folder, run, val=0.5, **other):
+def finish(queue, folder, run, val=0.5, **other):
     folder.write_rows(run.key, [row(run, val, **other)])
-    plan.settle(run, "finished" if other.get("epoch", 2) == run.train.epochs else "stopped")
+    queue.settle(run, "finished" if other.get("epoch", 2) == run.train.epochs else "stopped")
 
 
-def take(plan):
+def take(queue):
     out = []
-    while (run := plan.next()) is not None:
+    while (run := queue.next()) is not None:
         out.append(run)
     return out
 
@@ -56,24 +56,24 @@ def study(tiny):
 
 
 def test_finals_follow_their_own_search_without_a_barrier(study, folder):
-    plan = RunQueue(study, folder, draw)
-    first = take(plan)
-    assert plan.expected == 5 + 3 * 2
+    queue = RunQueue(study, folder, draw)
+    first = take(queue)
+    assert queue.expected == 5 + 3 * 2
     assert [(r.label, r.phase) for r in first] == (
         [("grid", "search")] * 3 + [("random", "search")] * 2 + [("none", "final")] * 2
     )
     for run, val in zip(first[:3], (0.5, 0.9, 0.7), strict=True):
-        finish(plan, folder, run, val)
-    finals = take(plan)  # while `random` still searches
+        finish(queue, folder, run, val)
+    finals = take(queue)  # while `random` still searches
     assert [(r.label, r.seed, r.method.scale_x) for r in finals] == [
         ("grid", 3, 0.1), ("grid", 4, 0.1),
     ]  # fmt: skip
-    assert not plan.complete
+    assert not queue.complete
     for run in first[3:] + finals:
-        finish(plan, folder, run, 0.5)
-    for run in take(plan):
-        finish(plan, folder, run, None)
-    assert plan.complete and len(plan.done) == plan.expected
+        finish(queue, folder, run, 0.5)
+    for run in take(queue):
+        finish(queue, folder, run, None)
+    assert queue.complete and len(queue.done) == queue.expected
 
 
 def test_the_same_draws_every_time(study, folder):
@@ -83,10 +83,10 @@ def test_the_same_draws_every_time(study, folder):
 
 
 def test_what_is_on_disk_is_not_run_again(study, folder):
-    plan = RunQueue(study, folder, draw)
-    first = take(plan)
+    queue = RunQueue(study, folder, draw)
+    first = take(queue)
     for run in first[:4]:
-        finish(plan, folder, run, 0.5 + run.index / 10)
+        finish(queue, folder, run, 0.5 + run.index / 10)
     again = RunQueue(study, folder, draw)  # the driver died here
     rest = take(again)
     assert {r.key for r in rest} == {r.key for r in first[4:]} | {
@@ -96,12 +96,12 @@ def test_what_is_on_disk_is_not_run_again(study, folder):
 
 
 def test_a_run_is_whole_if_its_rows_are_whatever_was_noted_of_its_end(study, folder):
-    plan = RunQueue(study, folder, draw)
-    first = take(plan)
+    queue = RunQueue(study, folder, draw)
+    first = take(queue)
     folder.write_rows(first[0].key, [row(first[0], 0.5)])  # the driver died before it noted this
     folder.write_rows(first[1].key, [row(first[1], 0.5, epoch=1)])  # cut short
-    finish(plan, folder, first[2])
-    finish(plan, folder, first[3])
+    finish(queue, folder, first[2])
+    finish(queue, folder, first[3])
     (folder.rows / f"{first[3].key}.parquet").unlink()  # somebody wants it again
     rest = {r.key for r in take(RunQueue(study, folder, draw))}
     assert rest == {r.key for r in first} - {first[0].key, first[2].key}
@@ -109,48 +109,48 @@ def test_a_run_is_whole_if_its_rows_are_whatever_was_noted_of_its_end(study, fol
 
 def test_rows_are_read_once_when_a_run_ends(study, folder, monkeypatch):
     """The best of a search is not a reading of all its files while every machine waits."""
-    plan = RunQueue(study, folder, draw)
-    searches = [run for run in take(plan) if run.label == "grid"]
+    queue = RunQueue(study, folder, draw)
+    searches = [run for run in take(queue) if run.label == "grid"]
     for run in searches[:-1]:
-        finish(plan, folder, run)
-        plan.last_row(run)
+        finish(queue, folder, run)
+        queue.last_row(run)
     read, original = [], folder.read_rows
     monkeypatch.setattr(folder, "read_rows", lambda key: read.append(key) or original(key))
-    finish(plan, folder, searches[-1])
+    finish(queue, folder, searches[-1])
     assert read == [searches[-1].key]
 
 
 def test_more_seeds_later_run_only_the_new_ones(study, folder):
-    plan = RunQueue(study, folder, draw)
-    while not plan.complete:
-        for run in take(plan):
-            finish(plan, folder, run)
+    queue = RunQueue(study, folder, draw)
+    while not queue.complete:
+        for run in take(queue):
+            finish(queue, folder, run)
     longer = study.model_copy(update={"seeds": (3, 4, 5)})
     assert [r.seed for r in take(RunQueue(longer, folder, draw))] == [5, 5, 5]
 
 
 def test_a_stopped_trial_does_not_beat_one_that_went_further(study, folder):
-    plan = RunQueue(study, folder, draw)
-    first = take(plan)
-    finish(plan, folder, first[0], 0.6)
-    finish(plan, folder, first[1], 0.9, epoch=1)  # stopped early, better at that
-    finish(plan, folder, first[2], 0.5)
-    assert {r.method.scale_x for r in take(plan)} == {0.0}
+    queue = RunQueue(study, folder, draw)
+    first = take(queue)
+    finish(queue, folder, first[0], 0.6)
+    finish(queue, folder, first[1], 0.9, epoch=1)  # stopped early, better at that
+    finish(queue, folder, first[2], 0.5)
+    assert {r.method.scale_x for r in take(queue)} == {0.0}
     again = RunQueue(study, folder, draw)  # and is not run again
     assert first[1].key not in {r.key for r in take(again)}
 
 
 def test_failures_are_said_and_do_not_block(study, folder):
-    plan = RunQueue(study, folder, draw)
-    first = take(plan)
+    queue = RunQueue(study, folder, draw)
+    first = take(queue)
     for run in first[:3]:
-        plan.settle(run, "failed", "it broke")
+        queue.settle(run, "failed", "it broke")
     for run in first[3:]:
-        finish(plan, folder, run)
-    for run in take(plan):
+        finish(queue, folder, run)
+    for run in take(queue):
         assert run.label == "random"  # no final of a search that found nothing
-        finish(plan, folder, run)
-    assert plan.complete
+        finish(queue, folder, run)
+    assert queue.complete
     lines = [line for line in folder.read_outcomes() if line["outcome"] == "failed"]
     assert len(lines) == 3 and lines[0]["error"] == "it broke"
     retried = {r.key for r in take(RunQueue(study, folder, draw))}
@@ -161,12 +161,12 @@ def test_a_replay_waits_for_the_schedules_of_its_own_seeds(tiny, folder):
     study = tiny(
         {"bilevel": {"controls": []}, "again": {"method": "replay", "of": "bilevel"}}, seeds=[1, 2]
     )
-    plan = RunQueue(study, folder, draw)
-    first = take(plan)
+    queue = RunQueue(study, folder, draw)
+    first = take(queue)
     assert {r.label for r in first} == {"none", "bilevel"}
     for run in first:
-        finish(plan, folder, run, None)
-    replays = take(plan)
+        finish(queue, folder, run, None)
+    replays = take(queue)
     assert [r.method.policy for r in replays] == [
         str(folder.policy("bilevel", seed) / "policy.pt") for seed in (1, 2)
     ]
@@ -174,8 +174,8 @@ def test_a_replay_waits_for_the_schedules_of_its_own_seeds(tiny, folder):
 
 def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
     study = tiny({"pba": {"population": 3, "perturb_every": 1}})
-    plan = RunQueue(study, folder, draw)
-    members = [r for r in take(plan) if r.phase == "search"]
+    queue = RunQueue(study, folder, draw)
+    members = [r for r in take(queue) if r.phase == "search"]
     assert [r.index for r in members] == [0, 1, 2] and len({r.key for r in members}) == 3
     lineage = ((0.0, (1,) * 60), (0.5, (2,) * 60))
     for member in members:
@@ -183,10 +183,10 @@ def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
             update={"method": member.method.model_copy(update={"schedule": lineage})}
         )
         finish(
-            plan, folder, member, member.index / 10,
+            queue, folder, member, member.index / 10,
             settings=(lived if member.index == 2 else member).model_dump_json(),
         )  # fmt: skip
-    (final,) = [r for r in take(plan) if r.label == "pba"]
+    (final,) = [r for r in take(queue) if r.label == "pba"]
     assert final.method.schedule == lineage
 
 
@@ -197,45 +197,45 @@ FOUND = json.dumps({"alpha_table": ALPHA})
 def test_each_seed_learns_before_its_own_final_training(tiny, folder):
     study = tiny({"mine": {"method": "autogenda"}}, seeds=[3, 4])
     study = study.model_copy(update={"bank_plans": {"whole": "plan"}})
-    plan = RunQueue(study, folder, draw)
-    assert plan.expected == 2 + 4
-    learning = [r for r in take(plan) if r.label == "mine"]
+    queue = RunQueue(study, folder, draw)
+    assert queue.expected == 2 + 4
+    learning = [r for r in take(queue) if r.label == "mine"]
     assert [(r.phase, r.seed, r.val_fraction) for r in learning] == [
         ("search", 3, None), ("search", 4, None),
     ]  # fmt: skip
     assert all(r.bank_plan == "plan" and r.method.alpha_table is None for r in learning)
-    finish(plan, folder, learning[1], None, found=FOUND)
-    (final,) = take(plan)  # while seed 3 still learns
+    finish(queue, folder, learning[1], None, found=FOUND)
+    (final,) = take(queue)  # while seed 3 still learns
     assert (final.phase, final.seed) == ("final", 4)
     assert final.method.alpha_table == tuple(map(tuple, ALPHA))
-    plan.settle(learning[0], "failed", "x")
-    assert take(plan) == [] and plan.expected == 5
+    queue.settle(learning[0], "failed", "x")
+    assert take(queue) == [] and queue.expected == 5
 
 
 def test_what_was_learned_is_not_learned_again(tiny, folder):
     study = tiny({"mine": {"method": "autogenda"}})
-    plan = RunQueue(study, folder, draw)
-    (learning,) = (r for r in take(plan) if r.label == "mine")
-    finish(plan, folder, learning, None, found=FOUND)
+    queue = RunQueue(study, folder, draw)
+    (learning,) = (r for r in take(queue) if r.label == "mine")
+    finish(queue, folder, learning, None, found=FOUND)
     again = RunQueue(study, folder, draw)
     assert [(r.label, r.phase) for r in take(again)] == [("none", "final"), ("mine", "final")]
 
 
 def test_a_searched_setting_of_a_learning_method_is_compared_with_validation_images(tiny, folder):
     study = tiny({"mine": {"method": "autogenda", "lr": {"grid": [0.1, 0.2]}}}, seeds=[3, 4])
-    plan = RunQueue(study, folder, draw)
-    compared = [r for r in take(plan) if r.label == "mine"]
+    queue = RunQueue(study, folder, draw)
+    compared = [r for r in take(queue) if r.label == "mine"]
     assert [(r.seed, r.val_fraction, r.method.lr) for r in compared] == [
         (3, 0.2, 0.1), (3, 0.2, 0.2),
     ]  # fmt: skip
     for run, val in zip(compared, (0.4, 0.6), strict=True):
-        finish(plan, folder, run, val, found=FOUND)
-    learning = take(plan)
+        finish(queue, folder, run, val, found=FOUND)
+    learning = take(queue)
     assert [(r.seed, r.val_fraction, r.method.lr) for r in learning] == [
         (3, None, 0.2), (4, None, 0.2),
     ]  # fmt: skip
     for run in learning:
-        finish(plan, folder, run, None, found=FOUND)
-    assert [(r.phase, r.seed, r.method.lr) for r in take(plan)] == [
+        finish(queue, folder, run, None, found=FOUND)
+    assert [(r.phase, r.seed, r.method.lr) for r in take(queue)] == [
         ("final", 3, 0.2), ("final", 4, 0.2),
     ]  # fmt: skip
