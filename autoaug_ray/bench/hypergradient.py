@@ -1,7 +1,6 @@
 """What each way to the augmenter's gradient costs, and how right it is."""
 
 import copy
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -33,7 +32,8 @@ AIM = 1.5  # plain trainings that a whole bilevel training may cost
 Step = Callable[[Learner, Split, NextMeta, Any], object]
 """`Method.step`, or something that could stand in its place."""
 
-EPSILON = inspect.signature(hg.finite_difference).parameters["epsilon"].default
+EPSILON = 0.01
+"""Distance in weight space, as a Euclidean length, over which differences are taken."""
 DEEPEST = 5  # steps; the largest unrolling here
 SLICE = 2  # steps of one variant between two of another
 SLICES = 8  # rounds of the single steps per repeat of the whole trainings
@@ -100,7 +100,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
             return rule(w, m, hg.same_length(g) if method.normalise else g)
 
         theta = list(state.augmenter.parameters())
-        h = hg.finite_difference(
+        h = finite_difference(
             learner.loss_at(augmented, batch.labels),
             learner.loss_at(as_float(meta.images), meta.labels),
             {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
@@ -116,6 +116,36 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
         learner.apply(h.weights)
 
     return step
+
+
+def finite_difference(
+    train_loss: hg.Loss, meta_loss: hg.Loss, w: hg.Weights, m: hg.Weights, theta: Sequence[Tensor],
+    update: hg.Update, *, epsilon: float = EPSILON, central: bool = False,
+) -> hg.Hypergradient:  # fmt: skip
+    """h for K = 1, without a double backward; the notation is that of `maths.hypergradient`.
+
+    With v = dL_v(w')/dg, h = v . dg/dtheta is the change of dL_t/dtheta along v: it is taken from w
+    to w + epsilon v / |v|, or if `central` from as far on the other side. Good for smooth networks
+    only: the kinks of ReLU, and of max-pooling too, spoil it. `train_loss` must use the same noise
+    at every call.
+    """
+    loss = train_loss(w)
+    grads = torch.autograd.grad(loss, [*w.values(), *theta])
+    g, at_w = dict(zip(w, grads, strict=False)), grads[len(w) :]
+    g_leaves = {k: x.detach().requires_grad_() for k, x in g.items()}
+    w_next, _ = update({k: x.detach() for k, x in w.items()}, m, g_leaves)
+    loss_next = meta_loss(w_next)
+    v = hg.gradient(loss_next, g_leaves)
+    length = torch.stack([x.square().sum() for x in v.values()]).sum().sqrt()
+    step = epsilon / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+    def towards_theta(sign: float) -> Sequence[Tensor]:
+        moved = {k: (w[k] + sign * step * v[k]).detach() for k in w}
+        return torch.autograd.grad(train_loss(moved), list(theta), materialize_grads=True)
+
+    low, width = (towards_theta(-1.0), 2 * step) if central else (at_w, step)
+    h = [(a - b) / width for a, b in zip(towards_theta(1.0), low, strict=True)]
+    return hg.Hypergradient(h, g, loss.detach(), loss_next.detach())
 
 
 class Batch(NamedTuple):

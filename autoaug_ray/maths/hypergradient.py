@@ -129,55 +129,16 @@ def unrolled(
     for step, (loss_of, update) in enumerate(zip(train_losses, updates, strict=True)):
         loss = loss_of(w)
         # Only towards w: the half of the backward pass that leads to the images is not needed.
-        g = _gradient(loss, w, create_graph=True)
+        g = gradient(loss, w, create_graph=True)
         if step == 0:
             first, train_loss = {k: v.detach() for k, v in g.items()}, loss.detach()
         w, m = update(w, m, same_length(g) if normalise else g)
     loss = meta_loss(w)
-    return Hypergradient(_towards(loss, theta), first, train_loss, loss.detach())
+    h = torch.autograd.grad(loss, list(theta), materialize_grads=True)
+    return Hypergradient(list(h), first, train_loss, loss.detach())
 
 
-def finite_difference(
-    train_loss: Loss, meta_loss: Loss, w: Weights, m: Weights, theta: Sequence[Tensor],
-    update: Update, *, epsilon: float = 0.01, central: bool = False,
-) -> Hypergradient:  # fmt: skip
-    """h for K = 1 from dL_t/dtheta at w and at w + epsilon v / |v| (at both sides if `central`).
-
-    No double backward. Good for smooth networks only: the kinks of ReLU, and of max-pooling too,
-    spoil it (`python -m autoaug_ray.bench hypergradient`). The loss must use the same noise at
-    every call.
-    """
-    loss = train_loss(w)
-    both = torch.autograd.grad(loss, [*w.values(), *theta])
-    g, here = dict(zip(w, both, strict=False)), list(both[len(w) :])
-    v, meta = _meta_gradient(meta_loss, w, m, g, update)
-    length = torch.stack([x.square().sum() for x in v.values()]).sum().sqrt()
-    step = epsilon / length.clamp_min(torch.finfo(length.dtype).tiny)
-
-    def at(sign: float) -> list[Tensor]:
-        moved = {k: (w[k] + sign * step * v[k]).detach() for k in w}
-        return _towards(train_loss(moved), theta)
-
-    low, width = (at(-1.0), 2 * step) if central else (here, step)
-    h = [(a - b) / width for a, b in zip(at(1.0), low, strict=True)]
-    return Hypergradient(h, g, loss.detach(), meta)
-
-
-def _meta_gradient(
-    meta_loss: Loss, w: Weights, m: Weights, g: Weights, update: Update
-) -> tuple[dict[str, Tensor], Tensor]:
-    """(v, L_v(w')) with v = dL_v(w')/dg, so that h = v . dg/dtheta."""
-    leaves = {k: x.detach().requires_grad_() for k, x in g.items()}
-    moved, _ = update({k: x.detach() for k, x in w.items()}, m, leaves)
-    loss = meta_loss(moved)
-    return _gradient(loss, leaves), loss.detach()
-
-
-def _gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:
+def gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:
+    """dloss/dw of a scalar loss, under the names of w; all of w take part in the loss."""
     grads = torch.autograd.grad(loss, list(w.values()), create_graph=create_graph)
     return dict(zip(w, grads, strict=True))
-
-
-def _towards(loss: Tensor, theta: Sequence[Tensor]) -> list[Tensor]:
-    grads = torch.autograd.grad(loss, list(theta), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(theta, grads, strict=True)]
