@@ -235,6 +235,8 @@ def learn(
 
 
 class Accuracy(NamedTuple):
+    """Shares in [0, 1]; a class without images has 0."""
+
     mean_accuracy: float
     class_accuracy: list[float]
 
@@ -267,16 +269,16 @@ def measure(setup: Setup, epoch: int) -> Measures:
 def evaluate(method: Method, learner: Learner, split: AnySplit, state: nn.Module) -> Accuracy:
     """Share of images that are classified correctly, over all images and per class."""
     learner.model.eval()
-    right = torch.cat(
+    correct = torch.cat(
         [
             method.predict(learner, as_float(b.images), state).argmax(1) == b.labels
             for b in data.batches(split)
         ]
     ).float()
     learner.model.train()
-    sums = torch.bincount(split.labels, weights=right)
+    correct_counts = torch.bincount(split.labels, weights=correct)
     counts = torch.bincount(split.labels)
-    return Accuracy(float(right.mean()), (sums / counts.clamp_min(1)).tolist())
+    return Accuracy(float(correct.mean()), (correct_counts / counts.clamp_min(1)).tolist())
 
 
 @torch.no_grad()

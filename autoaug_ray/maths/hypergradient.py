@@ -1,4 +1,4 @@
-"""Gradients of the meta loss with respect to what shaped the classifier's own update.
+"""The derivative of the meta loss towards the augmenter, through the classifier's own update.
 
 Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
 
@@ -11,11 +11,11 @@ Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
     h = dL_v(w^K)/dtheta
                 the hypergradient
 
-For one step, h = -dL_v/dw' . dw'/dg . d2L_t/(dw dtheta). The losses are functions of the weights,
-so that everything here can be held against finite differences without an augmenter in sight.
+For one step, h = dL_v/dw' . dw'/dg . d2L_t/(dw dtheta): eq. 4 with the one term of eq. 8.
+The losses are functions of the weights alone, so that tests can compare h with finite differences.
 
-Forward-mode variants are not here. A backward through the tangent of L_t is wrong in torch 2.14:
-its forward derivative of batch norm takes the batch's statistics for constants. A tangent of the
+There are no forward-mode variants. A backward through the tangent of L_t is wrong in torch 2.14,
+whose forward derivative of batch norm takes the batch's statistics for constants. A tangent of the
 backward pass would be right, but is not implemented for several activations.
 """
 
@@ -54,14 +54,15 @@ class SGD:
 
 
 SQUARE = "/square"
-"""What a weight's name gets in the buffers of its mean squared gradient."""
+"""Suffix of a weight's name under which the buffers hold its mean squared gradient."""
 
 
 @dataclass(frozen=True)
 class Adam:
     """Adam with L2 weight decay, as torch.optim.Adam applies it at its `step`-th step (from 1).
 
-    Buffers: the mean gradient under a weight's name, the mean square under that and SQUARE.
+    The buffers hold a weight's mean gradient under its name, and the mean square under its name
+    followed by SQUARE.
     """
 
     lr: float
@@ -78,7 +79,7 @@ class Adam:
             k + SQUARE: second * m[k + SQUARE] + (1 - second) * d.square()
             for k, d in decayed.items()
         }
-        # Where a weight has never had a gradient, the root has no derivative: far below eps.
+        # The root of 0, of a weight that never had a gradient, has no derivative; 1e-15 << eps.
         root = {k: square[k + SQUARE].clamp_min(1e-30).sqrt() for k in w}
         unbiased = math.sqrt(1 - second**self.step)
         size = self.lr / (1 - first**self.step)
@@ -88,16 +89,21 @@ class Adam:
 
 @dataclass(frozen=True)
 class Hypergradient:
+    """h, and what was computed on the way to it; nothing in it has a graph."""
+
     theta: list[Tensor]
     """h, one tensor per parameter of the augmenter; zeros where no gradient arrives."""
     weights: dict[str, Tensor]
-    """g of the first unrolled step, detached: with K = 1 the trainer applies it as it is."""
+    """g of the first unrolled step: with K = 1 the trainer applies it as it is."""
     train_loss: Tensor
+    """() L_t of the first unrolled step."""
     meta_loss: Tensor
+    """() L_v(w^K)."""
 
 
 def same_length(g: Weights) -> Weights:
-    """g, whose global norm no longer depends on theta: only its direction does.
+    """The values of g, with a global norm that is a constant for theta: only g's direction has a
+    derivative.
 
     Harder augmentations have longer gradients. Through a plain look-ahead they look like a larger
     learning rate, which early in training always helps; so the plain hypergradient pushes the
@@ -119,7 +125,7 @@ def unrolled(
     *,
     normalise: bool = False,
 ) -> Hypergradient:
-    """The exact h through K = len(train_losses) steps (eq. 8), by double backward.
+    """The exact h through K = len(train_losses) = len(updates) steps (eq. 8), by double backward.
 
     `w` are leaves that require a gradient, `m` are constants. With `normalise`, the gradients of
     the unrolled steps go through `same_length`.

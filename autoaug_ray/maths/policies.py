@@ -25,6 +25,7 @@ _FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
 def _check_int(field: str, value: object, low: int, high: float = math.inf) -> None:
+    """Raises ValueError unless the value is an integer in low..high."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         allowed = f">= {low}" if high == math.inf else f"in {low}..{high}"
         raise ValueError(f"{field} must be an integer {allowed}, but is {value!r}")
@@ -67,7 +68,8 @@ def with_random_sign(
 def magnitude_between(bins: Tensor, op: Tensor, level: Tensor) -> Tensor:
     """(B,) magnitudes of ops (B,) at real levels (B,): interpolated between two of the `bins`.
 
-    Of `magnitude_bins(2, size)`, a level is a share in [0, 1] of the range. Differentiable in it.
+    With the two bins of `magnitude_bins(2, size)`, a level is a share in [0, 1] of the range.
+    Differentiable in the level.
     """
     low = level.detach().long().clamp_max(bins.shape[1] - 2)
     return torch.lerp(bins[op, low], bins[op, low + 1], level - low)
@@ -194,7 +196,7 @@ class SubPolicies:
         return images
 
     def _choose(self, images: Tensor, generator: Generator) -> Tensor:
-        """(B,) rows of the table."""
+        """(B,) the row of the table that each sample draws."""
         if not self.weights:
             return _draw(len(self.table), images, generator)
         chances = torch.tensor(self.weights, device=generator.device)
@@ -255,7 +257,7 @@ class PopulationPolicy:
         chosen = self._choose(len(images), probability.to(device), generator)
         for slot in chosen.unbind(1):
             op_here, magnitude_here = op.to(device)[slot], magnitude.to(device)[slot]
-            # Not the factors: theirs are already two-way, 0.1 to 1.72.
+            # Factors get no sign: 0.1 to 1.72 already lies on both sides of 1.
             images = _apply(images, op_here, magnitude_here, generator, strength, _WARPS)
             is_cutout = slot % len(PBA_OPS) == PBA_OPS.index("Cutout")
             side = torch.where(is_cutout, magnitude_here, 0.0).long()
