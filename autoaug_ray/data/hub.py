@@ -30,13 +30,13 @@ class Rows(Reader):
     fit: Fit
 
     def __call__(self, position: int) -> np.ndarray:
-        held = self.table[position][self.column]
+        cell = self.table[position][self.column]
         name = f"{self.root}: image {position}"
-        if held is None:
+        if cell is None:
             raise UserError(f"{name} is empty.")
-        if held["bytes"] is not None:
-            return self._read(io.BytesIO(held["bytes"]), name)
-        path, root = Path(held["path"]), self.root
+        if cell["bytes"] is not None:
+            return self._read(io.BytesIO(cell["bytes"]), name)
+        path, root = Path(cell["path"]), self.root
         # As written, or with links followed: the hub's cache is a folder of links to files outside.
         if not (
             Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
@@ -115,11 +115,12 @@ def hub(dataset: Dataset) -> Source:
 
 
 def _only_column(features: Mapping[str, Any], kind: type, root: Path) -> str:
-    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(of_kind) != 1:
+    """The name of the one column of this type. Raises UserError if there are none or several."""
+    matching = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(matching) != 1:
         raise UserError(
-            f"dataset.root: the train split of {root} has {len(of_kind)} columns of the type "
-            f"{kind.__name__} ({', '.join(of_kind) or 'none'} of {', '.join(features)}); it needs "
+            f"dataset.root: the train split of {root} has {len(matching)} columns of the type "
+            f"{kind.__name__} ({', '.join(matching) or 'none'} of {', '.join(features)}); it needs "
             "exactly one."
         )
-    return of_kind[0]
+    return matching[0]

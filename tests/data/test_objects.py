@@ -248,7 +248,7 @@ def voc_cut_short(base):
 def voc_colour(base):
     path = base / "SegmentationClass/2007_000003.png"
     Image.open(path).convert("RGB").save(path)
-    return r"2007_000003.png is in colour \(RGB\), but a mask of numbers is expected"
+    return r"^\S+2007_000003.png is in colour \(RGB\), but a mask of numbers is expected"
 
 
 def voc_size(base):
@@ -479,7 +479,7 @@ def test_caltech_halves_of_a_class_depend_on_that_class_only(tree):
         assert {p for p, c in before.items() if c == name} == {
             p for p, c in after.items() if c == name
         }
-    # Of 7 the first half has 4.
+    # The first half of 7 images has 4.
     assert torch.bincount(source.pool.labels).tolist() == [4] * 4
     assert torch.bincount(source.test.labels).tolist() == [3, 4, 4, 4]
 
