@@ -153,8 +153,8 @@ def test_the_cut_is_the_same_wherever_the_folder_lies(flat, tmp_path_factory):
     here = load_folder(flat, test_fraction=0.2)
     copy = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(flat, copy)
-    there = load_folder(copy, test_fraction=0.2, image_size=16)
-    assert here.test.labels.tolist() == there.test.labels.tolist()
+    elsewhere = load_folder(copy, test_fraction=0.2, image_size=16)
+    assert here.test.labels.tolist() == elsewhere.test.labels.tolist()
     again = load_folder(copy, test_fraction=0.2)
     assert pictures(here.test) == pictures(again.test)
 
@@ -327,13 +327,13 @@ def test_long_tails_are_the_published_ones():
 
 
 def test_a_long_tail_has_an_order_of_classes_per_seed():
-    made = tail(factor=0.1, largest=50)
-    first, second = counts(made), counts(made, seed=1)
-    assert sorted(first, reverse=True) == data.counts_of(made.imbalance, 10, 50)
+    dataset = tail(factor=0.1, largest=50)
+    first, second = counts(dataset), counts(dataset, seed=1)
+    assert sorted(first, reverse=True) == data.counts_of(dataset.imbalance, 10, 50)
     assert sorted(first) == sorted(second) and first != second
     assert counts(tail(factor=0.1, largest=50, order="index")) == sorted(first, reverse=True)
     assert max(counts(tail(factor=0.5))) == 400  # the smallest class of the pool has 400
-    shared = made.model_copy(update={"redraw": False})
+    shared = dataset.model_copy(update={"redraw": False})
     assert counts(shared, seed=1) == first
 
 
