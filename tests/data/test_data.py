@@ -370,7 +370,7 @@ def test_impossible_subsets_are_refused():
 
 
 def test_stored_images_are_the_same_images(folder):
-    """Decoded when drawn, ahead and on threads: what training sees does not depend on it."""
+    """Training sees the same images if they are decoded when drawn, ahead and on threads."""
     inside, outside = (load_folder(folder, memory_gb=gb) for gb in (4.0, 0.0))
     assert isinstance(inside.train, data.Split) and isinstance(outside.train, data.Stored)
     for name in ("train", "val", "test"):

@@ -44,7 +44,7 @@ both = pytest.mark.parametrize("protocol", ["clean", "dafusion"])
 
 
 def read(name, root, protocol="clean", **settings):
-    """Straight from the reader: nothing is cached, and nothing decoded."""
+    """The reader's own source, neither cached nor decoded."""
     settings = {"protocol": protocol, **SOME, **settings}
     return objects.__dict__[name](data.Dataset(name=name, root=str(root), **settings))
 
@@ -60,7 +60,7 @@ def file_classes(source):
 
 
 def frequent(pool, test, least=2):
-    """What is left of two such dicts without the classes that are too small."""
+    """Two dicts of `file_classes` without the classes that are too small."""
     have, tested = Counter(pool.values()), Counter(test.values())
     kept = {c for c in have if have[c] >= least and tested[c]}
     return [{f: c for f, c in part.items() if c in kept} for part in (pool, test)]
@@ -143,7 +143,7 @@ def test_a_listed_image_that_is_missing_is_named(standins, tmp_path, name):
 
 
 def voc_label(base, name, protocol):
-    """By loops over pixels: None, or the name of the class."""
+    """The class's name, or None without an instance, found by loops over pixels."""
     masks = [
         np.array(Image.open(base / f"Segmentation{which}/{name}.png")).tolist()
         for which in ("Class", "Object")
