@@ -7,7 +7,8 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate.bank import Bank, decode
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import decode
 from autoaug_ray.generate.plan import Edit
 
 CELL = 168

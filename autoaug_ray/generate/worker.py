@@ -15,7 +15,8 @@ from torch import Tensor
 
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import prompts, weights
-from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.plan import Edit, Fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.store.meter import Meter, device_name

@@ -19,7 +19,8 @@ import ray
 
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import plan
-from autoaug_ray.generate.bank import Bank, Plan, shard_name
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Plan, shard_name
 from autoaug_ray.generate.plan import Fingerprints, Pool
 from autoaug_ray.generate.settings import EDITS, Generation, ImageKind, Workers
 from autoaug_ray.generate.worker import Failure, PieceDone, Worker
@@ -367,7 +368,7 @@ def _edit(pools: Sequence[Pool], plans: Sequence[Plan], crew: _Crew) -> None:
         for p, pool in zip(plans, pools, strict=True)
         for edit in p.edits
     }
-    aside = {key for line in crew.bank.quarantined().values() for key in line["keys"]}
+    aside = crew.bank.quarantined_keys()
     lacking = crew.bank.missing(edits)
     missing = [key for key in lacking if key not in aside]
     crew.watch(f"{len(edits)} edits, {len(missing)} to make")

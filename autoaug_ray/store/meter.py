@@ -173,16 +173,26 @@ class Meter:
                 file.write(line)
 
 
-def read(ledger: Place, key: str = "*") -> list[dict[str, Any]]:
-    """The last whole line of every attempt (at one run, or at all); what a crash cut short does not
-    count."""
-    out = []
-    for data in read_all(listed(ledger, f"{key}-*.jsonl")):
+def read(
+    ledger: Place, key: str = "*", *, ended: dict[Place, dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The last whole line of every attempt (at one run, or at all).
+
+    A line that a crash cut short does not count. Whoever reads a ledger again and again keeps
+    `ended`, an empty dict at first: it remembers the attempts that have ended, whose files do not
+    change any more and are then not read again.
+    """
+    ended = {} if ended is None else ended
+    files = listed(ledger, f"{key}-*.jsonl")
+    lines = {file: ended[file] for file in files if file in ended}
+    others = [file for file in files if file not in ended]
+    for file, data in zip(others, read_all(others), strict=True):
         for text in reversed(data.decode().splitlines()):
             with contextlib.suppress(json.JSONDecodeError):
-                out.append(json.loads(text))
+                lines[file] = json.loads(text)
                 break
-    return out
+    ended |= {file: line for file, line in lines.items() if not line.get("open", True)}
+    return [lines[file] for file in files if file in lines]
 
 
 def spent(line: Mapping[str, Any]) -> float:

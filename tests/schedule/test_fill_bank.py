@@ -19,7 +19,8 @@ import ray
 import torch
 
 from autoaug_ray.errors import RunError, StorageError, UserError
-from autoaug_ray.generate.bank import Bank, decode
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import decode
 from autoaug_ray.generate.plan import Pool
 from autoaug_ray.generate.settings import EDITS, Generation, Tokens, Workers
 from autoaug_ray.generate.worker import PieceDone, Worker
