@@ -27,7 +27,7 @@ from autoaug_ray.data import files
 from autoaug_ray.data.standins.natural import WRITERS as NATURAL
 from autoaug_ray.data.standins.objects import WRITERS as OBJECTS
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import captions, img2img, weights
+from autoaug_ray.generate import captions, pipeline, weights
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
 from autoaug_ray.generate.settings import Generation
@@ -145,7 +145,7 @@ def test_a_diffusion_folder_brings_no_code(sign, tmp_path):
     (evil / "model_index.json").write_text(json.dumps({**index, "unet": ["mine", "Net"]}))
     (evil / "unet/mine.py").write_text(f"import os\nos.mkdir({str(sign)!r})\nclass Net: pass\n")
     with pytest.raises(UserError):
-        img2img.load(Generation(model=str(evil)), torch.device("cpu"))
+        pipeline.load(Generation(model=str(evil)), torch.device("cpu"))
 
 
 def test_a_study_runs_nothing(sign, tmp_path):

@@ -124,11 +124,11 @@ class _Plain:
     """A pipeline as it comes, called once per image: what DAFusion's code does."""
 
     def __init__(self, settings: Generation, device: torch.device) -> None:
-        from autoaug_ray.generate import img2img
+        from autoaug_ray.generate import pipeline
 
-        self.settings, self.pipe = settings, img2img.load(settings, device)
+        self.settings, self.pipe = settings, pipeline.load(settings, device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.side = img2img.side(settings, self.pipe)
+        self.side = pipeline.side(settings, self.pipe)
 
     def edit(self, jobs: "Sequence[Job]") -> "list[Any]":
         from autoaug_ray.generate import resize

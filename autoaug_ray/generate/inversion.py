@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.generate import img2img, resize
-from autoaug_ray.generate.img2img import Pipeline
+from autoaug_ray.generate import pipeline, resize
+from autoaug_ray.generate.pipeline import ROWS, Pipeline
 from autoaug_ray.generate.prompts import token_name
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.store.folder import write_whole
@@ -57,12 +57,12 @@ def invert(
             raise UserError(f"generate.tokens: class {name!r} has no images to learn from.")
     if settings.precision == "fp16":  # whose gradients vanish without a loss scale
         settings = settings.model_copy(update={"precision": "bf16"})
-    pipe = img2img.load(settings, device)
+    pipe = pipeline.load(settings, device)
     placeholders = [token_name(name) for name in names]
     first = _embedding_of(how.initializer, pipe).float()
     add(pipe, {name: first.repeat(how.vectors, 1) for name in placeholders})
-    latents = _encode(pipe, images, img2img.side(settings, pipe))
-    noising: Any = DDPMScheduler(**img2img.noise_levels(pipe))
+    latents = _encode(pipe, images, pipeline.side(settings, pipe))
+    noising: Any = DDPMScheduler(**pipeline.noise_levels(pipe))
 
     learned = nn.Parameter(first.repeat(len(names), how.vectors, 1))
     # As DAFusion: no warm-up, no decay of the rate.
@@ -180,8 +180,8 @@ def _encode(pipe: Pipeline, images: Tensor, side: int) -> Tensor:
     """(n, C, H, W) uint8 -> latents (n, 4, h, w) on the CPU."""
     with torch.no_grad():
         parts = [
-            img2img.encode(pipe, resize.enlarge(some / 255, side)).cpu()
-            for some in images.split(img2img.ROWS)
+            pipeline.encode(pipe, resize.enlarge(some / 255, side)).cpu()
+            for some in images.split(ROWS)
         ]
     return torch.cat(parts)
 

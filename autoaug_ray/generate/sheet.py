@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from autoaug_ray.errors import UserError
@@ -15,7 +14,7 @@ CELL = 168
 """Side of a shown image in pixels."""
 TEXT = 13
 LINES = 4
-"""Of a prompt; a longer one is cut."""
+"""Lines of a prompt; a longer one is cut."""
 MARGIN = 10
 INK, FAINT, BAD = "#1a1a1a", "#8a8a8a", "#c0392b"
 
@@ -54,10 +53,10 @@ def sheet(
         "RGB", (MARGIN + width * (1 + len(columns)), head + height * len(rows)), "white"
     )
     pen, font = ImageDraw.Draw(page), _font(TEXT)
-    said = plan.settings
+    settings = plan.settings
     title = (
-        f"{class_name}: {said.model}, strength {said.strength:g}, guidance {said.guidance:g}, "
-        f"{said.calls} calls ({said.solver})"
+        f"{class_name}: {settings.model}, strength {settings.strength:g}, guidance "
+        f"{settings.guidance:g}, {settings.calls} calls ({settings.solver})"
     )
     pen.text((MARGIN, MARGIN), title, INK, font)
     for x, name in enumerate(["source", *(kind for kind, _ in columns)]):
@@ -117,6 +116,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) ->
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """With more alphabets than Pillow's own."""
+    """DejaVu Sans, which has more alphabets than Pillow's own font."""
+    import matplotlib
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)

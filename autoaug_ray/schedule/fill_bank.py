@@ -21,6 +21,7 @@ from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import plan
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_files import Plan, shard_name
+from autoaug_ray.generate.flops import PEAKS
 from autoaug_ray.generate.plan import Fingerprints, Pool
 from autoaug_ray.generate.settings import EDITS, Generation, ImageKind, Workers
 from autoaug_ray.generate.worker import Failure, PieceDone, Worker
@@ -28,8 +29,6 @@ from autoaug_ray.generate.worker import Failure, PieceDone, Worker
 HOPELESS = 3
 """So many failed shards, before any that worked, mean that none will."""
 REPORT_SECONDS = 10.0
-PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "RTX 3090": 71.2, "L4": 121.0, "T4": 65.0}
-"""Dense bf16 or fp16 TFLOP/s, by a part of the device's name."""
 
 Watch = Callable[[str], None]
 T = TypeVar("T")
@@ -237,7 +236,8 @@ class _Progress:
         if self._tflop and self._seconds:
             speed = self._tflop / self._seconds
             line += f"; {speed:.3g} TFLOP/s per {self._device}"
-            if peak := next((v for name, v in PEAKS.items() if name in self._device), None):
+            peaks = (tflops for part, tflops in PEAKS.items() if part in self._device)
+            if peak := next(peaks, None):
                 line += f", {100 * speed / peak:.0f} % of its peak"
         self._watch(line)
 
