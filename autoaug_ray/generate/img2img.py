@@ -100,7 +100,7 @@ class Editor:
     def fingerprint(self) -> str:
         """16 hex digits of weights, learned tokens, precision, size, solver and timesteps.
 
-        Of a hub id it asks the hub.
+        The hub is asked for the revision of a hub id.
         """
         settings, tokens = self._settings, self._tokens
         about = (
@@ -111,7 +111,10 @@ class Editor:
         return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
     def count_tokens(self, text: str) -> int:
-        """With start and end; Stable Diffusion's text encoder reads 77 and drops what follows."""
+        """How many tokens the text has, with start and end.
+
+        Stable Diffusion's text encoder reads 77 and drops what follows.
+        """
         pipe = self._pipe
         return len(pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer)).input_ids)
 
@@ -191,7 +194,7 @@ class Editor:
         return embeddings
 
     def _calls(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], list[T]]]:
-        """The items of each call of a network; and these filled up to its number of rows."""
+        """For each call of a network: its items, and these filled up to its number of rows."""
         for i in range(0, len(items), self.rows):
             some = items[i : i + self.rows]
             yield some, [*some, *[some[-1]] * (self.rows - len(some))]
@@ -218,7 +221,7 @@ def timesteps(abar: Tensor, strength: float, calls: int) -> list[int]:
 
 
 def _solver(settings: Generation, pipe: Pipeline) -> Any:
-    """One of diffusers' schedulers for the model's noise levels."""
+    """The scheduler of diffusers that `settings.solver` names, for the model's noise levels."""
     if settings.solver == "dpm++":
         return DPMSolverMultistepScheduler(**pipeline.noise_levels(pipe))
     if int(settings.calls * settings.strength) < 1:
@@ -250,7 +253,7 @@ def _key(image: Tensor) -> Hashable:
 
 
 class _Cache(Generic[T]):
-    """What `compute` made of items, the most recently used CACHED of them (more within one get)."""
+    """Results of `compute`, of the CACHED most recently used items (of more within one get)."""
 
     def __init__(self, compute: Callable[[Sequence[T]], list[Tensor]]) -> None:
         self._compute = compute

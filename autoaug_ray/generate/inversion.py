@@ -65,7 +65,7 @@ def invert(
     noising: Any = DDPMScheduler(**pipeline.noise_levels(pipe))
 
     learned = nn.Parameter(first.repeat(len(names), how.vectors, 1))
-    # As DAFusion: no warm-up, no decay of the rate.
+    # DAFusion neither warms up nor decays the rate.
     optimiser = torch.optim.AdamW([learned], lr=how.lr, weight_decay=1e-2)
     noise = torch.Generator().manual_seed(how.seed)
     classes = _cycle(len(names), noise)
@@ -87,8 +87,7 @@ def invert(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    found = learned.detach().cpu()
-    return dict(zip(placeholders, found, strict=True))
+    return dict(zip(placeholders, learned.detach().cpu(), strict=True))
 
 
 def denoising_loss(
@@ -154,8 +153,8 @@ def _learning(pipe: Pipeline, placeholders: Sequence[str], learned: nn.Parameter
 
     def swap(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
         row = row_of[arguments[0]]
-        ours = learned.flatten(0, 1)[row.clamp(min=0)].to(output.dtype)
-        return torch.where(row[..., None] >= 0, ours, output)
+        word = learned.flatten(0, 1)[row.clamp(min=0)].to(output.dtype)
+        return torch.where(row[..., None] >= 0, word, output)
 
     hook = table.register_forward_hook(swap)
     try:
@@ -165,7 +164,7 @@ def _learning(pipe: Pipeline, placeholders: Sequence[str], learned: nn.Parameter
 
 
 def _embedding_of(word: str, pipe: Pipeline) -> Tensor:
-    """(width,)"""
+    """The embedding (width,) of a word, which must be one token. Raises UserError if it is not."""
     ids = pipe.tokenizer(word, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise UserError(
@@ -187,7 +186,7 @@ def _encode(pipe: Pipeline, images: Tensor, side: int) -> Tensor:
 
 
 def _cycle(n: int, generator: torch.Generator) -> Iterator[int]:
-    """0 .. n - 1 in a new order each time round."""
+    """Yields 0 .. n - 1 in a new order each time round, for ever."""
     while True:
         yield from torch.randperm(n, generator=generator).tolist()
 

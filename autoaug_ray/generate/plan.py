@@ -1,4 +1,4 @@
-"""The table of edits: which image is edited by which prompt, with which noise. Pure bookkeeping.
+"""The table of edits: which image is edited by which prompt, with which noise.
 
 A table is a function of the pool, the captions and the settings, and of nothing else. What an edit
 looks like follows from its key alone, so that whoever needs an edit with this key shares it: other
@@ -184,7 +184,7 @@ def plan_key(
 
 
 def edits_per_source(count: int, settings: Generation) -> int:
-    """M: edits of each kind of every image of a class with `count` images."""
+    """M, the number of edits of each kind of every image of a class with `count` images."""
     return max(settings.per_source, -(-settings.per_class // count))
 
 
@@ -291,7 +291,7 @@ def build(
 
 
 def lint_counts(edits: Iterable[Edit]) -> dict[str, Counter[str]]:
-    """Per class, how many edits fell back to the fixed prompt, by reason."""
+    """How many edits fell back to the fixed prompt, by class and by reason."""
     out: dict[str, Counter[str]] = {}
     for edit in edits:
         if edit.note is not None:
@@ -323,7 +323,7 @@ def guard(edits: Iterable[Edit], hashes: Sequence[str]) -> None:
 def _choose(
     ranks: np.ndarray, own: np.ndarray, words: np.ndarray, candidates: np.ndarray
 ) -> np.ndarray:
-    """For each edit the candidate (a position) with the smallest hash; (m,) int64.
+    """The candidate (a position) with the smallest hash for each edit, (m,) int64.
 
     `ranks`, `own`: (m,) uint64, the edit's hash and its source's word; `words`: (n,) uint64 of the
     pool. Of equal images the first counts; an edit takes its own source only if there is no other.

@@ -22,7 +22,9 @@ INK, FAINT, BAD = "#1a1a1a", "#8a8a8a", "#c0392b"
 def sheet(
     bank: Bank, plan_key: str, class_name: str, *, sources: int = 6, per_kind: int = 2
 ) -> Image.Image:
-    """A row per source, spread over the class's; columns: the source, then edits of each kind.
+    """A page with a row per source; its columns are the source, then edits of each kind.
+
+    The sources are spread over the class's images.
 
     Rejected edits are framed, with the reason. Raises UserError for an unknown plan or class.
     """
@@ -85,7 +87,7 @@ def sheet(
 
 
 def _shown(data: bytes) -> Image.Image:
-    """As large as a cell: small images as the pixels they are."""
+    """The image on a cell: enlarged by a whole factor, without smoothing, or reduced."""
     array = decode(data).permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
     factor = CELL / max(picture.size)
