@@ -27,8 +27,9 @@ from autoaug_ray.data import files
 from autoaug_ray.data.standins.natural import WRITERS as NATURAL
 from autoaug_ray.data.standins.objects import WRITERS as OBJECTS
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import captions, img2img, weights
+from autoaug_ray.generate import captions, pipeline, weights
 from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.methods.replay import Replay
 from autoaug_ray.models import start_from
@@ -144,7 +145,7 @@ def test_a_diffusion_folder_brings_no_code(sign, tmp_path):
     (evil / "model_index.json").write_text(json.dumps({**index, "unet": ["mine", "Net"]}))
     (evil / "unet/mine.py").write_text(f"import os\nos.mkdir({str(sign)!r})\nclass Net: pass\n")
     with pytest.raises(UserError):
-        img2img.load(Generation(model=str(evil)), torch.device("cpu"))
+        pipeline.load(Generation(model=str(evil)), torch.device("cpu"))
 
 
 def test_a_study_runs_nothing(sign, tmp_path):
@@ -234,7 +235,7 @@ def test_no_class_leaves_the_folder_that_a_bank_is_exported_to(tmp_path, name):
         table.set_column(table.column_names.index("class_name"), "class_name", classes), path
     )
     out = tmp_path / "a/b/out"
-    assert bank.export_imagefolder(key, out) == 4
+    assert export_imagefolder(bank, key, out) == 4
     written = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len({p.parent for p in written}) == 2 and {p.parent.parent for p in written} == {out}
 
@@ -242,7 +243,7 @@ def test_no_class_leaves_the_folder_that_a_bank_is_exported_to(tmp_path, name):
 def test_no_class_is_in_the_name_of_a_member_of_an_exported_tar(tmp_path):
     bank = Bank(tmp_path / "bank")
     key, _ = make_plan(bank, make_pool())  # of a class with a slash
-    bank.export_webdataset(key, tmp_path / "tars")
+    export_webdataset(bank, key, tmp_path / "tars")
     listed = subprocess.check_output(["tar", "tf", tmp_path / "tars/000000.tar"], text=True)
     assert len(listed.split()) == 12
     assert not any("/" in line or line.startswith(".") for line in listed.split())

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.generate.bank import Bank, Plan
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
+from autoaug_ray.generate.bank_files import Plan
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store import meter, places
 
@@ -141,11 +143,11 @@ def _sheet(bank: Bank, options: argparse.Namespace) -> int:
 
 def _export(bank: Bank, options: argparse.Namespace) -> int:
     write = {
-        "imagefolder": bank.export_imagefolder,
-        "webdataset": bank.export_webdataset,
+        "imagefolder": export_imagefolder,
+        "webdataset": export_webdataset,
     }[options.format]
-    plan_key = _plan(bank, options.plan)
-    number = write(plan_key, options.out, options.kind or EDITS, sources=not options.no_sources)
+    plan_key, kinds = _plan(bank, options.plan), options.kind or EDITS
+    number = write(bank, plan_key, options.out, kinds, sources=not options.no_sources)
     print(f"{number} images in {options.out}")
     return 0
 

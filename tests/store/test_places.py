@@ -17,7 +17,8 @@ import torch
 from autoaug_ray.commands import bank as bank_command
 from autoaug_ray.commands import run as cli
 from autoaug_ray.errors import StorageError, UserError
-from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store import meter, places
 from autoaug_ray.store.folder import Folder, append_line, load_state, save_state, write_whole
