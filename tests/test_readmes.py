@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from autoaug_ray import config
 from autoaug_ray.bench.__main__ import BENCHES
 from autoaug_ray.data.settings import OPTIONS
 from autoaug_ray.methods import METHODS
@@ -79,6 +80,15 @@ def test_broken_links_and_missing_names_are_seen(tmp_path):
     assert list(broken_links(page)) == ["#b", "gone.md"]
     text = "`python -m autoaug_ray.bench slow`, `from autoaug_ray.plan import x`, tests/gone.py"
     assert list(missing_names(text)) == ["tests/gone.py", "autoaug_ray.plan", "slow"]
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_a_study_in_a_readme_is_one(path, tmp_path):
+    for text in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        if "dataset:" in text and "methods:" in text:
+            study = tmp_path / "study.yaml"
+            study.write_text(text)
+            assert config.load(study)
 
 
 @pytest.mark.parametrize("path", READMES[1:], ids=name_of)
