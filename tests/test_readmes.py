@@ -8,7 +8,7 @@ import pytest
 
 from autoaug_ray import config
 from autoaug_ray.bench.__main__ import BENCHES
-from autoaug_ray.data.settings import OPTIONS
+from autoaug_ray.data import SOURCES
 from autoaug_ray.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +109,7 @@ def test_readmes_list_every_method_dataset_benchmark_and_study():
 
     assert missing("README.md", [f"`{name}`" for name in METHODS]) == []
     assert missing("autoaug_ray/methods/README.md", [f"`{name}`" for name in METHODS]) == []
-    assert missing("autoaug_ray/data/README.md", [f"`{name}`" for name in OPTIONS]) == []
+    assert missing("autoaug_ray/data/README.md", [f"`{name}`" for name in SOURCES]) == []
     assert missing("autoaug_ray/bench/README.md", [f"`{name}`" for name in BENCHES]) == []
     assert missing("search_spaces/README.md", [f"]({path.name})" for path in STUDIES]) == []
 
