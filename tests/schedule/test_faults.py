@@ -1,4 +1,4 @@
-"""Every fault is caused for real, and meets the policy that README gives for it."""
+"""Every fault is caused for real, and meets the policy that clusters/README.md gives for it."""
 
 import json
 import os
