@@ -21,13 +21,13 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.learner import Training
 from autoaug_ray.methods import METHODS, AnyMethod
-from autoaug_ray.models import Classifier
 from autoaug_ray.settings import Settings
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.training import Training
 
 ImageKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 RANGE_KINDS: tuple[str, ...] = get_args(ImageKind)

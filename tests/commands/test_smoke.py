@@ -10,8 +10,8 @@ from autoaug_ray import config
 from autoaug_ray.commands import run as cli
 from autoaug_ray.commands import smoke
 from autoaug_ray.data import standins
-from autoaug_ray.data.settings import OPTIONS
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import OPTIONS
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 
