@@ -18,8 +18,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
@@ -240,10 +241,7 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
-    try:
-        tree = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    tree = _read_yaml(text, f"{path} is not valid YAML")
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping with dataset: and methods: in it.")
     for change in changes:
@@ -256,6 +254,21 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
     if not isinstance(cases, dict) or not cases:
         raise UserError("cases must map at least one name to what it changes in the study.")
     return [_case(tree, path.stem, name, body, changes) for name, body in cases.items()]
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """What a text of YAML 1.2 holds: `off` is a word, 1e-3 and 010 are decimal numbers.
+
+    Raises UserError, which begins with `where`, if it is not YAML or a key stands twice.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+            raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
+        mark, problem = error.problem_mark, str(error.problem).partition(" with value ")[0]
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise UserError(f"{where}: {place}: {problem}.") from None
 
 
 def _case(
@@ -407,11 +420,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise UserError(f"--set {change}: write it as dotted.key=value.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {change}: {' '.join(str(error).split())}.") from None
-    _assign(tree, path, value, f"--set {change}")
+    _assign(tree, path, _read_yaml(text, f"--set {change}"), f"--set {change}")
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
@@ -485,31 +494,3 @@ def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
 def _guess(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`off` is a word, 1e-3 is a number), no key twice; `<<: *anchor` merges."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [k for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(k, deep=True) for k in own]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
-    list("-+0123456789."),
-)
