@@ -303,12 +303,13 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
         if count < 1:
             raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
         tree["seeds"] = list(range(count))
-    entries = [e for label, body in methods.items() for e in _entries(label, body)]
+    # All that can be checked before the files of methods are imported, which takes seconds.
+    named = [_named(label, body) for label, body in methods.items()]
     made: Study = _validate(
-        Study.model_validate_json,
-        {"name": name} | tree | {"case": case, "entries": [e.model_dump() for e in entries]},
-        "",
+        Study.model_validate_json, {"name": name} | tree | {"case": case, "entries": []}, ""
     )
+    entries = [entry for parts in named for entry in _entries(*parts)]
+    made = made.model_copy(update={"entries": tuple(entries)})
     labels = [e.label for e in entries]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods.{min(twice)}: two entries have this label.")
@@ -345,8 +346,8 @@ def _check_published(published: Published, labels: Sequence[str]) -> None:
             )
 
 
-def _entries(label: Any, body: Any) -> Iterator[Entry]:
-    """The entry of a label, and those of its controls."""
+def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
+    """(label, name of the method, what else the label maps to). Raises UserError."""
     where = f"methods.{label}"
     if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
         raise UserError(
@@ -364,7 +365,13 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
             f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
             f"known: {', '.join(METHODS)}."
         )
-    own = {k: body.pop(k) for k in ("search", "resources") if k in body}
+    return label, name, body
+
+
+def _entries(label: str, name: str, body: dict[str, Any]) -> Iterator[Entry]:
+    """The entry of a label, and those of its controls."""
+    where = f"methods.{label}"
+    own: dict[str, Any] = {k: body.pop(k) for k in ("search", "resources") if k in body}
     learns = "learn" in METHODS[name].model_fields
     controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
     if controls and not learns:
@@ -375,7 +382,7 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
         if isinstance(v, dict) and set(v) & set(RANGE_KINDS)
     }
     fixed = {k: v for k, v in body.items() if k not in ranges}
-    tree = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
+    tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
     entry: Entry = _validate(Entry.model_validate_json, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
     for choices in entry.extremes():
