@@ -13,7 +13,7 @@ prefixes of one order of each class's images: a smaller subset is a part of a la
 images generated for the larger one serve both.
 
 A new dataset is a function from `Dataset` to `Source` in a file beside this one, a line in SOURCES
-and one in `settings.OPTIONS`.
+and one in `OPTIONS` of autoaug_ray/settings/dataset.py.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from autoaug_ray.data import arrays, bach, folders, hub, imagenet, objects
-from autoaug_ray.data.settings import Dataset, Imbalance, Shift
 from autoaug_ray.data.splits import (
     AnySplit,
     Edits,
@@ -42,6 +41,7 @@ from autoaug_ray.data.splits import (
 )
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops
+from autoaug_ray.settings.dataset import Dataset, Imbalance, Shift
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
