@@ -212,8 +212,7 @@ def learn(
     Raises RunError if the training loss is not finite.
     """
     config, learner = setup.config, setup.learner
-    device = setup.splits.train.labels.device
-    totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
+    totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=meter.device))
     counts: defaultdict[str, int] = defaultdict(int)
     learner.model.train()
     with meter.phase(config.phase):
@@ -428,6 +427,6 @@ def shuffled(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable
 def used(config: Run, learner: Learner, epochs: int) -> Run:
     """The run as the optimiser that trained would describe it; its key must be that of `config`.
 
-    The keys differ if a scheduler's settings never reached the trainer: nothing is compared then.
+    They differ if a scheduler's settings never reached the trainer, whose trials are then alike.
     """
     return config.model_copy(update={"train": learner.used.model_copy(update={"epochs": epochs})})
