@@ -27,6 +27,7 @@ from autoaug_ray.schedule import cluster
 from autoaug_ray.schedule import fill_bank as shards
 from autoaug_ray.store import meter
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 FIXED = ("fixed",)
 
