@@ -151,6 +151,8 @@ def test_attempts_are_read_from_the_ledger(tmp_path):
     assert found[0].began <= found[1].began
 
 
+@pytest.mark.ray
+@pytest.mark.nightly
 def test_tune(tmp_path):
     out = tmp_path / "t.json"
     code = (

@@ -17,6 +17,7 @@ from autoaug_ray.commands import main
 from autoaug_ray.report import wandb as track
 from autoaug_ray.store.folder import Folder
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 KEY = "planted0" * 5
 STUDY = """

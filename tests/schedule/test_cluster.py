@@ -192,14 +192,15 @@ def tried(name, *steps):
 
 
 @over_ssh
+@pytest.mark.ray
+@pytest.mark.nightly
 def test_up_submit_down_over_ssh():
     tried("try_local.sh", "ray up: ", "on the storage: the rows of none predefined", "ray down: ")
 
 
 @over_ssh
-@pytest.mark.skipif(
-    "AUTOAUG_SLOW_TESTS" not in os.environ, reason="takes minutes: set AUTOAUG_SLOW_TESTS to run it"
-)
+@pytest.mark.ray
+@pytest.mark.nightly
 def test_trials_that_wait_start_spot_machines_on_aws():
     pytest.importorskip("moto")
     tried("try_aws.sh", "gpu g6.xlarge spot running", "gpu g6.xlarge spot terminated")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import ray
@@ -24,7 +23,7 @@ from autoaug_ray.schedule import tune as study
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ray
 
 
 def execute(made, folder, attempt=None):
@@ -205,6 +204,7 @@ def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path):
     assert "train_loss became nan" in page and "does not fit in the memory" in page
 
 
+@pytest.mark.nightly
 def test_a_lost_machine_and_a_lost_driver_change_no_result(tmp_path):
     """`bench faults` compares the results, and the sums of the ledger, itself."""
     figures = tmp_path / "figures.json"

@@ -27,6 +27,7 @@ from autoaug_ray.generate.worker import PieceDone, Worker
 from autoaug_ray.schedule import cluster, fill_bank
 from autoaug_ray.store import meter
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 FIXED = ("fixed",)
 

@@ -119,6 +119,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.ray
 def test_two_machines_one_of_them_without_the_data(npz, tmp_path):
     """The rows are those of a training that read the file itself."""
     tree = {

@@ -17,6 +17,7 @@ import autoaug_ray
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 RUN_ALL = [sys.executable, str(ROOT / "run_all.py")]
 
