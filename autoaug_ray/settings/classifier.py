@@ -21,14 +21,14 @@ class Classifier(Settings):
     """Channels of the first block of `cnn` and of resnet8 to resnet56, whose paper has 16; the
     others have the widths of their papers."""
     weights: str | None = None
-    """To start from, all but the last layer's: `imagenet` for torchvision's best of resnet50 or
+    """Initial weights of all layers but the last: `imagenet` for torchvision's best of resnet50 or
     torchvision:NAME, which torch downloads once, or the path of a state dict of that network."""
     freeze_backbone: bool = False
     """Only the last layer learns. Batch norm still follows the batches, as in DAFusion's code."""
     crop: int | None = Field(None, ge=8, le=2048)
-    """Side of the middle of the images that the classifier sees, in pixels, after augmentation: a
-    translation of larger images by up to the margin is then the usual random crop, without a
-    border. Smaller images come through as they are; None: the whole image."""
+    """The classifier sees the middle of the augmented images, a square of this side in pixels: to
+    translate larger images by up to the margin is then the usual random crop, without a border.
+    Smaller images stay as they are; None: the whole image."""
 
     @field_validator("name")
     @classmethod
@@ -56,7 +56,7 @@ class Classifier(Settings):
 
     @property
     def torchvision_name(self) -> str | None:
-        """Of the network whose weights fit."""
+        """torchvision's name of the network, if `weights` can be set for it; else None."""
         if self.name == "resnet50":
             return self.name
         return self.name.removeprefix("torchvision:") if ":" in self.name else None

@@ -11,14 +11,14 @@ class Training(Settings):
     """What a study's `train:` may say; the same for every method of a study."""
 
     epochs: int = Field(10, ge=1, le=10_000)
-    """One epoch is as many images as the pool holds, also where meta images are held out of it."""
+    """One epoch is as many images as the pool holds, even if meta images are held out of it."""
     iters_per_epoch: int | None = Field(None, ge=1, le=1_000_000)
-    """Steps of an epoch whatever the pool's size, as for small imbalanced sets; None: one pass."""
+    """Steps of an epoch, for pools that are too small for epochs of one pass; None: one pass."""
     batch_size: int = Field(64, ge=2, le=65_536)
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(0.1, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd, as is `nesterov`."""
+    """Heavy-ball momentum; sgd alone has it, and `nesterov`."""
     weight_decay: float = Field(5e-4, ge=0, le=1)
     nesterov: bool = False
     schedule: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
