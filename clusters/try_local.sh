@@ -38,7 +38,7 @@ python - "$work/storage/quickstart" <<'END'
 import sys
 from pathlib import Path
 
-from autoaug_ray.record import Folder
+from autoaug_ray.store.folder import Folder
 
 place = Path(sys.argv[1])
 done = sorted(row["label"] for row in Folder(place).read_rows() if row["finished"])

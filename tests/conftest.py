@@ -1,6 +1,10 @@
 import errno
 import os
+import pickle
 import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 # One intra-op thread per process, before torch is imported: tests share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,10 +15,37 @@ os.environ.pop("WANDB_API_KEY", None)
 
 import pytest
 import torch
+from attacks import SECRETS, Attack
 
 from autoaug_ray import config
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Each file is run by one process, so that its fixtures are made once; Ray's tests by another.
+
+    Ray's come first: they take longest, and the others are shared out beside them.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def ray_runs():
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+@pytest.fixture(autouse=True)
+def ray_is_marked(request):
+    """Fails a test that starts Ray in its own process and does not carry the marker."""
+    ran_before = ray_runs()
+    yield
+    if ray_runs() and not ran_before and not request.node.get_closest_marker("ray"):
+        pytest.fail("this test starts Ray: mark it with pytest.mark.ray")
+
 
 DATA = {"name": "fashion-mnist-mini", "train_size": 160, "test_size": 60}
 TRAIN = {"epochs": 2, "batch_size": 32}
@@ -42,6 +73,41 @@ def final_run(tiny):
         return study.run(study.entry("entry"), "final", seed=seed, choices={})
 
     return make
+
+
+STUDY = """
+dataset: {name: fashion-mnist-mini}
+model: {name: cnn, width: 2}
+train: {epochs: 1, batch_size: 256}
+seeds: 2
+methods:
+  none:
+  bilevel: {every: 8}
+"""
+
+
+@pytest.fixture(scope="session")
+def real_study(tmp_path_factory):
+    """A study run by its command, for every test that needs one and changes nothing in it.
+
+    Secrets are in its environment. In its folder are pickles, where Tune keeps its own, which make
+    the folder `sign` if anything reads them.
+    """
+    place = tmp_path_factory.mktemp("real")
+    path, sign = place / "tiny.yaml", place / "owned"
+    path.write_text(STUDY)
+    trials = place / "runs/tiny/trials"
+    for folder in (trials, trials / "tiny"):
+        folder.mkdir(parents=True)
+        for name in ("tuner.pkl", "trainable.pkl", "searcher-state.pkl", "scheduler-state.pkl"):
+            (folder / name).write_bytes(pickle.dumps(Attack(sign)))
+    command = [sys.executable, Path(__file__).parents[1] / "run_all.py", path]
+    done = subprocess.run(
+        [*command, "--out", place / "runs"],
+        capture_output=True, text=True, timeout=200, env=os.environ | SECRETS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return SimpleNamespace(yaml=path, root=place / "runs/tiny", done=done, sign=sign)
 
 
 class SmallDisk:

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from attacks import SECRETS, Attack
 from hand import Hand
 from PIL import Image
-from test_bank import make_plan, make_pool
+from planted_bank import make_plan, make_pool
 from torchvision.models import resnet18
 
 from autoaug_ray import config, data
@@ -27,8 +28,9 @@ from autoaug_ray.data import files
 from autoaug_ray.data.standins.natural import WRITERS as NATURAL
 from autoaug_ray.data.standins.objects import WRITERS as OBJECTS
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import captions, img2img, weights
+from autoaug_ray.generate import captions, pipeline, weights
 from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.methods.replay import Replay
 from autoaug_ray.models import start_from
@@ -37,7 +39,6 @@ from autoaug_ray.report import sentences as report
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
-SOURCES = [*sorted((ROOT / "autoaug_ray").rglob("*.py")), ROOT / "run_all.py"]
 OUTSIDE = ["../../x", "..", "/etc/x", "a/b", "a\\b", "."]
 STUDY = """
 dataset: {name: fashion-mnist-mini, train_size: 80, test_size: 40}
@@ -45,16 +46,6 @@ model: {name: cnn, width: 4}
 train: {epochs: 1, batch_size: 32}
 seeds: 1
 """
-
-
-class Attack:
-    """Pickled, a command that is run by whoever unpickles it."""
-
-    def __init__(self, sign):
-        self.sign = sign
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.sign),)
 
 
 def read(dataset):
@@ -144,7 +135,7 @@ def test_a_diffusion_folder_brings_no_code(sign, tmp_path):
     (evil / "model_index.json").write_text(json.dumps({**index, "unet": ["mine", "Net"]}))
     (evil / "unet/mine.py").write_text(f"import os\nos.mkdir({str(sign)!r})\nclass Net: pass\n")
     with pytest.raises(UserError):
-        img2img.load(Generation(model=str(evil)), torch.device("cpu"))
+        pipeline.load(Generation(model=str(evil)), torch.device("cpu"))
 
 
 def test_a_study_runs_nothing(sign, tmp_path):
@@ -163,7 +154,7 @@ FORBIDDEN = {
     "cloudpickle.loads", "joblib.load", "pd.read_pickle", "marshal.loads", "yaml.unsafe_load",
     "yaml.full_load", "Tuner.restore", "tune.Tuner.restore", "shutil.unpack_archive",
 }  # fmt: skip
-LOADERS = {"_Loader", "yaml.SafeLoader"}
+LOADERS = {"yaml.SafeLoader"}
 
 
 def offences(source):
@@ -179,6 +170,7 @@ def offences(source):
             and given.get("weights_only") != "True"
             or name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False"
             or name == "yaml.load" and {ast.unparse(a) for a in call.args[1:]}.isdisjoint(LOADERS)
+            or name.split(".")[-1] == "YAML" and given.get("typ") != "'safe'"
             or given.get("shell") == "True" or given.get("trust_remote_code", "False") != "False"
             or name.startswith("Auto") and name.endswith(".from_pretrained")
             and given.get("trust_remote_code") != "False"
@@ -188,17 +180,19 @@ def offences(source):
             yield f"line {call.lineno}: {ast.unparse(call)}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_nothing_here_reads_files_in_a_way_that_runs_them(path):
-    found = list(offences(path.read_text()))
-    if path.name == "own_code.py":  # runs the files that a study names as its own methods
-        allowed = "exec(compile(text, path, 'exec'), module.__dict__)"
-        found = [line for line in found if not line.endswith(allowed)]
-    assert found == []
+def test_nothing_here_reads_files_in_a_way_that_runs_them():
+    sources = [*sorted((ROOT / "autoaug_ray").rglob("*.py")), ROOT / "run_all.py"]
+    assert len(sources) > 90
+    found = {str(path.relative_to(ROOT)): [*offences(path.read_text())] for path in sources}
+    # The one file that runs others: those that a study names as its own methods and datasets.
+    (runs,) = found.pop("autoaug_ray/own_code.py")
+    assert runs.endswith("exec(compile(text, path, 'exec'), module.__dict__)")
+    assert {path: lines for path, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize("code", [
     "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p)", "yaml.load(t, yaml.Loader)",
+    "YAML().load(t)", "YAML(typ='unsafe')",
     "pickle.load(f)", "eval(t)", "run(c, shell=True)", "tar.extractall(p)", "Tuner.restore(p)",
     "AutoModel.from_pretrained(m)", "x.from_pretrained(m, trust_remote_code=True)",
 ])  # fmt: skip
@@ -238,7 +232,7 @@ def test_no_class_leaves_the_folder_that_a_bank_is_exported_to(tmp_path, name):
         table.set_column(table.column_names.index("class_name"), "class_name", classes), path
     )
     out = tmp_path / "a/b/out"
-    assert bank.export_imagefolder(key, out) == 4
+    assert export_imagefolder(bank, key, out) == 4
     written = [p for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len({p.parent for p in written}) == 2 and {p.parent.parent for p in written} == {out}
 
@@ -246,7 +240,7 @@ def test_no_class_leaves_the_folder_that_a_bank_is_exported_to(tmp_path, name):
 def test_no_class_is_in_the_name_of_a_member_of_an_exported_tar(tmp_path):
     bank = Bank(tmp_path / "bank")
     key, _ = make_plan(bank, make_pool())  # of a class with a slash
-    bank.export_webdataset(key, tmp_path / "tars")
+    export_webdataset(bank, key, tmp_path / "tars")
     listed = subprocess.check_output(["tar", "tf", tmp_path / "tars/000000.tar"], text=True)
     assert len(listed.split()) == 12
     assert not any("/" in line or line.startswith(".") for line in listed.split())
@@ -320,28 +314,13 @@ def test_a_picture_that_unpacks_to_gigabytes_is_refused(tmp_path):
 # A real study
 
 
-SECRETS = {
-    name: f"planted-{i}-{'7f3a' * 4}"
-    for i, name in enumerate(("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"))
-}
-
-
-def test_a_study_tells_no_secret_and_reads_no_pickle_of_its_folder(sign, tmp_path):
-    (tmp_path / "own.yaml").write_text(STUDY + "methods: {none: }\n")
-    trials = tmp_path / "runs/own/trials"
-    for place in (trials, trials / "own"):
-        place.mkdir(parents=True, exist_ok=True)
-        for name in ("tuner.pkl", "trainable.pkl", "searcher-state.pkl", "scheduler-state.pkl"):
-            (place / name).write_bytes(pickle.dumps(Attack(sign)))
-    out = subprocess.run(
-        [sys.executable, ROOT / "run_all.py", tmp_path / "own.yaml", "--out", tmp_path / "runs"],
-        capture_output=True, text=True, timeout=200, env=os.environ | SECRETS,
-    )  # fmt: skip
-    assert out.returncode == 0, out.stderr
-    kept = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+@pytest.mark.ray
+def test_a_study_tells_no_secret_and_reads_no_pickle_of_its_folder(real_study):
+    assert not real_study.sign.exists()
+    kept = {p: p.read_bytes() for p in real_study.root.parent.rglob("*") if p.is_file()}
     assert any(p.name == "report.html" for p in kept) and any(p.suffix == ".parquet" for p in kept)
     for key in SECRETS.values():
-        assert key not in out.stdout + out.stderr
+        assert key not in real_study.done.stdout + real_study.done.stderr
         assert [p for p, content in kept.items() if key.encode() in content] == []
     for path in (p for p in kept if p.suffix == ".parquet"):  # whose pages may be compressed
         assert not any(key in str(pq.read_table(path).to_pylist()) for key in SECRETS.values())
@@ -361,6 +340,7 @@ print(json.dumps([found, os.environ.get("RAY_AUTH_MODE"), dashboard]))
 """
 
 
+@pytest.mark.ray
 def test_a_cluster_of_ours_asks_for_a_token_and_has_no_dashboard(tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "HOME": str(tmp_path)

@@ -17,7 +17,7 @@ from ray import tune
 from autoaug_ray import own_code, policy, train
 from autoaug_ray.config import Run
 from autoaug_ray.errors import RunError, StorageError, UserError
-from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank import shared_bank
 from autoaug_ray.schedule.ship_data import Handed, take
 from autoaug_ray.store.folder import Folder, load_state, save_state
 from autoaug_ray.store.meter import Meter, device_name, out_of_memory
@@ -70,7 +70,7 @@ def _train(
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
         if handed is not None:
             take(asked.dataset, handed)
-        images = Bank(place(bank)) if bank and asked.bank_plan else None
+        images = shared_bank(bank) if bank and asked.bank_plan else None
         for epoch in train.run(attempt.run, meter, attempt.resume, images):
             if attempt.keep(epoch):
                 meter.keep()

@@ -16,11 +16,7 @@ from autoaug_ray.methods import method_class
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [
-    ROOT / "README.md",
-    ROOT / "autoaug_ray/methods/README.md",
-    Path(__file__).parent / "own_method.md",
-]
+TEXTS = [ROOT / "README.md", ROOT / "autoaug_ray/data/README.md"]
 STUDY = """
 dataset: {name: data/my_data.py:stripes, train_size: 80, test_size: 40}
 model: {width: 4}
@@ -33,13 +29,11 @@ methods:
 
 
 def shown(name):
-    """The Python block that begins with `# name`, from the first text that shows it."""
-    for text in TEXTS:
-        if text.exists() and (
-            block := re.search(rf"```python\n(# {name}\n.*?)```", text.read_text(), re.S)
-        ):
-            return block[1]
-    raise AssertionError(f"no text shows {name}")
+    """The Python block that begins with `# name` in the text that shows it."""
+    (block,) = re.findall(
+        rf"```python\n(# {name}\n.*?)```", "".join(text.read_text() for text in TEXTS), re.DOTALL
+    )
+    return block
 
 
 @pytest.fixture(autouse=True)

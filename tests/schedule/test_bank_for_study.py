@@ -16,6 +16,7 @@ from autoaug_ray.schedule.bank_for_study import forecast_bank, kinds_of, pools_o
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 MIXED = """
 dataset:

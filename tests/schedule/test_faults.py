@@ -1,11 +1,10 @@
-"""Every fault is caused for real, and meets the policy that README gives for it."""
+"""Every fault is caused for real, and meets the policy that clusters/README.md gives for it."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import ray
@@ -24,7 +23,7 @@ from autoaug_ray.schedule.trial import trial
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ray
 
 
 def execute(made, folder, attempt=None):
@@ -151,8 +150,8 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
     marks = fingerprints(pool, settings, ["fixed"])
     edits = build(pool, draw(pool, (), settings, ["fixed"]), {}, settings, marks, len)
     bank = Bank(tmp_path / "bank")
-    maker = Worker(str(bank.root), settings, Workers())
-    unet = maker._editor_with(None)._pipe.unet
+    worker = Worker(str(bank.root), settings, Workers())
+    unet = worker._editor_with(None)._pipe.unet
     forward = unet.forward
 
     def small(rows, *arguments, **more):
@@ -162,7 +161,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
 
     monkeypatch.setattr(unet, "forward", small)
     work = (edits[:6], list(pool.images.numpy()), [e.source for e in edits[:6]], marks)
-    outcome = maker.work("edit", "shard", "generate", work)
+    outcome = worker.work("edit", "shard", "generate", work)
     (line,) = meter.read(bank.ledger)
     if not fits:
         assert outcome == Failure(
@@ -170,7 +169,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
             "or generate.precision lower, or workers.gpus higher.", RunError,
         )  # fmt: skip
         return
-    assert outcome.made == 6 and outcome.rows == line["rows"] == 4
+    assert outcome.items == 6 and outcome.rows == line["rows"] == 4
     assert bank.verify() == [] and len(bank.shards()) == 1
 
 
@@ -205,6 +204,7 @@ def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path):
     assert "train_loss became nan" in page and "does not fit in the memory" in page
 
 
+@pytest.mark.nightly
 def test_a_lost_machine_and_a_lost_driver_change_no_result(tmp_path):
     """`bench faults` compares the results, and the sums of the ledger, itself."""
     figures = tmp_path / "figures.json"

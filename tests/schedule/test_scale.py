@@ -77,6 +77,8 @@ def test_trials_last_as_asked_and_keep_their_spread():
     assert made == [5.0, 15.0, 5.0, 15.0, 5.0]
 
 
+@pytest.mark.ray
+@pytest.mark.nightly
 def test_scale(tmp_path):
     """In a process of its own: Ray is started with the CPUs that the benchmark asks for."""
     out = tmp_path / "s.json"

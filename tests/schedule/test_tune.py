@@ -18,6 +18,7 @@ from autoaug_ray.schedule import cluster, tune
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
+pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 RUN_ALL = [sys.executable, str(ROOT / "run_all.py")]
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoaug_ray.commands import run as cli
 from autoaug_ray.store import bill
 from autoaug_ray.store.bill import Bill, ClusterState
 
@@ -101,15 +100,10 @@ def test_a_cluster_that_goes_away_and_a_folder_that_cannot_be_written_stop_nothi
         b.note()
 
 
-def test_a_real_study_is_billed_for_more_than_it_used(tmp_path, capsys):
-    (tmp_path / "tiny.yaml").write_text(
-        "dataset: {name: fashion-mnist-mini}\nmodel: {name: cnn, width: 2}\n"
-        "train: {epochs: 1, batch_size: 256}\nseeds: 2\nmethods: {none: }\n"
-    )
-    assert cli.main([str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
+@pytest.mark.ray
+def test_a_real_study_is_billed_for_more_than_it_used(real_study):
+    said, folder = real_study.done.stdout, real_study.root
     assert "The bill: " in said and "CPU-hours of 1 node, of which" in said
-    folder = tmp_path / "tiny"
     page = (folder / "report.html").read_text()
     assert page.count("The bill: ") == 1 and "Not all is there" not in page
     s = bill.read(folder / "bill", [folder / "ledger"])

@@ -10,14 +10,14 @@ import time
 from itertools import chain, repeat
 from pathlib import Path
 
+import planted_bank
 import pytest
-import test_bank
 import torch
 
-from autoaug_ray.commands import bank as bank_command
-from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import main
 from autoaug_ray.errors import StorageError, UserError
-from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store import meter, places
 from autoaug_ray.store.folder import Folder, append_line, load_state, save_state, write_whole
@@ -145,7 +145,7 @@ def test_a_folder_that_was_seen_is_not_made_again(tmp_path):
 def test_a_ledger_on_a_store_lives_through_its_process(store, tmp_path):
     ledger = place(store.uri("beats")) / "ledger"
     code = (
-        "import sys, time, os\nfrom autoaug_ray import meter\n"
+        "import sys, time, os\nfrom autoaug_ray.store import meter\n"
         "from autoaug_ray.store.places import place\n"
         "m = meter.Meter(place(sys.argv[1]), key='k', heartbeat=0.1)\n"
         "time.sleep(1.0); os._exit(9)"
@@ -167,23 +167,23 @@ def test_a_quarantine_and_its_bank(root):
 def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
     banks = [Bank(tmp_path / "bank"), Bank(place(store.uri("bank")))]
     for bank in banks:
-        key, edits = test_bank.make_plan(bank, test_bank.make_pool())
-        test_bank.write(bank, edits[:10])
-        test_bank.write(bank, edits[10:])
+        key, edits = planted_bank.make_plan(bank, planted_bank.make_pool())
+        planted_bank.write(bank, edits[:10])
+        planted_bank.write(bank, edits[10:])
         bank.write_captions([Caption("hash", "cat", "a photo of", "blip", " asleep")])
-    here, there = banks
-    assert here.plans() == there.plans() == [key] and here.captions() == there.captions()
-    assert [p.read_bytes() for p in here.shards()] == [p.read_bytes() for p in there.shards()]
-    assert there.missing([e.key for e in edits]) == [] and there.verify() == []
+    local, remote = banks
+    assert local.plans() == remote.plans() == [key] and local.captions() == remote.captions()
+    assert [p.read_bytes() for p in local.shards()] == [p.read_bytes() for p in remote.shards()]
+    assert remote.missing([e.key for e in edits]) == [] and remote.verify() == []
     assert torch.equal(
-        here.variants(key, EDITS, test_bank.SHAPE).images,
-        there.variants(key, EDITS, test_bank.SHAPE).images,
+        local.variants(key, EDITS, planted_bank.SHAPE).images,
+        remote.variants(key, EDITS, planted_bank.SHAPE).images,
     )
-    assert bank_command.main(["--bank", str(there.root), "ls"]) == 0
+    assert main(["bank", "--bank", str(remote.root), "ls"]) == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("ftp://x/y", "unknown kind 'ftp'"),
         ("s3:///y", "no bucket; expected s3://bucket/prefix"),
@@ -191,18 +191,18 @@ def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
         ("s3://bucket/y?secret_key=secret", "credentials, which belong into the environment"),
     ],
 )
-def test_wrong_uris_are_one_sentence_without_secrets(text, said):
+def test_wrong_uris_are_one_sentence_without_secrets(text, words):
     with pytest.raises(UserError) as error:
         place(text)
-    assert said in str(error.value) and "secret@" not in str(error.value)
+    assert words in str(error.value) and "secret@" not in str(error.value)
     assert "=secret" not in str(error.value)
 
 
 def test_an_unusable_store_is_said_before_any_work(store, capsys):
     uri = store.uri("x").replace(BUCKET, "nobody-made-this", 1)
-    assert cli.main(["--storage", uri]) == 2
+    assert main(["--storage", uri]) == 2
     assert f"error: storage {uri}: cannot be used (" in capsys.readouterr().err
-    assert cli.main(["--storage", "s4://bucket/x"]) == 2
+    assert main(["--storage", "s4://bucket/x"]) == 2
     assert "unknown kind 's4'; allowed:" in capsys.readouterr().err
 
 
@@ -225,36 +225,24 @@ def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
             store.start()
 
 
-STUDY = """
-dataset: {name: fashion-mnist-mini}
-model: {name: cnn, width: 2}
-train: {epochs: 1, batch_size: 256}
-seeds: 2
-methods:
-  none:
-  bilevel: {every: 8}
-"""
-
-
-def test_a_study_on_a_store_is_the_study_on_a_disk(store, tmp_path, capsys):
-    (tmp_path / "tiny.yaml").write_text(STUDY)
-    uri = store.uri("runs")
-    assert cli.main([str(tmp_path / "tiny.yaml"), "--storage", uri]) == 0
-    said = capsys.readouterr().out
-    assert f"report: {place(uri) / 'tiny' / 'report.html'}" in said
-    assert cli.main([str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "runs")]) == 0
-    there, here = Folder(place(uri) / "tiny"), Folder(tmp_path / "runs" / "tiny")
+@pytest.mark.ray
+def test_a_study_on_a_store_is_the_study_on_a_disk(store, real_study, capsys):
+    uri, path = store.uri("runs"), str(real_study.yaml)
+    assert main([path, "--storage", uri]) == 0
+    printed = capsys.readouterr().out
+    assert f"report: {place(uri) / 'tiny' / 'report.html'}" in printed
+    remote, local = Folder(place(uri) / "tiny"), Folder(real_study.root)
     rows = [
         {(r["run_key"], r["epoch"]): r["test_accuracy"] for r in f.read_rows()}
-        for f in (there, here)
+        for f in (remote, local)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 6
-    assert b"<html" in (there.root / "report.html").read_bytes()
-    assert (there.policy("bilevel", 0) / "policy.pt").is_file()
-    assert cli.main([str(tmp_path / "tiny.yaml"), "--storage", uri, "--resume"]) == 0
+    assert b"<html" in (remote.root / "report.html").read_bytes()
+    assert (remote.policy("bilevel", 0) / "policy.pt").is_file()
+    assert main([path, "--storage", uri, "--resume"]) == 0
     assert "6 of 6 runs are on disk already" in capsys.readouterr().out
-    assert cli.main([str(tmp_path / "tiny.yaml"), "--storage", uri]) == 2
+    assert main([path, "--storage", uri]) == 2
     assert "holds rows of an earlier run; add --resume" in capsys.readouterr().err
-    assert not (tmp_path / "s3:").exists() and not Path("s3:").exists()
-    json.loads((there.root / "study.json").read_text())
-    assert isinstance(there.root, Remote)
+    assert not (real_study.yaml.parent / "s3:").exists() and not Path("s3:").exists()
+    json.loads((remote.root / "study.json").read_text())
+    assert isinstance(remote.root, Remote)
