@@ -13,33 +13,34 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from autoaug_ray import own_code
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.methods import METHODS, AnyMethod
+from autoaug_ray.methods import METHODS, AnyMethod, method_class
+from autoaug_ray.published_settings import Published
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
 from autoaug_ray.settings.training import Training
 
-ImageKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
-RANGE_KINDS: tuple[str, ...] = get_args(ImageKind)
-INNER = {"entries", "bank_plans", "case"}
+RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
+RANGE_KINDS: tuple[str, ...] = get_args(RangeKind)
+INNER = {"entries", "bank_plans", "case", "code"}
 """Fields of a study that its YAML does not hold."""
-T = TypeVar("T")
-_METHOD: TypeAdapter[AnyMethod] = TypeAdapter(AnyMethod)
+S = TypeVar("S", bound=Settings)
 
 
 class Range(Settings):
-    kind: ImageKind
+    kind: RangeKind
     values: tuple[Any, ...]
 
 
@@ -79,8 +80,13 @@ class Entry(Settings):
 
     def method(self, choices: Mapping[str, Any]) -> AnyMethod:
         """The method with one value chosen for each range."""
-        where = f"methods.{self.label}"
-        return _validate(_METHOD.validate_json, {**self.hyperparameters, **choices}, where)
+        settings = {**self.hyperparameters, **choices}
+        return _validate(method_class(settings["name"]), settings, f"methods.{self.label}")
+
+    @property
+    def first_method(self) -> AnyMethod:
+        """The method with its first choices, to be asked what does not depend on them."""
+        return self.method(next(self.extremes()))
 
     def grid(self) -> list[dict[str, Any]]:
         """All combinations of the grids; one empty combination if there is none."""
@@ -123,56 +129,6 @@ class Run(Settings):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-class PublishedRow(Settings):
-    """What a paper reports of one system. Never part of a run: no training depends on it."""
-
-    accuracy: float = Field(ge=1, le=100)
-    """Per cent; what is below 1 is taken for a share of 1, and refused."""
-    sd: float | None = Field(None, ge=0)
-    """Over the seeds, in points."""
-    seeds: int | None = Field(None, ge=1)
-    """Of which `accuracy` is the mean."""
-    cost: float | None = Field(None, gt=0)
-    """In trainings of what the study calls its reference."""
-    cost_is: Literal["exactly", "about", "more than", "less than"] = "exactly"
-    note: str | None = None
-    source: str | None = None
-    """Where it stands, if not in the source of them all."""
-
-    @model_validator(mode="after")
-    def _whole(self) -> "PublishedRow":
-        if self.seeds == 1 and self.sd is not None:
-            raise ValueError("sd is over seeds, of which there must be at least 2, got 1")
-        if self.cost is None and self.cost_is != "exactly":
-            raise ValueError(f"cost_is: {self.cost_is} needs a cost")
-        return self
-
-
-class Published(Settings):
-    """A paper's table, to be printed beside what was measured."""
-
-    source: str
-    measure: Literal["micro", "macro"] = "micro"
-    """Of its accuracies. micro: all test images count the same; macro: all classes do."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the comparison must know, as where the paper contradicts itself."""
-    entries: dict[str, PublishedRow] = {}
-    """By label of the study."""
-    quoted: dict[str, PublishedRow] = {}
-    """Of systems that are not run here, by any name."""
-
-    @model_validator(mode="after")
-    def _some(self) -> "Published":
-        if not (self.entries or self.quoted or self.notes):
-            raise ValueError("needs entries, quoted or notes; without any, leave it out or empty")
-        return self
-
-    @property
-    def figures(self) -> bool:
-        """Whether there are any: of a table that is not to be had, notes may say what is known."""
-        return bool(self.entries or self.quoted)
-
-
 class Study(Settings):
     name: FileName
     dataset: Dataset
@@ -194,6 +150,12 @@ class Study(Settings):
     """The label whose training is the unit of relative cost."""
     published: Published | None = None
     entries: tuple[Entry, ...]
+    code: dict[str, str] = {}
+    """Methods and dataset of the user's own: name in the settings -> file or module."""
+
+    def model_post_init(self, context: Any) -> None:
+        for name, where in self.code.items():
+            own_code.locate(name, where)
 
     def run(
         self,
@@ -250,10 +212,10 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         tree["seeds"] = seeds
     cases = tree.pop("cases", None)
     if cases is None:
-        return [study(tree, name=path.stem)]
+        return [study(tree, name=path.stem, folder=path.parent)]
     if not isinstance(cases, dict) or not cases:
         raise UserError("cases must map at least one name to what it changes in the study.")
-    return [_case(tree, path.stem, name, body, changes) for name, body in cases.items()]
+    return [_case(tree, path, name, body, changes) for name, body in cases.items()]
 
 
 def _read_yaml(text: str, where: str) -> Any:
@@ -271,9 +233,7 @@ def _read_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where}: {place}: {problem}.") from None
 
 
-def _case(
-    tree: dict[str, Any], study_name: str, name: Any, body: Any, last: Sequence[str]
-) -> Study:
+def _case(tree: dict[str, Any], path: Path, name: Any, body: Any, last: Sequence[str]) -> Study:
     """The study as a case of it changes it: `dotted.key: value`. --set has the last word."""
     where = f"cases.{name}"
     if not isinstance(name, str) or not re.fullmatch(r"[\w=.+-][\w=.+ -]*", name):
@@ -285,11 +245,13 @@ def _case(
         _assign(tree, str(key), value, where)
     for change in last:
         _apply(tree, change)
-    return study(tree, name=study_name, case=name)
+    return study(tree, name=path.stem, case=name, folder=path.parent)
 
 
-def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Study:
-    """A study from the tree of its YAML. Raises UserError."""
+def study(
+    tree: Mapping[str, Any], *, name: str, case: str | None = None, folder: Path = Path()
+) -> Study:
+    """A study from the tree of its YAML, which stands in `folder`. Raises UserError."""
     tree = dict(tree)
     for key in INNER & set(tree):
         raise UserError(f"{key}: unknown key.")
@@ -304,9 +266,16 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
             raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
         tree["seeds"] = list(range(count))
     # All that can be checked before the files of methods are imported, which takes seconds.
-    named = [_named(label, body) for label, body in methods.items()]
+    named = [_named(label, body, folder) for label, body in methods.items()]
+    names = [name for _, name, _ in named]
+    dataset = tree.get("dataset")
+    if isinstance(dataset, dict) and own_code.is_own(dataset.get("name")):
+        tree["dataset"] = dataset | {"name": _own(dataset["name"], folder, "dataset.name")}
+        names.append(tree["dataset"]["name"])
     made: Study = _validate(
-        Study.model_validate_json, {"name": name} | tree | {"case": case, "entries": []}, ""
+        Study,
+        {"name": name} | tree | {"case": case, "entries": [], "code": own_code.where_is(names)},
+        "",
     )
     entries = [entry for parts in named for entry in _entries(*parts)]
     made = made.model_copy(update={"entries": tuple(entries)})
@@ -319,16 +288,28 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
             f"known: {', '.join(labels)}."
         )
     for entry in entries:
-        if entry.hyperparameters.get("as_released") and made.train.optimiser != "sgd":
-            raise UserError(
-                f"methods.{entry.label}.as_released needs train.optimiser: sgd, "
-                f"got {made.train.optimiser!r}."
-            )
+        _check_entry(entry, made, labels)
     if made.published is not None:
         _check_published(made.published, labels)
     if len(set(made.seeds)) < len(made.seeds) or not made.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(made.seeds)}.")
     return made
+
+
+def _check_entry(entry: Entry, made: Study, labels: Sequence[str]) -> None:
+    """Raise UserError for an entry that does not suit the rest of the study."""
+    for choices in entry.extremes():
+        method = entry.method(choices)
+        try:
+            method.check(made.train)
+        except ValueError as error:
+            raise UserError(f"methods.{entry.label}.{error}.") from None
+        others = [label for label in labels if label != entry.label]
+        if method.follows is not None and method.follows not in others:
+            raise UserError(
+                f"methods.{entry.label} follows {method.follows!r}, which is no other label of "
+                f"methods{_guess(method.follows, others)}; known: {', '.join(others)}."
+            )
 
 
 def _check_published(published: Published, labels: Sequence[str]) -> None:
@@ -346,7 +327,7 @@ def _check_published(published: Published, labels: Sequence[str]) -> None:
             )
 
 
-def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
+def _named(label: Any, body: Any, folder: Path) -> tuple[str, str, dict[str, Any]]:
     """(label, name of the method, what else the label maps to). Raises UserError."""
     where = f"methods.{label}"
     if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
@@ -359,11 +340,13 @@ def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(body, dict):
         raise UserError(f"{where} must map hyperparameters to values, got {body!r}.")
     body = dict(body)
-    name = body.pop("method", label)
-    if name not in METHODS:
+    name = body.pop("method", None) or label
+    if name != label and own_code.is_own(name):
+        name = _own(name, folder, f"{where}.method")
+    elif name not in METHODS:
         raise UserError(
             f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
-            f"known: {', '.join(METHODS)}."
+            f"known: {', '.join(METHODS)}, and path/to/file.py:Class of your own."
         )
     return label, name, body
 
@@ -372,7 +355,10 @@ def _entries(label: str, name: str, body: dict[str, Any]) -> Iterator[Entry]:
     """The entry of a label, and those of its controls."""
     where = f"methods.{label}"
     own: dict[str, Any] = {k: body.pop(k) for k in ("search", "resources") if k in body}
-    learns = "learn" in METHODS[name].model_fields
+    try:
+        learns = "learn" in method_class(name).model_fields
+    except UserError as error:
+        raise UserError(f"{where}.method: {error}") from None
     controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
     if controls and not learns:
         raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
@@ -383,7 +369,7 @@ def _entries(label: str, name: str, body: dict[str, Any]) -> Iterator[Entry]:
     }
     fixed = {k: v for k, v in body.items() if k not in ranges}
     tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
-    entry: Entry = _validate(Entry.model_validate_json, {**tree, "ranges": _dump(ranges)}, where)
+    entry: Entry = _validate(Entry, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
     for choices in entry.extremes():
         entry.method(choices)
@@ -399,6 +385,14 @@ def _entries(label: str, name: str, body: dict[str, Any]) -> Iterator[Entry]:
         for choices in control.extremes():
             control.method(choices)
         yield control
+
+
+def _own(reference: str, folder: Path, where: str) -> str:
+    """The name in settings of code that a study refers to."""
+    try:
+        return own_code.find(reference, folder)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _dump(ranges: Mapping[str, Range]) -> dict[str, Any]:
@@ -444,7 +438,7 @@ def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
     node[leaf] = value
 
 
-def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T:
+def _validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
     """Strict validation of what YAML said; the first error as one sentence.
 
     Through JSON, whose lists become tuples also in strict mode.
@@ -454,22 +448,22 @@ def _validate(parse: Callable[..., T], tree: Mapping[str, Any], where: str) -> T
     except (TypeError, ValueError) as error:
         raise UserError(f"{where or 'the study'}: {error}; only plain YAML values are.") from None
     try:
-        return parse(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(_sentence(error, where)) from None
+        raise UserError(_sentence(error, model, where)) from None
 
 
-def _sentence(error: ValidationError, where: str) -> str:
+def _sentence(error: ValidationError, root: type[Settings], where: str) -> str:
     errors = error.errors()
     # A misspelt key is told before the one that is missing because of it.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    # The discriminator of a union stands in the path of an error, but not in the YAML.
-    tags = () if error.title == Study.__name__ else METHODS
+    # Where a method holds another one, the name of that stands in the path, but not in the YAML.
+    tags = () if root is Study else METHODS
     loc = [str(p) for p in first["loc"] if p not in tags]
     path = ".".join([p for p in (where, *loc) if p])
     kind, value = first["type"], first.get("input")
     if kind == "extra_forbidden":
-        known = _known_keys(error.title, first["loc"])
+        known = _known_keys(root, first["loc"])
         return f"{path}: unknown key{_guess(loc[-1], known)}; known: {', '.join(sorted(known))}."
     if kind == "missing":
         return f"{path} is missing."
@@ -479,12 +473,13 @@ def _sentence(error: ValidationError, where: str) -> str:
     return f"{path}: {message}{got}."
 
 
-def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
+def _known_keys(root: type[Settings], loc: tuple[int | str, ...]) -> Iterable[str]:
     """The keys of the settings object in which an unknown one was found."""
-    model: Any = {"Study": Study, "Entry": Entry}.get(title)
-    if model is None:
-        model = next(METHODS[str(p)] for p in loc if p in METHODS)
+    model: Any = root
     for part in loc[:-1]:
+        if root is not Study and part in METHODS:
+            model = method_class(str(part))
+            continue
         field = model.model_fields.get(part)
         candidates = [field.annotation, *get_args(field.annotation)] if field else []
         model = next(
@@ -493,7 +488,7 @@ def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
     known = set(model.model_fields)
     if model is Study:
         return known - INNER | {"methods", "cases"}
-    if model in METHODS.values():
+    if model is root and root is not Entry:
         return known - {"name"} | {"method", "search", "resources", "controls"}
     return known
 

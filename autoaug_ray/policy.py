@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from autoaug_ray import own_code
 from autoaug_ray.config import Run
 from autoaug_ray.errors import UserError
-from autoaug_ray.methods import AnyMethod, Method, Task
+from autoaug_ray.methods import method_class
+from autoaug_ray.methods.base import Method, Task
 from autoaug_ray.store.folder import load_state, save_state, write_whole
 from autoaug_ray.store.places import Place, place
 
@@ -69,16 +70,34 @@ class Policy(nn.Module):
         return generator.manual_seed(seed)
 
 
-def load_policy(path: str | Path) -> Policy:
-    """Read a `policy.pt`. Raises UserError if the file is not one."""
+def load_policy(path: str | Path, code: str | Path | None = None) -> Policy:
+    """Read a `policy.pt`. Raises UserError if the file is not one.
+
+    A policy of a user's own method holds no code: `code` is the file that defines the method, or
+    the name of its module. It is imported if it is what trained the policy, and refused if not.
+    """
     try:
         saved = load_state(place(path))
-        method: Method = TypeAdapter(AnyMethod).validate_json(saved["method"])
-        return Policy(method, task_of(saved["shape"]), saved["state"])
+        name = json.loads(saved["method"])["name"]
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist; a policy.pt of a finished run is needed."
         ) from None
+    except Exception as error:
+        raise UserError(f"{path} is not a policy of autoaug_ray ({error}).") from None
+    if own_code.is_own(name):
+        if code is None and not own_code.is_known(name):
+            raise UserError(
+                f"{path} was made by a method of a user's own: give load_policy the file that "
+                f"defines it, code={name.rpartition(':')[0]!r}, which then runs."
+            )
+        if code is not None:
+            is_file = str(code).endswith(".py")
+            own_code.locate(name, str(Path(code).resolve()) if is_file else str(code))
+        method_class(name)  # its own sentence, if the code is not what it was
+    try:
+        method = method_class(name).model_validate_json(saved["method"])
+        return Policy(method, task_of(saved["shape"]), saved["state"])
     except Exception as error:
         raise UserError(f"{path} is not a policy of autoaug_ray ({error}).") from None
 

@@ -28,7 +28,7 @@ from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods import Method, Task, as_float
+from autoaug_ray.methods.base import Method, Task, as_float
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import TRAINING, Meter, device_name
 

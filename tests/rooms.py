@@ -12,28 +12,37 @@ ROOT = Path(__file__).parent.parent / "autoaug_ray"
 
 BELOW: dict[str, set[str]] = {
     "errors": set(),
-    "settings": set(),
+    "own_code": {"errors"},
+    "settings": {"own_code"},
+    "published_settings": {"settings"},
     "maths": set(),
     "store": {"errors"},
-    "data": {"maths", "settings", "errors"},
+    "data": {"maths", "own_code", "settings", "errors"},
     "models": {"settings", "errors"},
     "learner": {"maths", "settings"},
     "generate": {"store", "data", "models", "settings", "errors"},
-    "methods": {"maths", "store", "data", "learner", "generate", "settings", "errors"},
-    "config": {"methods", "data", "models", "learner", "generate", "settings", "errors"},
-    "policy": {"config", "methods", "store", "errors"},
+    "methods": {
+        "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
+    },
+    "config": {
+        "methods", "data", "models", "learner", "generate", "published_settings", "own_code",
+        "settings", "errors",
+    },
+    "policy": {"config", "methods", "store", "own_code", "errors"},
     "train": {
         "config", "methods", "maths", "store", "data", "models", "learner", "generate", "settings",
         "errors",
     },
     "schedule": {
         "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",
-        "settings", "errors",
+        "own_code", "settings", "errors",
     },
-    "report": {"policy", "config", "methods", "maths", "store", "data", "errors"},
+    "report": {
+        "policy", "config", "methods", "maths", "store", "data", "published_settings", "errors",
+    },
     "commands": {
         "report", "schedule", "train", "policy", "config", "methods", "maths", "store", "data",
-        "models", "generate", "settings", "errors",
+        "models", "generate", "own_code", "settings", "errors",
     },
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",

@@ -8,7 +8,8 @@ import autoaug_ray
 from autoaug_ray import policy, train
 from autoaug_ray.bench.alpha import Planted
 from autoaug_ray.errors import UserError
-from autoaug_ray.methods import METHODS, Task
+from autoaug_ray.methods import METHODS
+from autoaug_ray.methods.base import Task
 
 CASES = sorted(set(METHODS) - {"replay"})
 

@@ -7,7 +7,7 @@ import pytest
 from autoaug_ray import config, policy, train
 from autoaug_ray.bench.alpha import Planted
 from autoaug_ray.commands import smoke
-from autoaug_ray.methods import Task
+from autoaug_ray.methods.base import Task
 
 SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 

@@ -19,8 +19,8 @@ from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient as hg
-from autoaug_ray.methods import AnyMethod, Task, as_float
-from autoaug_ray.methods.base import NextMeta, flipped
+from autoaug_ray.methods import AnyMethod
+from autoaug_ray.methods.base import NextMeta, Task, as_float, flipped
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
 from autoaug_ray.settings.classifier import Classifier

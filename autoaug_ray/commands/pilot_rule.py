@@ -13,10 +13,11 @@ from autoaug_ray.config import Entry, Range, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import ENOUGH, compare
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
+from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.report.results import Row
 from autoaug_ray.report.sentences import TOLERANCE
 from autoaug_ray.schedule.forecast import steps_of
-from autoaug_ray.schedule.queue import is_searched, search_runs
+from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
 
 LOOKS = (3, 5, 8)
@@ -60,10 +61,9 @@ def _cut(study: Study, entry: Entry) -> Entry:
     trials = len(list(search_runs(study, entry, draw)))
     if trials <= TRIALS:
         return entry
-    if not entry.ranges:
-        return entry.model_copy(
-            update={"hyperparameters": {**entry.hyperparameters, "population": TRIALS}}
-        )
+    if (population := population_of(entry)) is not None:
+        fewer = {**entry.hyperparameters, population.size: TRIALS}
+        return entry.model_copy(update={"hyperparameters": fewer})
     ranges = {
         k: Range(kind="choice", values=r.values) if r.kind == "grid" else r
         for k, r in entry.ranges.items()
@@ -83,12 +83,12 @@ def search_free(study: Study) -> list[str]:
 
 
 def _costs_search(entry: Entry) -> bool:
-    method = entry.method(next(entry.extremes()))
+    method = entry.first_method
     return (
         is_searched(entry)
         or method.searches_in_own_run
-        or getattr(method, "learn", "off") != "off"
-        or "of" in entry.hyperparameters
+        or method.learns
+        or method.follows is not None
     )
 
 
@@ -101,7 +101,7 @@ def whole_hours(whole: Study, pilot: Study, lines: Sequence[Row]) -> float:
     """Device-hours of the whole study, if its steps take as long as in the ledger of its pilot."""
     hours = 0.0
     for entry in whole.entries:
-        searches_in_own_run = entry.method(next(entry.extremes())).searches_in_own_run
+        searches_in_own_run = entry.first_method.searches_in_own_run
         trials = len(list(search_runs(whole, entry, draw))) + len(whole.seeds) * searches_in_own_run
         for phase, count in (("search", trials), ("final", len(whole.seeds))):
             mine = [x for x in lines if (x["label"], x["phase"]) == (entry.label, phase)]
@@ -179,7 +179,8 @@ def decide(
 
 
 def _yardstick(plain: Sequence[Row]) -> Row:
-    trivial = [r for r in plain if r["method"] == "trivialaugment"]
+    known = [r for r in plain if r["method"] in METHODS]  # else it is a method of a user's own
+    trivial = [r for r in known if method_class(r["method"]).nothing_to_tune]
     first = max(trivial or plain, key=_mean)
     others = [r for r in plain if r is not first]
     better = [r for r in others if _gap(r, first, among=len(others)).low > 0]

@@ -13,7 +13,8 @@ prefixes of one order of each class's images: a smaller subset is a part of a la
 images generated for the larger one serve both.
 
 A new dataset is a function from `Dataset` to `Source` in a file beside this one, a line in SOURCES
-and one in `OPTIONS` of autoaug_ray/settings/dataset.py.
+and one in `OPTIONS` of autoaug_ray/settings/dataset.py. A study may also name such a function in a
+file of the user's own.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autoaug_ray import own_code
 from autoaug_ray.data import arrays, bach, folders, hub, imagenet, objects
 from autoaug_ray.data.splits import (
     AnySplit,
@@ -225,7 +227,12 @@ def whole(dataset: Dataset) -> Dataset:
 @lru_cache(maxsize=2)
 def _read(dataset: Dataset) -> Source:
     """The dataset from disk. Cached: a process reads it once for all of a study's trials."""
-    source = SOURCES[dataset.name](dataset)
+    own = own_code.is_own(dataset.name)
+    source = (own_code.load(dataset.name) if own else SOURCES[dataset.name])(dataset)
+    if not isinstance(source, Source):
+        raise UserError(
+            f"dataset {dataset.name} must return a data.Source, got {type(source).__name__}."
+        )
     if dataset.train_size is not None:
         source = source.keep(_subset(source.pool, dataset.train_size, "train_size"))
     test = source.test

@@ -1,59 +1,75 @@
-"""A method is a line here, a file beside it, and a study. The common tests cover a new line."""
+"""A method is a line here, a file beside it, and a study. The common tests cover a new line.
 
-from typing import Annotated
+This file imports no method, and so no torch: a study with a typing error is told so at once.
+"""
 
-from pydantic import Field
+import json
+from importlib import import_module
+from inspect import isabstract
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from autoaug_ray.methods.base import Method, Task, as_float
-from autoaug_ray.methods.bilevel import Bilevel
-from autoaug_ray.methods.dada import Dada
-from autoaug_ray.methods.discrete import AutoAugment, PopulationBased, RandAugment, TrivialAugment
-from autoaug_ray.methods.fast_autoaugment import FastAutoAugment
-from autoaug_ray.methods.generative import AutoGenDA, Mix
-from autoaug_ray.methods.predefined import (
-    NoAugmentation,
-    Predefined,
-    RandomAffine,
-    ValidatedMagnitude,
-)
-from autoaug_ray.methods.replay import Replay
-from autoaug_ray.methods.stn import STN
+from pydantic import BeforeValidator, SerializeAsAny
 
-AnyMethod = Annotated[
-    NoAugmentation
-    | Predefined
-    | RandomAffine
-    | ValidatedMagnitude
-    | RandAugment
-    | TrivialAugment
-    | AutoAugment
-    | PopulationBased
-    | FastAutoAugment
-    | Dada
-    | STN
-    | Bilevel
-    | Replay
-    | Mix
-    | AutoGenDA,
-    Field(discriminator="name"),
-]
+from autoaug_ray import own_code
+from autoaug_ray.errors import UserError
+from autoaug_ray.settings import Settings
 
-METHODS: dict[str, type[Method]] = {
-    "none": NoAugmentation,
-    "predefined": Predefined,
-    "random_affine": RandomAffine,
-    "validated_magnitude": ValidatedMagnitude,
-    "randaugment": RandAugment,
-    "trivialaugment": TrivialAugment,
-    "autoaugment": AutoAugment,
-    "pba": PopulationBased,
-    "fast_autoaugment": FastAutoAugment,
-    "dada": Dada,
-    "stn": STN,
-    "bilevel": Bilevel,
-    "replay": Replay,
-    "mix": Mix,
-    "autogenda": AutoGenDA,
+if TYPE_CHECKING:
+    from autoaug_ray.methods.base import Method
+
+METHODS: dict[str, str] = {
+    "none": "autoaug_ray.methods.predefined:NoAugmentation",
+    "predefined": "autoaug_ray.methods.predefined:Predefined",
+    "random_affine": "autoaug_ray.methods.predefined:RandomAffine",
+    "validated_magnitude": "autoaug_ray.methods.predefined:ValidatedMagnitude",
+    "randaugment": "autoaug_ray.methods.discrete:RandAugment",
+    "trivialaugment": "autoaug_ray.methods.discrete:TrivialAugment",
+    "autoaugment": "autoaug_ray.methods.discrete:AutoAugment",
+    "pba": "autoaug_ray.methods.discrete:PopulationBased",
+    "fast_autoaugment": "autoaug_ray.methods.fast_autoaugment:FastAutoAugment",
+    "dada": "autoaug_ray.methods.dada:Dada",
+    "stn": "autoaug_ray.methods.stn:STN",
+    "bilevel": "autoaug_ray.methods.bilevel:Bilevel",
+    "replay": "autoaug_ray.methods.replay:Replay",
+    "mix": "autoaug_ray.methods.generative:Mix",
+    "autogenda": "autoaug_ray.methods.generative:AutoGenDA",
 }
+"""The name of a method in a study -> the module and the class."""
 
-__all__ = ["METHODS", "AnyMethod", "Task", "Method", "as_float"]
+
+def method_class(name: str) -> "type[Method]":
+    """The class of a method that settings name: one of METHODS, or a user's own (`own_code`).
+
+    Raises KeyError for an unknown name, and UserError for own code that is not there or no method.
+    """
+    if own_code.is_own(name):
+        return _own_class(name)
+    module, class_name = METHODS[name].split(":")
+    out: type[Method] = getattr(import_module(module), class_name)
+    return out
+
+
+def _own_class(name: str) -> "type[Method]":
+    from autoaug_ray.methods.base import Method
+
+    out = own_code.load(name)
+    if not (isinstance(out, type) and issubclass(out, Method)):
+        raise UserError(f"{name} is no method: it must be a subclass of methods.base.Method.")
+    if isabstract(out):
+        raise UserError(f"{name} lacks {', '.join(sorted(out.__abstractmethods__))}.")
+    return out
+
+
+def _by_name(value: Any) -> Any:
+    """The method that a dict of hyperparameters describes; its `name` says of which class."""
+    if not isinstance(value, dict):
+        return value
+    # Through JSON, whose lists become tuples also in strict mode.
+    return method_class(value["name"]).model_validate_json(json.dumps(value))
+
+
+if TYPE_CHECKING:
+    AnyMethod: TypeAlias = Method
+else:
+    AnyMethod = Annotated[SerializeAsAny[Settings], BeforeValidator(_by_name)]
+"""The type of a field that holds some method."""

@@ -1,12 +1,13 @@
-"""What a method is: the frozen object of its hyperparameters, and four verbs.
+"""What a method is: the frozen object of its hyperparameters, and verbs.
 
 Every class in this package is abstract (never built) or final (never subclassed). The state that a
 method carries through training is another value, made by `init` and put into checkpoints.
 """
 
 import abc
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+import random
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
+from autoaug_ray.settings.training import Training
 
 Flip = Literal["none", "horizontal", "vertical"]
 NextMeta = Callable[[int], Split]
@@ -29,24 +31,54 @@ class Task(NamedTuple):
     height: int
     width: int
     class_counts: tuple[int, ...] = ()
-    """Images of each class in the pool."""
+    """Number of images of each class in the pool."""
 
 
 class Stateless(nn.Module):
     """The state of a method that learns nothing."""
 
 
+class PopulationSearch(NamedTuple):
+    """A search by trials that train side by side (Jaderberg et al. 2017).
+
+    From time to time a bad trial goes on from the weights of a good one, with that one's gene
+    perturbed. The final training repeats the genes that the best trial lived through. The strings
+    are the names of the method's hyperparameters.
+    """
+
+    size: str
+    """Hyperparameter: the number of trials."""
+    perturb_every: str
+    """Hyperparameter: epochs between two rounds of replacing and perturbing."""
+    gene: str
+    """Hyperparameter: what a trial trains with now, as a tuple of integers."""
+    lineage: str
+    """Hyperparameter: what is found, as pairs (progress in [0, 1) from which it holds, gene). An
+    entry whose study gives it has nothing to search."""
+    perturb: Callable[[tuple[int, ...], random.Random], tuple[int, ...]]
+
+
 class Method(Settings, abc.ABC):
-    """How training images are augmented, and what is learned about it."""
+    """How training images are augmented, and what is learned about it.
+
+    The first half says what the rest of the package asks about a method: how it is trained,
+    searched, timed and shown. Every answer has a default, which fits a method that neither learns
+    nor searches. The verbs stand below.
+
+    A method with a hyperparameter `learn`, one of whose values is "off", learns while it trains;
+    a study then adds a control to it, the same entry with `learn: off`.
+    """
 
     name: str
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     """How batches are drawn: every image once per round, or every class with the same probability
     and its images with replacement."""
 
+    # How it is trained.
+
     @property
     def uses_meta(self) -> bool:
-        """Only then is a part of the pool held out of the train role; the others train on all."""
+        """Whether a part of the pool is held out of the train role, to learn from its loss."""
         return self.searches_in_own_run
 
     @property
@@ -68,19 +100,82 @@ class Method(Settings, abc.ABC):
         """
         return ()
 
+    def check(self, training: Training) -> None:
+        """Raise ValueError, in one sentence, for settings of the training that do not suit it."""
+
+    # How it is searched. A range in the study is searched for any method.
+
+    found_names: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that a run may hold although the study names neither value nor range for
+    them: a search of the method's own, or another entry, finds them."""
+    found_per_seed: ClassVar[tuple[str, ...]] = ()
+    """Those of `found_names` in which the seeds of one entry may differ."""
+    population_search: ClassVar[PopulationSearch | None] = None
+    """How a population finds some of them, for a method that is searched so."""
+
     @property
     def searches_in_own_run(self) -> bool:
         """Whether each seed's final training is preceded by one that finds its hyperparameters."""
         return False
 
+    @property
+    def learns(self) -> bool:
+        """Whether augmentation is learned in the training that it is for."""
+        return getattr(self, "learn", "off") != "off"
+
+    @property
+    def follows(self) -> str | None:
+        """Label of the entry whose exported policies this one trains with, seed by seed, if any.
+
+        The path of the seed's policy.pt becomes its hyperparameter `policy`, and what the other
+        entry cost counts as its search.
+        """
+        return None
+
+    nothing_to_tune: ClassVar[bool] = False
+    """Whether it is the yardstick of a pilot: as good as it gets without any choice to make."""
+
+    # How it is timed, and made small for a run that only checks that everything runs.
+
+    small: ClassVar[Mapping[str, Any]] = {}
+    """Hyperparameters that make its own search as short as it can be."""
+    timed_as_reference: ClassVar[bool] = False
+    """Whether a forecast takes the time of the study's reference for its own: it costs the same,
+    and cannot be timed before another entry has been trained."""
+
+    @property
+    def steps_per_round(self) -> int:
+        """Steps after which the work of a step repeats; a timing takes whole rounds."""
+        return 1
+
+    def probe(self) -> tuple[Self, float]:
+        """A version with a `finish` short enough to be timed, and how many times longer its own
+        `finish` takes."""
+        return self, 1.0
+
+    # How what was found is shown.
+
+    def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """What a training learned, name -> figure, from its last row; shown as a mean over seeds.
+
+        `row` has the columns of `store.folder.ROW`.
+        """
+        return {}
+
+    def found_lines(self) -> list[str]:
+        """What a search found that no figure tells, a line for each part, the weightiest first."""
+        return []
+
+    # The verbs.
+
     def finish(self, learner: Learner, next_meta: NextMeta, state: Any) -> None:
-        """What such a training finds after the classifier's last step, and leaves in the state.
+        """What a run that searches finds after the classifier's last step, and leaves in the state.
 
         It is charged as search, like the steps.
         """
 
     def found_hyperparameters(self, state: Any) -> dict[str, Any]:
-        """The hyperparameters that such a training ended with, as JSON can hold them."""
+        """The hyperparameters that a run that searches ended with, as JSON can hold them."""
         return {}
 
     def init(self, task: Task, seed: int, device: torch.device) -> nn.Module:

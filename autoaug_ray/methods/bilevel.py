@@ -7,7 +7,7 @@ down the gradient of that loss; then update the classifier.
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +39,7 @@ from autoaug_ray.methods.base import (
 )
 from autoaug_ray.methods.generative import EditKind, MixtureState, edited
 from autoaug_ray.methods.predefined import Predefined
+from autoaug_ray.settings.training import Training
 
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
@@ -162,9 +163,22 @@ class Bilevel(Method):
         ):
             raise ValueError(f"as_released has no augmenter for group: {self.group}")
 
+    def check(self, training: Training) -> None:
+        if self.as_released and training.optimiser != "sgd":
+            raise ValueError(f"as_released needs train.optimiser: sgd, got {training.optimiser!r}")
+
     @property
     def uses_meta(self) -> bool:
         return True
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.every
+
+    def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The spreads that were learned: standard deviations of the augmenter's parameters."""
+        spreads = {k.removeprefix("std/"): v for k, v in row["log"].items() if k.startswith("std/")}
+        return {f"spread of {name}": v for name, v in spreads.items() if v is not None}
 
     @property
     def reshuffles_each_epoch(self) -> bool:

@@ -2,9 +2,9 @@
 
 import abc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from autoaug_ray.methods.base import (
     Flip,
     Method,
     NextMeta,
+    PopulationSearch,
     Stateless,
     Task,
     flipped,
@@ -56,6 +57,7 @@ class TrivialAugment(_Discrete):
     """Mueller and Hutter 2021, the wide space: one random op at a random magnitude."""
 
     name: Literal["trivialaugment"] = "trivialaugment"
+    nothing_to_tune: ClassVar[bool] = True
 
     def policy_of(self, state: Any) -> Policy:
         return policies.TrivialAugmentWide()
@@ -95,6 +97,8 @@ class Searched(_Discrete, abc.ABC):
     each seed."""
     weights: tuple[float, ...] = ()
     """Chances of the sub-policies to be drawn, in proportion; empty: all alike."""
+    found_names: ClassVar[tuple[str, ...]] = ("sub_policies", "weights")
+    found_per_seed: ClassVar[tuple[str, ...]] = found_names
 
     def model_post_init(self, context: Any) -> None:
         if self.sub_policies is not None:
@@ -106,14 +110,40 @@ class Searched(_Discrete, abc.ABC):
     def searches_in_own_run(self) -> bool:
         return self.sub_policies is None
 
+    def found_lines(self) -> list[str]:
+        table = self.sub_policies or ()
+        ranked = sorted(
+            zip(self.weights or [None] * len(table), table, strict=True),
+            key=lambda pair: -(pair[0] or 0),
+        )
+        return [("" if w is None else f"{w:.3f}: ") + _in_words(steps) for w, steps in ranked]
+
     def policy_of(self, state: Any) -> Policy:
         return state.policy  # type: ignore[no-any-return]
+
+
+def _in_words(steps: policies.SubPolicy) -> str:
+    return ", then ".join(
+        " ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in step) for step in steps
+    )
 
 
 class PopulationState(Stateless):
     """Which of the schedule's policies is in force; follows from the learner's progress."""
 
     policy: tuple[int, ...] = ()
+
+
+def explore(policy: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+    """PBA's perturbation: each integer is drawn anew with probability 0.2, else moves by 0..3."""
+    out = []
+    for i, value in enumerate(policy):
+        top = 10 if i % 2 == 0 else 9
+        if rng.random() < 0.2:
+            out.append(rng.randint(0, top))
+        else:
+            out.append(min(max(value + rng.choice((-1, 1)) * rng.randint(0, 3), 0), top))
+    return tuple(out)
 
 
 class PopulationBased(_Discrete):
@@ -131,6 +161,13 @@ class PopulationBased(_Discrete):
     """15 ops, each twice, each (probability 0..10, magnitude 0..9)."""
     schedule: tuple[tuple[float, tuple[int, ...]], ...] = ()
     """(progress in [0, 1) from which it is in force, policy), in order; empty: `policy` alone."""
+
+    found_names: ClassVar[tuple[str, ...]] = ("policy", "schedule")
+    found_per_seed: ClassVar[tuple[str, ...]] = ("policy",)
+    population_search: ClassVar[PopulationSearch | None] = PopulationSearch(
+        "population", "perturb_every", gene="policy", lineage="schedule", perturb=explore
+    )
+    small: ClassVar[Mapping[str, Any]] = {"population": 2, "perturb_every": 1}
 
     def model_post_init(self, context: Any) -> None:
         for policy in (self.policy, *(p for _, p in self.schedule)):
@@ -153,15 +190,3 @@ class PopulationBased(_Discrete):
     ) -> dict[str, Tensor]:
         state.policy = self._at(learner.progress)
         return super().step(learner, batch, next_meta, state)
-
-
-def explore(policy: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
-    """PBA's perturbation: each integer is drawn anew with probability 0.2, else moves by 0..3."""
-    out = []
-    for i, value in enumerate(policy):
-        top = 10 if i % 2 == 0 else 9
-        if rng.random() < 0.2:
-            out.append(rng.randint(0, top))
-        else:
-            out.append(min(max(value + rng.choice((-1, 1)) * rng.randint(0, 3), 0), top))
-    return tuple(out)

@@ -1,7 +1,8 @@
 """Fast AutoAugment: policies under which held-out images still look like training images."""
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 BATCH = 500
 """Images of one forward pass."""
+TIMED = 8
+"""Candidates that a forecast tries, to know how long one takes."""
 
 
 class FastAutoAugmentState(SubPolicyState):
@@ -59,6 +62,12 @@ class FastAutoAugment(Searched):
     images: int = Field(1000, ge=1, le=1_000_000)
     """Held-out images that a candidate is scored on; all on the same ones, with the same noise.
     Where there are fewer, they come again, augmented anew."""
+
+    small: ClassVar[Mapping[str, Any]] = {"samples": 2, "num_policies": 2, "keep": 1}
+
+    def probe(self) -> tuple[Self, float]:
+        few = min(self.samples, TIMED)
+        return self.model_copy(update={"samples": few}), self.samples / few
 
     @property
     def meta_fraction(self) -> float | None:

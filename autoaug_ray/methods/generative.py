@@ -1,7 +1,9 @@
 """Generated images beside the real ones: in fixed proportions, or in those that AutoGenDA finds."""
 
 import abc
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -171,6 +173,16 @@ class AutoGenDA(_Mixture):
     @property
     def meta_fraction(self) -> float | None:
         return 0.5
+
+    found_names: ClassVar[tuple[str, ...]] = ("alpha_table",)
+    found_per_seed: ClassVar[tuple[str, ...]] = found_names
+
+    def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """The probability of each kind of image, as a mean over the classes."""
+        if not self.alpha_table:
+            return {}
+        shares = [fmean(column) for column in zip(*row["alpha"], strict=True)]
+        return {f"probability of {k}": v for k, v in zip(row["kinds"], shares, strict=True)}
 
     def found_hyperparameters(self, state: MixtureState) -> dict[str, Any]:
         return {"alpha_table": self.alpha(state).tolist()}

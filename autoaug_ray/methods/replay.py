@@ -1,7 +1,7 @@
 """Training again from a schedule that a bilevel run learned, at the cost of plain training."""
 
 import io
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -53,6 +53,14 @@ class Replay(Method):
     """Label of a bilevel entry of the same study: each seed replays the schedule of its own."""
     policy: str | None = None
     """Or the path of the policy.pt of any bilevel run."""
+
+    found_names: ClassVar[tuple[str, ...]] = ("policy",)
+    found_per_seed: ClassVar[tuple[str, ...]] = found_names
+    timed_as_reference: ClassVar[bool] = True
+
+    @property
+    def follows(self) -> str | None:
+        return self.of
 
     def init(self, task: Task, seed: int, device: torch.device) -> ReplayState:
         path = place(self.policy or "")

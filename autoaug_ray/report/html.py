@@ -13,6 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from autoaug_ray.methods import method_class
+from autoaug_ray.methods.base import Method
 from autoaug_ray.report import figures
 from autoaug_ray.report.results import Results, Row
 from autoaug_ray.store.folder import Folder
@@ -141,19 +143,25 @@ def policies(results: Results, folder: Folder) -> list[Row]:
         }
         if paths:
             last = {seed: by_seed[seed][-1] for seed in paths}
+            of = method_class(results.study.entry(label).hyperparameters["name"])
+            methods = {seed: _method(of, row) for seed, row in last.items()}
             found = {
                 "label": label, "load": json.dumps(next(iter(paths.values()))),
-                "figures": _over_seeds(list(last.values())),
-                "sub_policies": {s: p for s, row in last.items() if (p := _sub_policies(row))},
+                "figures": _over_seeds([methods[s].found_figures(row) for s, row in last.items()]),
+                "sub_policies": {s: _cut(p) for s, m in methods.items() if (p := m.found_lines())},
             }  # fmt: skip
             if found["figures"] or found["sub_policies"]:
                 out.append(found)
     return out
 
 
-def _over_seeds(rows: Sequence[Row]) -> dict[str, str]:
-    """name -> mean ± sd over the seeds, of what every one of them has."""
-    found = [_figures(row) for row in rows]
+def _method(of: type[Method], row: Row) -> Method:
+    """The method that a row's run trained with."""
+    return of.model_validate_json(json.dumps(json.loads(row["settings"])["method"]))
+
+
+def _over_seeds(found: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """name -> mean ± sd over the seeds, of the figures that every one of them has."""
     names = [n for n in found[0] if all(n in f for f in found)]
     out = {}
     for name in names:
@@ -164,32 +172,9 @@ def _over_seeds(rows: Sequence[Row]) -> dict[str, str]:
     return out
 
 
-def _figures(row: Row) -> dict[str, float]:
-    out = {
-        f"spread of {k.removeprefix('std/')}": v
-        for k, v in row["log"].items()
-        if k.startswith("std/") and v is not None
-    }
-    if json.loads(row["settings"])["method"].get("alpha_table"):
-        shares = [fmean(column) for column in zip(*row["alpha"], strict=True)]
-        out |= {f"probability of {k}": v for k, v in zip(row["kinds"], shares, strict=True)}
-    return out
-
-
 SHOWN = 25
 """Sub-policies of a seed that stand on the page; policy.yaml has them all."""
 
 
-def _sub_policies(row: Row) -> list[str]:
-    method: Mapping[str, Any] = json.loads(row["settings"])["method"]
-    found = method.get("sub_policies") or []
-    weights = method.get("weights") or [None] * len(found)
-    ranked = sorted(zip(weights, found, strict=True), key=lambda pair: -(pair[0] or 0))
-    out = [
-        ("" if w is None else f"{w:.3f}: ")
-        + ", then ".join(
-            " ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in op) for op in p
-        )
-        for w, p in ranked[:SHOWN]
-    ]
-    return out + [f"and {len(found) - SHOWN} more"] * (len(found) > SHOWN)
+def _cut(lines: Sequence[str]) -> list[str]:
+    return [*lines[:SHOWN], *[f"and {len(lines) - SHOWN} more"] * (len(lines) > SHOWN)]

@@ -12,8 +12,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoaug_ray.config import Published, PublishedRow
 from autoaug_ray.maths.statistics import ENOUGH, Gap, gap, in_per_cent, in_points, mean_of
+from autoaug_ray.published_settings import Published, PublishedRow
 
 Row = dict[str, Any]
 """Of the summary, with its figures as people read them where `report.lines` made it."""

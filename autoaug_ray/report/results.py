@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare, mean_of
+from autoaug_ray.methods import method_class
 from autoaug_ray.report.published import gap_to
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder, write_whole
@@ -71,13 +72,6 @@ SUMMARY = pa.schema(
         ("device", pa.string()),
     ]
 )
-
-FOUND = ("policy", "schedule", "alpha_table", "sub_policies", "weights")
-"""Hyperparameters that a run may hold though the study names no range for them: a policy is found
-by each member of a population, and by each seed of an entry that is replayed; proportions of
-generated images, and sub-policies, by each seed of an entry that learns them."""
-PER_SEED = ("policy", "alpha_table", "sub_policies", "weights")
-"""Of these, what seeds of one setting may differ in."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +199,8 @@ def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
         return None
     if run["phase"] == "final" and run["seed"] not in study.seeds:
         return None
-    open_to_choice = {*entry.ranges, *FOUND} - set(entry.hyperparameters)
+    of = method_class(entry.hyperparameters["name"])
+    open_to_choice = {*entry.ranges, *of.found_names} - set(entry.hyperparameters)
     choices = {k: v for k, v in run["method"].items() if k in open_to_choice}
     try:
         method = entry.method(choices)
@@ -213,7 +208,7 @@ def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
         return None
     if method.model_dump(mode="json") != run["method"]:
         return None
-    return {k: v for k, v in choices.items() if k not in PER_SEED}
+    return {k: v for k, v in choices.items() if k not in of.found_per_seed}
 
 
 def summarise(study: Study, folder: Folder) -> list[Row]:
@@ -342,8 +337,8 @@ def _found_elsewhere(
     results: Results, training: Mapping[str, Mapping[int, float]], entry: Entry
 ) -> float:
     """Seconds that it took to find what an entry replays: search and one final of its source."""
-    source = str(entry.hyperparameters.get("of"))
-    if source not in training:
+    source = entry.first_method.follows
+    if source is None:
         return 0.0
     return _search_seconds(results, source) + (_mean(training[source].values()) or 0.0)
 

@@ -15,7 +15,10 @@ from autoaug_ray.schedule.queue import learned, search_runs
 from autoaug_ray.schedule.tune import draw
 from autoaug_ray.store.meter import Meter
 
-STEPS, REPEATS, SAMPLES = 8, 4, 8
+STEPS = 8
+"""Steps of a timed run, if the rounds of its method's work are not longer."""
+REPEATS = 4
+"""Timed runs of each entry; the first one is warm-up."""
 
 
 class Forecast(NamedTuple):
@@ -40,7 +43,7 @@ def forecast(study: Study, device: torch.device) -> list[Forecast]:
         resources = study.resources_of(entry.label)
         torch.set_num_threads(max(1, int(resources.cpus)))  # as a trial does
         searches = len(list(search_runs(study, entry, draw)))
-        if entry.hyperparameters["name"] == "replay":
+        if entry.first_method.timed_as_reference:
             choices, entry_timed = {}, study.entry(study.reference)
         else:
             choices, entry_timed = next(entry.extremes()), entry
@@ -78,6 +81,7 @@ def _pool(study: Study) -> int:
 def _time(run: Run, pool: int, device: torch.device) -> tuple[float, float, dict[str, Any]]:
     """Seconds per step, those of what is found after the last one, and the last row."""
     short = probe_run(run, pool)
+    _, times_longer = run.method.probe()
     times, searches, row = [], [], {}
     for _ in range(REPEATS):
         meter = Meter(device=device)
@@ -88,12 +92,7 @@ def _time(run: Run, pool: int, device: torch.device) -> tuple[float, float, dict
     steps = short.train.iters_per_epoch or max(1, size // run.train.batch_size)
     # The first one pays for warming up.
     step, search = statistics.median(times[1:]) / steps, statistics.median(searches[1:])
-    return step, search * _samples(run) / _samples(short), row
-
-
-def _samples(run: Run) -> int:
-    """Candidates that the run tries after its last step."""
-    return getattr(run.method, "samples", 1)
+    return step, search * times_longer, row
 
 
 class _Sources:
@@ -118,20 +117,20 @@ class _Sources:
 def probe_run(run: Run, pool: int) -> Run:
     """A few steps of a run: one epoch over a part of its pool.
 
-    Whole rounds of a method that does something at every so manyth step only, and a few candidates
-    of one that tries many at the end.
+    Its steps are whole rounds of the method's work, and what is found after the last one is cut to
+    what can be timed (`Method.probe`).
     """
-    every = getattr(run.method, "every", 1)
-    steps = every * math.ceil(STEPS / every)
+    per_round = run.method.steps_per_round
+    steps = per_round * math.ceil(STEPS / per_round)
     training, dataset = {"epochs": 1}, {}
     if run.train.iters_per_epoch is not None or run.dataset.imbalance or run.dataset.shots:
         training["iters_per_epoch"] = steps
     else:
         dataset["train_size"] = min(pool, steps * run.train.batch_size)
-    tried = {"samples": SAMPLES} if _samples(run) > SAMPLES else {}
+    method, _ = run.method.probe()
     return run.model_copy(
         update={
-            "method": run.method.model_copy(update=tried),
+            "method": method,
             "train": run.train.model_copy(update=training),
             "dataset": run.dataset.model_copy(update=dataset),
             "bank_plan": "forecast" if run.method.kinds else None,

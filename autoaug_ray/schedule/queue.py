@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from autoaug_ray.config import Entry, Range, Run, Study
+from autoaug_ray.methods import method_class
+from autoaug_ray.methods.base import PopulationSearch
 from autoaug_ray.store.folder import Folder, append_line
 from autoaug_ray.store.places import listed
 
@@ -45,7 +47,7 @@ class RunQueue:
         searches = {e.label: list(search_runs(study, e, draw)) for e in study.entries}
         for entry in study.entries:
             self._waiting[entry.label] = {run.key for run in searches[entry.label]}
-            twice = entry.method(next(entry.extremes())).searches_in_own_run
+            twice = entry.first_method.searches_in_own_run
             finals = len(study.seeds) * (2 if twice else 1)
             self.expected += len(searches[entry.label]) + finals
         for runs in searches.values():
@@ -114,7 +116,7 @@ class RunQueue:
     def _plan_finals(self) -> None:
         for label in [label for label, keys in self._waiting.items() if not keys]:
             entry = self.study.entry(label)
-            source = entry.hyperparameters.get("of")
+            source = entry.first_method.follows
             if source is not None and not self._finals_done(source):
                 continue
             del self._waiting[label]
@@ -140,7 +142,7 @@ class RunQueue:
 
     def _policy(self, entry: Entry, seed: int) -> dict[str, Any]:
         """A replay of another entry's schedule takes the one of its own seed."""
-        source = entry.hyperparameters.get("of")
+        source = entry.first_method.follows
         if source is None:
             return {}
         return {"policy": str(self.folder.policy(source, seed) / "policy.pt")}
@@ -162,24 +164,27 @@ class RunQueue:
             return None
         best = max(rows, key=lambda r: (r["epoch"], r["val_accuracy"], -r["index"]))
         method = json.loads(best["settings"])["method"]
-        names = entry.ranges or ("schedule",)
-        return {name: method[name] for name in names}
+        if (population := population_of(entry)) is not None:
+            return {population.lineage: method[population.lineage]}
+        return {name: method[name] for name in entry.ranges}
 
 
 def is_searched(entry: Entry) -> bool:
-    return bool(entry.ranges) or is_population(entry)
+    return bool(entry.ranges) or population_of(entry) is not None
 
 
-def is_population(entry: Entry) -> bool:
-    """PBA without a given schedule searches for one, with a population instead of ranges."""
-    return entry.hyperparameters["name"] == "pba" and "schedule" not in entry.hyperparameters
+def population_of(entry: Entry) -> PopulationSearch | None:
+    """How a population searches for the entry, unless the study gives what it would find."""
+    search = method_class(entry.hyperparameters["name"]).population_search
+    return None if search is None or search.lineage in entry.hyperparameters else search
 
 
 def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
     """All search trials of an entry; the same ones every time."""
     candidates: list[dict[str, Any]] = []
-    if is_population(entry):
-        candidates = [{}] * entry.method({}).population  # type: ignore[union-attr]
+    population = population_of(entry)
+    if population is not None:
+        candidates = [{}] * getattr(entry.first_method, population.size)
     elif entry.ranges:
         rng = np.random.RandomState(study.seeds[0])
         free = {k: r for k, r in entry.ranges.items() if r.kind != "grid"}
@@ -189,7 +194,7 @@ def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
     for index, choices in enumerate(candidates):
         # Members of a population start with one policy: with one seed too they would stay equal,
         # and the scheduler never find a worse one to replace.
-        seed = study.seeds[0] + (index if is_population(entry) else 0)
+        seed = study.seeds[0] + (0 if population is None else index)
         yield study.run(entry, "search", seed=seed, choices=choices, index=index)
 
 

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from autoaug_ray.own_code import is_own
 from autoaug_ray.settings import Settings
 
 
@@ -62,7 +63,7 @@ class Dataset(Settings):
     """What a study's `dataset:` may say."""
 
     name: str
-    """A key of OPTIONS."""
+    """A key of OPTIONS, or a function of the user's own (`own_code`), which may read any option."""
     root: str = "data"
     """The folder, or for npz the file, in which the dataset is as its publisher gives it."""
     download: bool = False
@@ -107,8 +108,11 @@ class Dataset(Settings):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in OPTIONS:
-            raise ValueError(f"unknown dataset; known: {', '.join(OPTIONS)}")
+        if name not in OPTIONS and not is_own(name):
+            raise ValueError(
+                f"unknown dataset; known: {', '.join(OPTIONS)}, and path/to/file.py:function of "
+                "your own"
+            )
         return name
 
     @model_validator(mode="after")
@@ -120,7 +124,7 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _options(self) -> "Dataset":
-        for field in sorted(self.model_fields_set & SOME_ONLY - OPTIONS[self.name]):
+        for field in sorted(self.model_fields_set & SOME_ONLY - OPTIONS.get(self.name, SOME_ONLY)):
             if getattr(self, field) != type(self).model_fields[field].default:
                 able = [name for name, options in OPTIONS.items() if field in options]
                 raise ValueError(f"{field} can be set for name: {', '.join(able)} only")

@@ -15,7 +15,8 @@ from autoaug_ray import data, policy, train
 from autoaug_ray.bench.alpha import Planted
 from autoaug_ray.errors import RunError
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods import METHODS, Task
+from autoaug_ray.methods import METHODS, method_class
+from autoaug_ray.methods.base import Task
 from autoaug_ray.methods.bilevel import NETWORK_LR, Bilevel
 
 NOT_REPEATED = {"device_hours", "device_hours_training"}
@@ -184,6 +185,7 @@ def test_methods_start_alike_and_see_the_same_images(final_run, monkeypatch):
     for name in ("randaugment", "predefined", "stn"):
         run = final_run(name)
         batches, weights = [], []
+        real = method_class(name).step
 
         def spy(
             method,
@@ -193,14 +195,14 @@ def test_methods_start_alike_and_see_the_same_images(final_run, monkeypatch):
             state,
             into=batches,
             w=weights,
-            step=METHODS[name].step,
+            step=real,
         ):
             if not into:
                 w.append(next(learner.model.parameters()).detach().clone())
             into.append(batch.labels.clone())
             return step(method, learner, batch, next_meta, state)
 
-        monkeypatch.setattr(METHODS[name], "step", spy)
+        monkeypatch.setattr(method_class(name), "step", spy)
         list(train.run(run))
         seen[name] = torch.cat(batches), weights[0]
     first = seen.pop("stn")
@@ -241,7 +243,10 @@ def test_a_missing_gradient_stops_the_run_with_a_sentence(final_run, monkeypatch
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(final_run, monkeypatch):
-    monkeypatch.setattr(METHODS["none"], "augment", lambda self, state, x, noise, s=None: x / 0)
+    def spoilt(self, state, images, noise, strength=None):
+        return images / 0
+
+    monkeypatch.setattr(method_class("none"), "augment", spoilt)
     with pytest.raises(RunError, match=r"train_loss became nan.*steps 1 to 5.*train.lr"):
         rows(final_run("none"))
 
@@ -281,30 +286,28 @@ def test_meta_images_never_reach_batch_norm(case, monkeypatch):
             run = case.model_copy(update={"train": case.train.model_copy(update=one)})
             epoch = next(train.run(run, bank=Planted(case)))
             states.append(epoch.snapshot()["learner"]["model"])
-    for k in states[0]:
-        if "running" in k:
-            torch.testing.assert_close(states[0][k], states[1][k]), k
-        if "num_batches" in k:
-            assert int(states[0][k]) == 1
+    statistics = [k for k in states[0] if "running" in k]
+    counts = [int(v) for k, v in states[0].items() if "num_batches" in k]
+    assert statistics and set(counts) == {1}, "the model has no batch norm, or more than one pass"
+    for k in statistics:
+        torch.testing.assert_close(states[0][k], states[1][k], msg=k)
 
 
 def test_replay_goes_through_the_states_of_the_run_that_it_replays(final_run, tmp_path):
     run = final_run("bilevel", {"group": "translation", "lr": 0.1})
-    epochs = list(train.run(run))
-    parts = [policy.tensors(e.snapshot()["state"]) for e in epochs[:1]]
-    epochs = []
-    for epoch in train.run(run):
-        epochs.append(policy.tensors(epoch.snapshot()["state"]))
-    policy.export(tmp_path, run, TASK, epochs[-1], [(0.0, epochs[0]), (0.5, epochs[1])], {})
-    replay = METHODS["replay"](policy=str(tmp_path / "policy.pt"))
+    learned = [policy.tensors(epoch.snapshot()["state"]) for epoch in train.run(run)]
+    gains = [state["augmenter.log_gain"] for state in learned]
+    assert not torch.equal(*gains), "nothing was learned between the epochs"
+    policy.export(tmp_path, run, TASK, learned[-1], [(0.0, learned[0]), (0.5, learned[1])], {})
+    replay = method_class("replay")(policy=str(tmp_path / "policy.pt"))
     state = replay.init(TASK, 0, torch.device("cpu"))
-    for progress, expected in ((0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1)):
+    for progress, epoch in ((0.0, 0), (0.49, 0), (0.5, 1), (0.99, 1)):
         state.go_to(progress)
-        assert torch.equal(state.augmenter.log_gain, epochs[expected]["augmenter.log_gain"]), (
-            progress
-        )
-    assert len(rows(final_run("replay", {"policy": str(tmp_path / "policy.pt")}))) == 2
-    assert parts
+        assert torch.equal(state.augmenter.log_gain, gains[epoch]), progress
+    replayed = final_run("replay", {"policy": str(tmp_path / "policy.pt")})
+    ends = [policy.tensors(epoch.snapshot()["state"]) for epoch in train.run(replayed)]
+    for end, gain in zip(ends, gains, strict=True):
+        assert torch.equal(end["augmenter.log_gain"], gain)
 
 
 @pytest.mark.parametrize("every", [1, 5])
@@ -346,7 +349,7 @@ def test_figures_of_a_bilevel_epoch(final_run):
 
 
 def test_the_spatial_transformer_aligns_test_images_too():
-    method = METHODS["stn"](group="translation")
+    method = method_class("stn")(group="translation")
     state = method.init(TASK, 0, torch.device("cpu"))
     learner = SimpleNamespace(logits=lambda images: images)
     images = torch.rand(2, 1, 28, 28)

@@ -13,7 +13,8 @@ from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.policies import SubPolicies
 from autoaug_ray.maths.relaxed_policy import RelaxedPolicy
-from autoaug_ray.methods import METHODS, Task, dada, fast_autoaugment
+from autoaug_ray.methods import dada, fast_autoaugment
+from autoaug_ray.methods.base import Task
 from autoaug_ray.methods.dada import Dada
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import Meter
@@ -77,7 +78,7 @@ def test_the_search_leaves_the_classifier_as_it_was_and_is_charged_as_search(
 ):
     now = [0.0]
     before = {}
-    real = METHODS["fast_autoaugment"].finish
+    real = fast_autoaugment.FastAutoAugment.finish
 
     def slow(method, learner, next_meta, state):
         before.update({k: v.clone() for k, v in learner.model.state_dict().items()})
@@ -86,7 +87,7 @@ def test_the_search_leaves_the_classifier_as_it_was_and_is_charged_as_search(
         assert learner.model.training and all(torch.equal(v, after[k]) for k, v in before.items())
         now[0] += 100.0
 
-    monkeypatch.setattr(METHODS["fast_autoaugment"], "finish", slow)
+    monkeypatch.setattr(fast_autoaugment.FastAutoAugment, "finish", slow)
     run = final_run("fast_autoaugment", FEW | {"samples": 3}).model_copy(update={"phase": "search"})
     meter = Meter(clock=lambda: now[0])
     rows = [epoch.row for epoch in train.run(run, meter)]
@@ -106,7 +107,7 @@ def test_the_classifier_learns_from_unaugmented_images_of_the_train_role(final_r
     monkeypatch.setattr(
         Learner, "loss", lambda self, x, y: (seen.append(x), F.cross_entropy(self.logits(x), y))[1]
     )
-    monkeypatch.setattr(METHODS["fast_autoaugment"], "finish", lambda *a: None)
+    monkeypatch.setattr(fast_autoaugment.FastAutoAugment, "finish", lambda *a: None)
     run = final_run("fast_autoaugment", {"flip": "none"}, train={"epochs": 3, "batch_size": 32})
     list(train.run(run))
     images = {image.numpy().tobytes() for image in torch.cat(seen)}
@@ -263,3 +264,13 @@ def test_bad_sub_policies_are_refused(tiny):
     ):
         with pytest.raises(UserError, match=message):
             tiny({"entry": method})
+
+
+@pytest.mark.parametrize(("weights", "told"), [
+    ((0.25, 0.75), ["0.750: Color 1.00 0.50", "0.250: Invert 0.10 0.20"]),
+    ((), ["Invert 0.10 0.20", "Color 1.00 0.50"]),
+])  # fmt: skip
+def test_sub_policies_are_told_the_weightiest_first(weights, told):
+    table = ((("Invert", 0.1, 0.2),), (("Color", 1.0, 0.5),))
+    assert dada.Dada(sub_policies=table, weights=weights).found_lines() == told
+    assert dada.Dada().found_lines() == []

@@ -177,11 +177,3 @@ def test_what_was_learned_stands_there_with_the_way_to_load_it(tmp_path: Path) -
     text = report.write(hand.study, hand.folder).read_text()
     assert "<td>spread of shear</td><td>0.250 ± 0.000</td>" in text
     assert "load_policy(&#34;policies/bilevel/seed-0/policy.pt&#34;)" in text
-
-
-def test_sub_policies_are_ranked() -> None:
-    settings = '{"method": {"sub_policies": [[["Invert", 0.1, 0.2]], [["Color", 1.0, 0.5]]], %s}}'
-    weighted = page._sub_policies({"settings": settings % '"weights": [0.25, 0.75]'})
-    assert weighted == ["0.750: Color 1.00 0.50", "0.250: Invert 0.10 0.20"]
-    plain = page._sub_policies({"settings": settings % '"weights": []'})
-    assert plain == ["Invert 0.10 0.20", "Color 1.00 0.50"]

@@ -11,7 +11,7 @@ from hand import Hand, MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray.config import Published
+from autoaug_ray.published_settings import Published
 from autoaug_ray.report import cases as across
 from autoaug_ray.report import figures, published
 from autoaug_ray.report import sentences as report

@@ -18,8 +18,8 @@ from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.generate.worker import Failure, Worker
 from autoaug_ray.report import sentences as report
-from autoaug_ray.schedule import cluster
-from autoaug_ray.schedule import tune as study
+from autoaug_ray.schedule import cluster, tune
+from autoaug_ray.schedule.trial import trial
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.ray
 
 def execute(made, folder, attempt=None):
     cluster.join(2)
-    (plan,) = study.execute([(made, folder)], study.Watch(), attempt=attempt)
+    (plan,) = tune.execute([(made, folder)], tune.Watch(), attempt=attempt)
     return plan
 
 
@@ -49,7 +49,7 @@ def undisturbed(run):
 def test_a_run_is_given_up_only_if_it_dies_again_and_again_without_an_epoch_more(
     tiny, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(study, "RETRIES", 1)
+    monkeypatch.setattr(tune, "RETRIES", 1)
     made = tiny({}, seeds=[0, 1], train={"epochs": 16, "batch_size": 32, "iters_per_epoch": 40})
     folder, killed = Folder(tmp_path / "runs"), {}
     lucky, unlucky = (final(made, "none", seed).key for seed in (0, 1))
@@ -174,11 +174,11 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
 
 
 def greedy(config, *, bank, handed):
-    """`study.trial`, in which a step of trivialaugment asks for more memory than there is."""
+    """`trial`, in which a step of trivialaugment asks for more memory than there is."""
     from autoaug_ray.methods.discrete import TrivialAugment
 
     TrivialAugment.step = lambda *_: {"train_loss": torch.zeros(2**50)}
-    study.trial(config, bank=bank, handed=handed)
+    trial(config, bank=bank, handed=handed)
 
 
 def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from autoaug_ray import train
-from autoaug_ray.methods import METHODS
+from autoaug_ray.methods.fast_autoaugment import FastAutoAugment
 from autoaug_ray.schedule.forecast import REPEATS, forecast, probe_run
 
 
@@ -33,7 +33,7 @@ def test_candidates_tried_after_the_last_step_are_timed_by_a_few(tiny, monkeypat
         tried.append(method.samples)
         time.sleep(0.01 * method.samples)
 
-    monkeypatch.setattr(METHODS["fast_autoaugment"], "finish", finish)
+    monkeypatch.setattr(FastAutoAugment, "finish", finish)
     study = tiny({"fast_autoaugment": {"samples": 200}})
     _, timed = forecast(study, torch.device("cpu"))
     assert set(tried) == {8} and timed.search_runs == 1

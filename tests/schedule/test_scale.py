@@ -12,7 +12,8 @@ from ray.tune.utils.object_cache import _ObjectCache
 
 from autoaug_ray.bench import __main__ as command
 from autoaug_ray.bench.scale import RECORDED, Driver, lasting, shortest, simulate
-from autoaug_ray.schedule import tune as study
+from autoaug_ray.schedule.schedulers import PerEntry
+from autoaug_ray.schedule.tune import _placement
 
 FREE = Driver(trial=0.0, result=0.0)
 
@@ -127,11 +128,11 @@ def test_errors_are_one_sentence(arguments, words, capsys):
 
 def test_a_starting_actor_is_not_given_up_for_an_idle_one(tiny):
     """Tune kills the actor that starts for a trial which is chosen while another one is idle."""
-    scheduler = study._PerEntry([tiny({})])
+    scheduler = PerEntry([tiny({})])
 
     def trial(cpus):
         config = {"phase": "final", "case": None, "label": "none"}
-        resources = study._placement(cpus, 0)
+        resources = _placement(cpus, 0)
         made = Trial("x", config=config, placement_group_factory=resources, stub=True)
         made.create_placement_group_factory()
         scheduler.on_trial_add(controller, made)
@@ -148,7 +149,7 @@ def test_a_starting_actor_is_not_given_up_for_an_idle_one(tiny):
     controller._trial_to_actor |= {first: "a", second: "b"}  # both asked for, one has its place
     started.add("a")
     assert scheduler.choose_trial_to_run(controller) is second
-    idle.cache_object(study._placement(2, 0), "c")
+    idle.cache_object(_placement(2, 0), "c")
     assert scheduler.choose_trial_to_run(controller) is other
     for each in (second, third, other):
         each.set_status(Trial.RUNNING)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import autoaug_ray
+from autoaug_ray.schedule import cluster, tune
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -134,13 +135,38 @@ def test_cost_counts_both_attempts(killed_and_resumed):
             assert costs[0] <= last["device_hours"] <= sum(costs) * 1.001
 
 
-def test_asha_stopped_something_or_all_tied(killed_and_resumed):
+def test_every_trial_of_a_search_with_asha_finishes_or_is_stopped(killed_and_resumed):
     folder, _, _ = killed_and_resumed
     outcomes = [
         x for x in folder.read_outcomes() if x["label"] == "grid" and x["phase"] == "search"
     ]
     assert {x["outcome"] for x in outcomes} <= {"finished", "stopped"}
     assert any(x["outcome"] == "finished" for x in outcomes)
+
+
+def test_asha_stops_a_trial_that_is_certainly_worse(tiny, tmp_path):
+    """The second trial shifts its training images out of the frame; the first one has ended."""
+    study = tiny(
+        {
+            "grid": {
+                "method": "predefined",
+                "translate": {"grid": [0, 1000]},
+                "search": {"scheduler": "asha", "grace_epochs": 1, "reduction": 2},
+            }
+        },
+        train={"epochs": 3, "iters_per_epoch": 40, "batch_size": 32},
+        resources={"cpus": 2},
+    )
+    folder = Folder(tmp_path / "runs")
+    cluster.join(2)
+    (queue,) = tune.execute([(study, folder)], tune.Watch())
+    search = {d.run.index: d for d in queue.done if d.run.phase == "search"}
+    assert [search[i].outcome for i in (0, 1)] == ["finished", "stopped"]
+    whole, cut = (folder.read_rows(search[i].run.key) for i in (0, 1))
+    assert (len(whole), len(cut)) == (3, 1)
+    assert whole[0]["val_accuracy"] > cut[0]["val_accuracy"] + 0.1
+    (final,) = (d.run for d in queue.done if d.run.label == "grid" and d.run.phase == "final")
+    assert final.method.translate == 0
 
 
 def test_pba_evolved_a_schedule_and_replayed_it(killed_and_resumed):
@@ -252,18 +278,16 @@ def test_more_than_the_machine_has_is_refused_before_anything_runs(tmp_path):
 
 
 def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed():
-    from autoaug_ray.schedule import tune as study
-
     before = signal.getsignal(signal.SIGINT)
-    step = study._Callback(study.Watch(), study._PlanSearcher([])).on_step_end
-    with study.interruptible():
+    step = tune._Callback(tune.Watch(), tune._QueueSearcher([])).on_step_end
+    with tune.interruptible():
         step(0, [])
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             step(1, [])
     assert signal.getsignal(signal.SIGINT) is before
-    with study.interruptible():
+    with tune.interruptible():
         step(2, [])
 
 
