@@ -146,7 +146,7 @@ def test_a_folder_that_was_seen_is_not_made_again(tmp_path):
 def test_a_ledger_on_a_store_lives_through_its_process(store, tmp_path):
     ledger = place(store.uri("beats")) / "ledger"
     code = (
-        "import sys, time, os\nfrom autoaug_ray import meter\n"
+        "import sys, time, os\nfrom autoaug_ray.store import meter\n"
         "from autoaug_ray.store.places import place\n"
         "m = meter.Meter(place(sys.argv[1]), key='k', heartbeat=0.1)\n"
         "time.sleep(1.0); os._exit(9)"
