@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "autoaug_ray"
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "own_code": {"errors"},
-    "settings": {"own_code", "errors"},
+    "settings": {"own_code"},
     "published_settings": {"settings"},
     "maths": set(),
     "store": {"errors"},
