@@ -18,18 +18,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from autoaug_ray import own_code
-from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.learner import Training
 from autoaug_ray.methods import METHODS, AnyMethod, method_class
-from autoaug_ray.models import Classifier
 from autoaug_ray.published_settings import Published
 from autoaug_ray.settings import Settings
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.training import Training
 
 RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 RANGE_KINDS: tuple[str, ...] = get_args(RangeKind)
@@ -202,10 +203,7 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
-    try:
-        tree = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    tree = _read_yaml(text, f"{path} is not valid YAML")
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping with dataset: and methods: in it.")
     for change in changes:
@@ -218,6 +216,21 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
     if not isinstance(cases, dict) or not cases:
         raise UserError("cases must map at least one name to what it changes in the study.")
     return [_case(tree, path, name, body, changes) for name, body in cases.items()]
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """What a text of YAML 1.2 holds: `off` is a word, 1e-3 and 010 are decimal numbers.
+
+    Raises UserError, which begins with `where`, if it is not YAML or a key stands twice.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+            raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
+        mark, problem = error.problem_mark, str(error.problem).partition(" with value ")[0]
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise UserError(f"{where}: {place}: {problem}.") from None
 
 
 def _case(tree: dict[str, Any], path: Path, name: Any, body: Any, last: Sequence[str]) -> Study:
@@ -252,20 +265,20 @@ def study(
         if count < 1:
             raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
         tree["seeds"] = list(range(count))
-    entries = [e for label, body in methods.items() for e in _entries(label, body, folder)]
-    named = [e.hyperparameters["name"] for e in entries]
+    # All that can be checked before the files of methods are imported, which takes seconds.
+    named = [_named(label, body, folder) for label, body in methods.items()]
+    own = [method_name for _, method_name, _ in named]
     dataset = tree.get("dataset")
     if isinstance(dataset, dict) and own_code.is_own(dataset.get("name")):
         tree["dataset"] = dataset | {"name": _own(dataset["name"], folder, "dataset.name")}
-        named.append(tree["dataset"]["name"])
+        own.append(tree["dataset"]["name"])
     made: Study = _validate(
         Study,
-        {"name": name}
-        | tree
-        | {"case": case, "entries": [e.model_dump() for e in entries]}
-        | {"code": own_code.where_is(named)},
+        {"name": name} | tree | {"case": case, "entries": [], "code": own_code.where_is(own)},
         "",
     )
+    entries = [entry for parts in named for entry in _entries(*parts)]
+    made = made.model_copy(update={"entries": tuple(entries)})
     labels = [e.label for e in entries]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods.{min(twice)}: two entries have this label.")
@@ -314,8 +327,8 @@ def _check_published(published: Published, labels: Sequence[str]) -> None:
             )
 
 
-def _entries(label: Any, body: Any, folder: Path) -> Iterator[Entry]:
-    """The entry of a label, and those of its controls."""
+def _named(label: Any, body: Any, folder: Path) -> tuple[str, str, dict[str, Any]]:
+    """(label, name of the method, what else the label maps to). Raises UserError."""
     where = f"methods.{label}"
     if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
         raise UserError(
@@ -335,7 +348,13 @@ def _entries(label: Any, body: Any, folder: Path) -> Iterator[Entry]:
             f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
             f"known: {', '.join(METHODS)}, and path/to/file.py:Class of your own."
         )
-    own = {k: body.pop(k) for k in ("search", "resources") if k in body}
+    return label, name, body
+
+
+def _entries(label: str, name: str, body: dict[str, Any]) -> Iterator[Entry]:
+    """The entry of a label, and those of its controls."""
+    where = f"methods.{label}"
+    own: dict[str, Any] = {k: body.pop(k) for k in ("search", "resources") if k in body}
     try:
         learns = "learn" in method_class(name).model_fields
     except UserError as error:
@@ -349,7 +368,7 @@ def _entries(label: Any, body: Any, folder: Path) -> Iterator[Entry]:
         if isinstance(v, dict) and set(v) & set(RANGE_KINDS)
     }
     fixed = {k: v for k, v in body.items() if k not in ranges}
-    tree = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
+    tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
     entry: Entry = _validate(Entry, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
     for choices in entry.extremes():
@@ -402,11 +421,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise UserError(f"--set {change}: write it as dotted.key=value.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {change}: {' '.join(str(error).split())}.") from None
-    _assign(tree, path, value, f"--set {change}")
+    _assign(tree, path, _read_yaml(text, f"--set {change}"), f"--set {change}")
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
@@ -481,31 +496,3 @@ def _known_keys(root: type[Settings], loc: tuple[int | str, ...]) -> Iterable[st
 def _guess(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`off` is a word, 1e-3 is a number), no key twice; `<<: *anchor` merges."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [k for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(k, deep=True) for k in own]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
-    list("-+0123456789."),
-)

@@ -3,41 +3,15 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from autoaug_ray.maths.hypergradient import SGD, SQUARE, Adam
-from autoaug_ray.settings import Settings
-
-
-class Training(Settings):
-    """What a study's `train:` may say; the same for every method of a study."""
-
-    epochs: int = Field(10, ge=1, le=10_000)
-    """One epoch is as many images as the pool holds, also where meta images are held out of it."""
-    iters_per_epoch: int | None = Field(None, ge=1, le=1_000_000)
-    """Steps of an epoch whatever the pool's size, as for small imbalanced sets; None: one pass."""
-    batch_size: int = Field(64, ge=2, le=65_536)
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(0.1, gt=0, le=100)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd, as is `nesterov`."""
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    nesterov: bool = False
-    schedule: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
-    """onecycle: linear warm-up over a quarter, then cosine to zero. step: x0.2 at 30, 60, 80 %."""
-    meta_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the pool in the meta role, dealt anew each epoch, for methods that need it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 autocast for plain steps and evaluation; hypergradients are always fp32."""
-    compile: bool = False
-    """torch.compile for plain steps; double backward through a compiled model is refused by torch,
-    so hypergradients run eagerly."""
+from autoaug_ray.settings.training import Training
 
 
 class Learner:

@@ -6,63 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.settings import Settings
+from autoaug_ray.settings.classifier import Classifier
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Classifier(Settings):
-    """What a study's `model:` may say."""
-
-    name: str = "cnn"
-    """cnn, badgan, resnet8, resnet20, resnet32, resnet56, resnet18, resnet50, wrn-28-10, or
-    torchvision:NAME for any of torchvision's."""
-    width: int = Field(16, ge=1, le=4096)
-    """Channels of the first block of `cnn` and of resnet8 to resnet56, whose paper has 16; the
-    others have the widths of their papers."""
-    weights: str | None = None
-    """To start from, all but the last layer's: `imagenet` for torchvision's best of resnet50 or
-    torchvision:NAME, which torch downloads once, or the path of a state dict of that network."""
-    freeze_backbone: bool = False
-    """Only the last layer learns. Batch norm still follows the batches, as in DAFusion's code."""
-    crop: int | None = Field(None, ge=8, le=2048)
-    """Side of the middle of the images that the classifier sees, in pixels, after augmentation: a
-    translation of larger images by up to the margin is then the usual random crop, without a
-    border. Smaller images come through as they are; None: the whole image."""
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        prefix, _, rest = name.partition(":")
-        if name in CLASSIFIERS or (
-            prefix == "torchvision"
-            and rest in torchvision_models.list_models(module=torchvision_models)
-        ):
-            return name
-        raise ValueError(f"unknown classifier; known: {', '.join(CLASSIFIERS)}, torchvision:NAME")
-
-    @model_validator(mode="after")
-    def _weights(self) -> "Classifier":
-        if self.weights is not None and self.torchvision_name is None:
-            raise ValueError(
-                f"weights can be set for name: resnet50 and torchvision:NAME, not for {self.name}"
-            )
-        if self.freeze_backbone and self.weights is None:
-            raise ValueError("freeze_backbone needs weights: random features would be frozen")
-        return self
-
-    @property
-    def torchvision_name(self) -> str | None:
-        """Of the network whose weights fit."""
-        if self.name == "resnet50":
-            return self.name
-        return self.name.removeprefix("torchvision:") if ":" in self.name else None
 
 
 def build(

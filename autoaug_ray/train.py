@@ -25,9 +25,10 @@ from autoaug_ray.data import AnySplit, Edits, Split, Splits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import ImageKind
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, Task, as_float
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import TRAINING, Meter, device_name
 
 PROBE = 256  # training images on which delivered strength is measured

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent / "autoaug_ray"
 
 BELOW: dict[str, set[str]] = {
     "errors": set(),
-    "settings": set(),
-    "published_settings": {"settings"},
     "own_code": {"errors"},
+    "settings": {"own_code"},
+    "published_settings": {"settings"},
     "maths": set(),
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
@@ -30,11 +30,12 @@ BELOW: dict[str, set[str]] = {
     },
     "policy": {"config", "methods", "store", "own_code", "errors"},
     "train": {
-        "config", "methods", "maths", "store", "data", "models", "learner", "generate", "errors",
+        "config", "methods", "maths", "store", "data", "models", "learner", "generate", "settings",
+        "errors",
     },
     "schedule": {
         "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",
-        "own_code", "errors",
+        "own_code", "settings", "errors",
     },
     "report": {
         "policy", "config", "methods", "maths", "store", "data", "published_settings", "errors",

@@ -4,8 +4,10 @@ from pydantic import ValidationError
 from torchvision import models as torchvision_models
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.learner import Learner, Training
-from autoaug_ray.models import CLASSIFIERS, Classifier, build, parameter_count
+from autoaug_ray.learner import Learner
+from autoaug_ray.models import CLASSIFIERS, build, parameter_count
+from autoaug_ray.settings.classifier import CLASSIFIER_NAMES, Classifier
+from autoaug_ray.settings.training import Training
 
 GREY = torch.tensor([0.3]), torch.tensor([0.2])
 RGB = torch.full((3,), 0.4), torch.full((3,), 0.2)
@@ -16,6 +18,10 @@ RGB = torch.full((3,), 0.4), torch.full((3,), 0.2)
 def test_logits_for_every_classifier(name, statistics):
     model = build(Classifier(name=name), 7, *statistics, seed=0).eval()
     assert model(torch.rand(2, len(statistics[0]), 32, 32)).shape == (2, 7)
+
+
+def test_a_study_can_name_every_classifier_that_can_be_built():
+    assert tuple(CLASSIFIERS) == CLASSIFIER_NAMES
 
 
 def test_parameter_counts_are_the_papers():

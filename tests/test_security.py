@@ -163,7 +163,7 @@ FORBIDDEN = {
     "cloudpickle.loads", "joblib.load", "pd.read_pickle", "marshal.loads", "yaml.unsafe_load",
     "yaml.full_load", "Tuner.restore", "tune.Tuner.restore", "shutil.unpack_archive",
 }  # fmt: skip
-LOADERS = {"_Loader", "yaml.SafeLoader"}
+LOADERS = {"yaml.SafeLoader"}
 
 
 def offences(source):
@@ -179,6 +179,7 @@ def offences(source):
             and given.get("weights_only") != "True"
             or name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False"
             or name == "yaml.load" and {ast.unparse(a) for a in call.args[1:]}.isdisjoint(LOADERS)
+            or name.split(".")[-1] == "YAML" and given.get("typ") != "'safe'"
             or given.get("shell") == "True" or given.get("trust_remote_code", "False") != "False"
             or name.startswith("Auto") and name.endswith(".from_pretrained")
             and given.get("trust_remote_code") != "False"
@@ -199,6 +200,7 @@ def test_nothing_here_reads_files_in_a_way_that_runs_them(path):
 
 @pytest.mark.parametrize("code", [
     "torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p)", "yaml.load(t, yaml.Loader)",
+    "YAML().load(t)", "YAML(typ='unsafe')",
     "pickle.load(f)", "eval(t)", "run(c, shell=True)", "tar.extractall(p)", "Tuner.restore(p)",
     "AutoModel.from_pretrained(m)", "x.from_pretrained(m, trust_remote_code=True)",
 ])  # fmt: skip

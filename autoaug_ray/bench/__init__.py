@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.table import Table
 
-from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 DATASET = Dataset(name="fashion-mnist-mini")
 

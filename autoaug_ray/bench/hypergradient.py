@@ -18,13 +18,14 @@ from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.config import Run
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.methods import AnyMethod
 from autoaug_ray.methods.base import NextMeta, Task, as_float, flipped
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
-from autoaug_ray.models import Classifier
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store import meter as metering
 from autoaug_ray.store.meter import TRAINING, Meter
 

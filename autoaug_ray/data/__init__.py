@@ -13,7 +13,8 @@ prefixes of one order of each class's images: a smaller subset is a part of a la
 images generated for the larger one serve both.
 
 A new dataset is a function from `Dataset` to `Source` in a file beside this one, a line in SOURCES
-and one in `settings.OPTIONS`. A study may also name such a function in a file of the user's own.
+and one in `OPTIONS` of autoaug_ray/settings/dataset.py. A study may also name such a function in a
+file of the user's own.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from autoaug_ray import own_code
 from autoaug_ray.data import arrays, bach, folders, hub, imagenet, objects
-from autoaug_ray.data.settings import Dataset, Imbalance, Shift
 from autoaug_ray.data.splits import (
     AnySplit,
     Edits,
@@ -43,6 +43,7 @@ from autoaug_ray.data.splits import (
 )
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops
+from autoaug_ray.settings.dataset import Dataset, Imbalance, Shift
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",

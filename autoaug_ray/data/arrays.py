@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from autoaug_ray.data.files import found
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source, Split
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat",

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from autoaug_ray.data.files import ImageFiles, found, images_in, none_empty
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 ARCHIVE = "ICIAR2018_BACH_Challenge.zip"
 CLASSES = ("Benign", "InSitu", "Invasive", "Normal")

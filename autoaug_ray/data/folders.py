@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from autoaug_ray.data.files import ImageFiles, class_folders, digest
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source, Stored, stratified
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 Listing = tuple[list[str], list[int], tuple[str, ...]]
 """Paths of images, their labels, and the names of the classes."""

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from autoaug_ray.data.files import Fit, read_image
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Reader, Source, Stored
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 VAL = ("validation", "valid", "val")
 

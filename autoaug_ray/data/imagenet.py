@@ -7,9 +7,9 @@ from pathlib import Path
 
 from autoaug_ray.data.files import ImageFiles, class_folders, found, none_empty
 from autoaug_ray.data.folders import in_turn
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 TINY = "tiny-imagenet-200.zip"
 TRAIN = "ILSVRC2012_img_train.tar, and each class archive in it into a folder of its name,"

@@ -38,9 +38,9 @@ from PIL import Image, UnidentifiedImageError
 
 from autoaug_ray.data.files import ImageFiles, inside
 from autoaug_ray.data.folders import in_turn
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 Items = list[tuple[Path, int]]  # images and their classes
 

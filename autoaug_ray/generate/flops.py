@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from autoaug_ray.generate import weights
 from autoaug_ray.generate.loading import cannot_load
@@ -81,6 +79,9 @@ class Work:
 
 def of_model(settings: Generation) -> Work:
     """Raises UserError if the model's configs cannot be had."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     found = _configs(settings)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(found["unet"])
@@ -154,6 +155,9 @@ def forecast(
 def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
     if settings.model == SD14 and not Path(SD14).is_dir():
         return SD14_CONFIGS
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig
+
     source = weights.resolve(settings.model, "stable-diffusion")
     try:
         return {

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from autoaug_ray.data import Split
 from autoaug_ray.generate.settings import ImageKind
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
+from autoaug_ray.settings.training import Training
 
 Flip = Literal["none", "horizontal", "vertical"]
 NextMeta = Callable[[int], Split]

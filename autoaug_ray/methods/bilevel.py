@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.settings import ImageKind
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.augmenter import (
     AbstractAugmenter,
@@ -39,6 +39,7 @@ from autoaug_ray.methods.base import (
 )
 from autoaug_ray.methods.generative import EditKind, MixtureState, edited
 from autoaug_ray.methods.predefined import Predefined
+from autoaug_ray.settings.training import Training
 
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from autoaug_ray import data
-from autoaug_ray.data import Dataset, Source, Split
+from autoaug_ray.data import Source, Split
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.settings.dataset import Dataset
 
 
 class Handed(NamedTuple):

@@ -12,9 +12,9 @@ from autoaug_ray.bench import __main__ as command
 from autoaug_ray.bench import hypergradient, tune
 from autoaug_ray.bench.hypergradient import Place
 from autoaug_ray.bench.tune import Attempt, in_lanes, slot_time
-from autoaug_ray.data import Dataset
 from autoaug_ray.methods.bilevel import Bilevel
-from autoaug_ray.models import Classifier
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.dataset import Dataset
 from autoaug_ray.store.meter import Meter
 
 SMALL = Dataset(name="fashion-mnist-mini", train_size=320, test_size=60)

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from autoaug_ray import data, train
-from autoaug_ray.data import Dataset, Shift, files
+from autoaug_ray.data import files
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.tiny import excerpt
+from autoaug_ray.settings.dataset import Dataset, Shift
 
 MINI = Dataset(name="fashion-mnist-mini")
 

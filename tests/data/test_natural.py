@@ -16,10 +16,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from autoaug_ray import data, train
-from autoaug_ray.data import Dataset
 from autoaug_ray.data.standins import natural
 from autoaug_ray.data.standins.natural import WRITERS
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 PER_CLASS = 4
 SMALL = {"bach": {"image_size": 32}, "imagenet": {"image_size": 64}}

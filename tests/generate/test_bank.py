@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoaug_ray.commands import bank as bank_command
+from autoaug_ray.commands import main
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import bank as bank_module
 from autoaug_ray.generate import plan
@@ -355,7 +355,7 @@ def test_the_command(filled, tmp_path, capsys):
     bank.quarantine("bad shard", ["x"], "out of memory")
 
     def run(*arguments):
-        status = bank_command.main(["--bank", str(bank.root), *map(str, arguments)])
+        status = main(["bank", "--bank", str(bank.root), *map(str, arguments)])
         said = capsys.readouterr()
         return status, said.out, said.err
 
@@ -381,4 +381,4 @@ def test_the_command(filled, tmp_path, capsys):
     bank.shards()[0].write_bytes(b"PAR1")
     status, out, _ = run("verify")
     assert status == 1 and bank.shards()[0].name in out
-    assert bank_command.main(["--bank", str(tmp_path / "no"), "ls"]) == 2
+    assert main(["bank", "--bank", str(tmp_path / "no"), "ls"]) == 2

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import main
 from autoaug_ray.store import bill
 from autoaug_ray.store.bill import Bill, ClusterState
 
@@ -106,7 +106,7 @@ def test_a_real_study_is_billed_for_more_than_it_used(tmp_path, capsys):
         "dataset: {name: fashion-mnist-mini}\nmodel: {name: cnn, width: 2}\n"
         "train: {epochs: 1, batch_size: 256}\nseeds: 2\nmethods: {none: }\n"
     )
-    assert cli.main([str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]) == 0
+    assert main([str(tmp_path / "tiny.yaml"), "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "The bill: " in said and "CPU-hours of 1 node, of which" in said
     folder = tmp_path / "tiny"

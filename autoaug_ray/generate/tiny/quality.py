@@ -30,6 +30,7 @@ from autoaug_ray.generate.settings import Generation
 from autoaug_ray.generate.tiny import attributes
 from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.generate.weights import EMBEDDED
+from autoaug_ray.settings.classifier import Classifier
 
 NAMES = FASHION_MNIST_CLASSES
 PREFIX = Generation().prefix
@@ -69,7 +70,7 @@ class Judge:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, epochs: int = 3) -> None:
         x, y = scaled(images), torch.from_numpy(labels.astype(np.int64))
-        cnn = models.Classifier(width=32)
+        cnn = Classifier(width=32)
         self.model = models.build(cnn, len(NAMES), x.mean()[None], x.std()[None], seed=1)
         order, steps = torch.Generator().manual_seed(1), len(x) // 64
         optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-2)
