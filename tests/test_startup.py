@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import autoaug_ray
-from autoaug_ray import methods
 from autoaug_ray.commands import main, quickstart
 from autoaug_ray.report import wandb
 
@@ -80,7 +79,6 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(not hasattr(methods, "method_class"), reason="methods are not lazy yet")
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
 @pytest.mark.parametrize("word", [(), ("run",), ("pilot",)], ids=["no word", "run", "pilot"])
 def test_what_is_wrong_in_a_study_is_said_without_a_heavy_import(text, word, tmp_path):
