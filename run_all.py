@@ -6,7 +6,7 @@ python run_all.py --help                what else it can do
 
 import sys
 
-from autoaug_ray.commands.run import main
+from autoaug_ray.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,16 +18,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.learner import Training
 from autoaug_ray.methods import METHODS, AnyMethod
-from autoaug_ray.models import Classifier
 from autoaug_ray.settings import Settings
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.training import Training
 
 ImageKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 RANGE_KINDS: tuple[str, ...] = get_args(ImageKind)
@@ -240,10 +241,7 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
-    try:
-        tree = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    tree = _read_yaml(text, f"{path} is not valid YAML")
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping with dataset: and methods: in it.")
     for change in changes:
@@ -256,6 +254,21 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
     if not isinstance(cases, dict) or not cases:
         raise UserError("cases must map at least one name to what it changes in the study.")
     return [_case(tree, path.stem, name, body, changes) for name, body in cases.items()]
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    """What a text of YAML 1.2 holds: `off` is a word, 1e-3 and 010 are decimal numbers.
+
+    Raises UserError, which begins with `where`, if it is not YAML or a key stands twice.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+            raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
+        mark, problem = error.problem_mark, str(error.problem).partition(" with value ")[0]
+        place = f"line {mark.line + 1}, column {mark.column + 1}"
+        raise UserError(f"{where}: {place}: {problem}.") from None
 
 
 def _case(
@@ -290,12 +303,13 @@ def study(tree: Mapping[str, Any], *, name: str, case: str | None = None) -> Stu
         if count < 1:
             raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
         tree["seeds"] = list(range(count))
-    entries = [e for label, body in methods.items() for e in _entries(label, body)]
+    # All that can be checked before the files of methods are imported, which takes seconds.
+    named = [_named(label, body) for label, body in methods.items()]
     made: Study = _validate(
-        Study.model_validate_json,
-        {"name": name} | tree | {"case": case, "entries": [e.model_dump() for e in entries]},
-        "",
+        Study.model_validate_json, {"name": name} | tree | {"case": case, "entries": []}, ""
     )
+    entries = [entry for parts in named for entry in _entries(*parts)]
+    made = made.model_copy(update={"entries": tuple(entries)})
     labels = [e.label for e in entries]
     if twice := {label for label in labels if labels.count(label) > 1}:
         raise UserError(f"methods.{min(twice)}: two entries have this label.")
@@ -332,8 +346,8 @@ def _check_published(published: Published, labels: Sequence[str]) -> None:
             )
 
 
-def _entries(label: Any, body: Any) -> Iterator[Entry]:
-    """The entry of a label, and those of its controls."""
+def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
+    """(label, name of the method, what else the label maps to). Raises UserError."""
     where = f"methods.{label}"
     if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
         raise UserError(
@@ -351,7 +365,13 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
             f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
             f"known: {', '.join(METHODS)}."
         )
-    own = {k: body.pop(k) for k in ("search", "resources") if k in body}
+    return label, name, body
+
+
+def _entries(label: str, name: str, body: dict[str, Any]) -> Iterator[Entry]:
+    """The entry of a label, and those of its controls."""
+    where = f"methods.{label}"
+    own: dict[str, Any] = {k: body.pop(k) for k in ("search", "resources") if k in body}
     learns = "learn" in METHODS[name].model_fields
     controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
     if controls and not learns:
@@ -362,7 +382,7 @@ def _entries(label: Any, body: Any) -> Iterator[Entry]:
         if isinstance(v, dict) and set(v) & set(RANGE_KINDS)
     }
     fixed = {k: v for k, v in body.items() if k not in ranges}
-    tree = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
+    tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
     entry: Entry = _validate(Entry.model_validate_json, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
     for choices in entry.extremes():
@@ -407,11 +427,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals or not path:
         raise UserError(f"--set {change}: write it as dotted.key=value.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {change}: {' '.join(str(error).split())}.") from None
-    _assign(tree, path, value, f"--set {change}")
+    _assign(tree, path, _read_yaml(text, f"--set {change}"), f"--set {change}")
 
 
 def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
@@ -485,31 +501,3 @@ def _known_keys(title: str, loc: tuple[int | str, ...]) -> Iterable[str]:
 def _guess(word: str, known: Iterable[str]) -> str:
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (`off` is a word, 1e-3 is a number), no key twice; `<<: *anchor` merges."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [k for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(k, deep=True) for k in own]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":bool", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\.inf|\.nan)$"),
-    list("-+0123456789."),
-)

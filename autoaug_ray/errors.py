@@ -14,13 +14,13 @@ class RunError(RuntimeError):
 
 
 class StorageError(RunError):
-    """A place that cannot be used: a full disk, a folder that is gone. Nothing is wrong with the
-    run that meets it, which goes on once the place is back."""
+    """A place that cannot be used: a full disk, a folder that is gone. The run itself is sound, and
+    goes on once the place is back."""
 
 
 @contextlib.contextmanager
 def storing(place: object) -> Iterator[None]:
-    """OSErrors in here are raised as a StorageError that names the place."""
+    """Turns an OSError inside the block into a StorageError that names the place."""
     try:
         yield
     except OSError as error:
@@ -29,10 +29,11 @@ def storing(place: object) -> Iterator[None]:
 
 
 def exit_status(work: Callable[[], int], *, interrupted: str, again: str = "") -> int:
-    """What `work` returns (0 done), or the status for how it ended, with a line on stderr.
+    """The exit status of a command: what `work` returns (0: done) or, with a line on stderr, 1 if a
+    run failed, 2 for wrong input, 130 if it was interrupted.
 
-    1 a run failed, 2 wrong input, 130 interrupted, of which the line is `interrupted`. `again` says
-    how to go on once a place can be used again.
+    `interrupted` is the line for the last of these. `again` says how to go on once a place can be
+    used again; it is added to the line of a StorageError.
     """
     try:
         return work()

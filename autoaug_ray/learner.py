@@ -3,41 +3,15 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from autoaug_ray.maths.hypergradient import SGD, SQUARE, Adam
-from autoaug_ray.settings import Settings
-
-
-class Training(Settings):
-    """What a study's `train:` may say; the same for every method of a study."""
-
-    epochs: int = Field(10, ge=1, le=10_000)
-    """One epoch is as many images as the pool holds, also where meta images are held out of it."""
-    iters_per_epoch: int | None = Field(None, ge=1, le=1_000_000)
-    """Steps of an epoch whatever the pool's size, as for small imbalanced sets; None: one pass."""
-    batch_size: int = Field(64, ge=2, le=65_536)
-    optimiser: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(0.1, gt=0, le=100)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of sgd, as is `nesterov`."""
-    weight_decay: float = Field(5e-4, ge=0, le=1)
-    nesterov: bool = False
-    schedule: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
-    """onecycle: linear warm-up over a quarter, then cosine to zero. step: x0.2 at 30, 60, 80 %."""
-    meta_fraction: float = Field(0.2, gt=0, lt=1)
-    """Share of the pool in the meta role, dealt anew each epoch, for methods that need it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 autocast for plain steps and evaluation; hypergradients are always fp32."""
-    compile: bool = False
-    """torch.compile for plain steps; double backward through a compiled model is refused by torch,
-    so hypergradients run eagerly."""
+from autoaug_ray.settings.training import Training
 
 
 class Learner:
@@ -49,15 +23,15 @@ class Learner:
         """`noise` is the stream of the augmentations, on the model's device."""
         self.model, self.training, self.noise = model, training, noise
         self.total_steps, self.steps_done = total_steps, 0
-        learning = self.weights().values()
+        parameters = self.weights().values()
         self.optimiser: torch.optim.Optimizer
         if training.optimiser == "adam":
             self.optimiser = torch.optim.Adam(
-                learning, lr=training.lr, weight_decay=training.weight_decay
+                parameters, lr=training.lr, weight_decay=training.weight_decay
             )
         else:
             self.optimiser = torch.optim.SGD(
-                learning,
+                parameters,
                 lr=training.lr,
                 momentum=training.momentum,
                 weight_decay=training.weight_decay,
@@ -75,19 +49,19 @@ class Learner:
 
     @property
     def used(self) -> Training:
-        """The settings as the optimiser that trained holds them."""
-        held = self.optimiser.param_groups[0]
-        found: dict[str, Any] = {"optimiser": type(self.optimiser).__name__.lower()}
-        found |= {k: held[k] for k in ("momentum", "weight_decay", "nesterov") if k in held}
-        return self.training.model_copy(update=found)
+        """`training`, with the values that the optimiser really has."""
+        group = self.optimiser.param_groups[0]
+        values: dict[str, Any] = {"optimiser": type(self.optimiser).__name__.lower()}
+        values |= {k: group[k] for k in ("momentum", "weight_decay", "nesterov") if k in group}
+        return self.training.model_copy(update=values)
 
     @property
     def progress(self) -> float:
-        """In [0, 1): the share of the training that is done."""
+        """Share of the training's steps that are done, in [0, 1) before each step."""
         return self.steps_done / self.total_steps
 
     def begin_step(self) -> None:
-        """Sets the learning rate of the step that now comes."""
+        """Sets the learning rate of the next step."""
         t = (self.steps_done + 0.5) / self.total_steps
         lr = self.training.lr * _schedule(self.training.schedule, t)
         self.optimiser.param_groups[0]["lr"] = lr
@@ -96,17 +70,19 @@ class Learner:
         self.steps_done += 1
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, classes) fp32 through the fast path (autocast and compiled, where asked for)."""
+        """(B, classes) fp32 for images (B, C, H, W) in [0, 1], with the settings' precision and
+        compilation."""
         bf16 = self.training.precision == "bf16"
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             out: Tensor = self._forward(images)
         return out.float()
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """() mean cross-entropy of `logits` to labels (B,)."""
         return F.cross_entropy(self.logits(images), labels)
 
     def descend(self, loss: Tensor) -> None:
-        """One optimiser step on `loss`; gradients of other leaves, if any, arrive at them too."""
+        """One optimiser step on `loss` (); leaves other than the weights get gradients, too."""
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -118,18 +94,18 @@ class Learner:
         self.optimiser.step()
 
     def weights(self) -> dict[str, Tensor]:
-        """Those that learn, by name; of a frozen backbone, the head's."""
+        """The parameters that learn, by name: with a frozen backbone, those of the last layer."""
         return {k: p for k, p in self.model.named_parameters() if p.requires_grad}
 
     def buffers(self) -> dict[str, Tensor]:
-        """The optimiser's, as `rule` wants them; zeros before the first step."""
-        names = {"momentum_buffer": ""}
+        """The optimiser's buffers under the names that `rule` uses; zeros before the first step."""
+        suffixes = {"momentum_buffer": ""}
         if isinstance(self.optimiser, torch.optim.Adam):
-            names = {"exp_avg": "", "exp_avg_sq": SQUARE}
+            suffixes = {"exp_avg": "", "exp_avg_sq": SQUARE}
         return {
             name + suffix: self.optimiser.state[p].get(kind, torch.zeros_like(p)).detach()
             for name, p in self.weights().items()
-            for kind, suffix in names.items()
+            for kind, suffix in suffixes.items()
         }
 
     def loss_at(
@@ -140,8 +116,9 @@ class Learner:
         weights: Tensor | None = None,
         real_pass: bool = False,
     ) -> Callable[[Mapping[str, Tensor]], Tensor]:
-        """The loss as a function of the model's weights, for the look-ahead.
+        """The loss () as a function of the model's weights, for the look-ahead.
 
+        `images` (B, C, H, W) in [0, 1], or what makes them anew at every call; `labels` (B,);
         `weights` (B,) multiply the samples' losses.
 
         functional_call would write batch-norm statistics into the model, and so leak meta images
@@ -168,7 +145,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        # torch would share the momentum buffers with whoever holds `state`.
+        # A copy: torch would share the momentum buffers with `state`.
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self.steps_done = state["steps_done"]
         self.noise.set_state(state["noise"].cpu())

@@ -6,73 +6,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.settings import Settings
+from autoaug_ray.settings.classifier import Classifier
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Classifier(Settings):
-    """What a study's `model:` may say."""
-
-    name: str = "cnn"
-    """cnn, badgan, resnet8, resnet20, resnet32, resnet56, resnet18, resnet50, wrn-28-10, or
-    torchvision:NAME for any of torchvision's."""
-    width: int = Field(16, ge=1, le=4096)
-    """Channels of the first block of `cnn` and of resnet8 to resnet56, whose paper has 16; the
-    others have the widths of their papers."""
-    weights: str | None = None
-    """To start from, all but the last layer's: `imagenet` for torchvision's best of resnet50 or
-    torchvision:NAME, which torch downloads once, or the path of a state dict of that network."""
-    freeze_backbone: bool = False
-    """Only the last layer learns. Batch norm still follows the batches, as in DAFusion's code."""
-    crop: int | None = Field(None, ge=8, le=2048)
-    """Side of the middle of the images that the classifier sees, in pixels, after augmentation: a
-    translation of larger images by up to the margin is then the usual random crop, without a
-    border. Smaller images come through as they are; None: the whole image."""
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        prefix, _, rest = name.partition(":")
-        if name in CLASSIFIERS or (
-            prefix == "torchvision"
-            and rest in torchvision_models.list_models(module=torchvision_models)
-        ):
-            return name
-        raise ValueError(f"unknown classifier; known: {', '.join(CLASSIFIERS)}, torchvision:NAME")
-
-    @model_validator(mode="after")
-    def _weights(self) -> "Classifier":
-        if self.weights is not None and self.torchvision_name is None:
-            raise ValueError(
-                f"weights can be set for name: resnet50 and torchvision:NAME, not for {self.name}"
-            )
-        if self.freeze_backbone and self.weights is None:
-            raise ValueError("freeze_backbone needs weights: random features would be frozen")
-        return self
-
-    @property
-    def torchvision_name(self) -> str | None:
-        """Of the network whose weights fit."""
-        if self.name == "resnet50":
-            return self.name
-        return self.name.removeprefix("torchvision:") if ":" in self.name else None
 
 
 def build(
     classifier: Classifier, classes: int, mean: Tensor, std: Tensor, *, seed: int
 ) -> nn.Module:
-    """The classifier behind its normalisation; mean and std are (channels,) in [0, 1] units.
+    """A network that crops and normalises images (B, C, H, W) in [0, 1] and gives logits.
 
-    Its initial weights depend on `seed` alone, whatever was drawn before in this process; with
-    `weights`, only the last layer's do, and images are normalised as those of ImageNet. Raises
-    UserError for weights that cannot be had or do not fit.
+    `mean` and `std` (channels,) are those of the images, in the same units. The initial weights
+    depend on `seed` alone, whatever was drawn before in this process; with `weights`, only the last
+    layer's do, and images are normalised with the statistics of ImageNet. Raises UserError for
+    weights that cannot be loaded or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -92,13 +44,13 @@ def build(
 
 
 def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """The layer that makes the logits, and its name."""
-    layers = (nn.Linear, nn.Conv2d)
-    return [(k, m) for k, m in network.named_modules() if isinstance(m, layers)][-1]
+    """(name, layer) of the layer that gives the logits."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return [(k, m) for k, m in network.named_modules() if isinstance(m, kinds)][-1]
 
 
 def start_from(network: nn.Module, classifier: Classifier) -> None:
-    """Weights as the classifier says, in all layers but the last."""
+    """Load `classifier.weights` into all layers but the last. Raises UserError as `build` does."""
     assert classifier.weights is not None and classifier.torchvision_name is not None
     try:
         if classifier.weights == "imagenet":
@@ -121,10 +73,10 @@ def start_from(network: nn.Module, classifier: Classifier) -> None:
         ) from None
     last = last_layer(network)[0]
     state = {k: v for k, v in state.items() if not k.startswith(f"{last}.")}
-    mine = {k: v for k, v in network.state_dict().items() if not k.startswith(f"{last}.")}
+    expected = {k: v for k, v in network.state_dict().items() if not k.startswith(f"{last}.")}
     wrong = sorted(
-        k for k in mine.keys() | state.keys()
-        if k not in mine or k not in state or mine[k].shape != state[k].shape
+        k for k in expected.keys() | state.keys()
+        if k not in expected or k not in state or expected[k].shape != state[k].shape
     )  # fmt: skip
     if wrong:
         raise UserError(
@@ -136,8 +88,8 @@ def start_from(network: nn.Module, classifier: Classifier) -> None:
 
 
 class Normalise(nn.Module):
-    """The middle of the images, (x - mean) / std; grey ones are repeated where a network takes
-    three channels."""
+    """(x - mean) / std of the middle of the images; a grey channel is repeated if the network takes
+    three."""
 
     mean: Tensor
     std: Tensor
@@ -211,7 +163,7 @@ def resnet50(channels: int, classes: int, width: int) -> nn.Module:
 
 
 class _PlainShortcutBlock(nn.Module):
-    """Two 3x3 convolutions; where the shape changes the shortcut subsamples and pads zeros."""
+    """Two 3x3 convolutions; if they change the shape, the shortcut subsamples and pads zeros."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -241,7 +193,7 @@ def _cifar_resnet(depth: int, channels: int, classes: int, width: int) -> nn.Mod
 
 
 class _WideBlock(nn.Module):
-    """Pre-activation block; the shortcut is a 1x1 convolution where the shape changes."""
+    """Pre-activation block; if it changes the shape, the shortcut is a 1x1 convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -279,7 +231,9 @@ CLASSIFIERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "resnet50": resnet50,
     "wrn-28-10": wrn_28_10,
 }
+"""name -> function of (channels, classes, width)."""
 
 
 def parameter_count(module: nn.Module) -> int:
+    """Number of weights, whether they learn or not."""
     return sum(p.numel() for p in module.parameters())

@@ -11,7 +11,8 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -25,25 +26,29 @@ from autoaug_ray.data import AnySplit, Edits, Split, Splits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import ImageKind
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods import Method, Task, as_float
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import TRAINING, Meter, device_name
 
-PROBE = 256  # training images on which delivered strength is measured
-PICTURES = 8  # of them shown
-PICTURED_EPOCHS = 6  # at most, evenly spaced
+PROBE = 256
+"""Training images used to measure strength."""
+PICTURES = 8
+"""How many of them are stored as pictures."""
+PICTURED_EPOCHS = 6
+"""Epochs pictured, at most, evenly spaced."""
 
 
 class Epoch(NamedTuple):
     row: dict[str, Any]
-    """As `record.ROW` describes it."""
+    """The columns that `store.folder.ROW` describes."""
     snapshot: Callable[[], dict[str, Any]]
     """All that the next epoch depends on: `run(..., resume=snapshot())` goes on from here."""
 
 
 class Variants(Protocol):
-    """Edited images, as `data.Edits` holds them, and how many could not be used, by kind."""
+    """Edited images of a pool; the tensors mean what those of `data.Edits` mean."""
 
     @property
     def images(self) -> Tensor: ...
@@ -77,178 +82,264 @@ def run(
     used and RunError for a run that must not go on.
     """
     meter = meter or Meter()
-    device = meter.device
-    final = config.phase == "final"
+    setup = prepare(config, meter.device, bank)
+    method, learner, state = setup.method, setup.learner, setup.state
+    epochs_done = 0 if resume is None else restore(setup, resume)
+
+    for epoch in range(epochs_done + 1, config.train.epochs + 1):
+        batches, next_meta = epoch_batches(setup, epoch)
+        log = learn(setup, epoch, batches, next_meta, meter)
+        if setup.is_last(epoch) and method.searches_in_own_run:
+            with meter.phase("search"):
+                method.finish(learner, next_meta, state)
+        with meter.phase("eval"):
+            log |= method.end_epoch(state)
+            measures = measure(setup, epoch)
+        yield Epoch(row_of(setup, epoch, log, measures, meter), partial(snapshot, setup, epoch))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run trains, and on what: complete before its first step."""
+
+    config: Run
+    splits: Splits
+    bank_hours: Mapping[str, float]
+    """Device-hours that the generated images cost, by phase; empty if the method mixes none."""
+    task: Task
+    learner: Learner
+    state: Any
+    """The method's own, as its `init` made it."""
+    steps: int
+    """Steps of an epoch."""
+
+    @property
+    def method(self) -> Method:
+        return self.config.method
+
+    def is_last(self, epoch: int) -> bool:
+        """Whether the run ends with this epoch, counted from 1."""
+        return epoch == self.config.train.epochs
+
+
+def prepare(config: Run, device: torch.device, bank: EditBank | None) -> Setup:
+    """Load the data, then build the classifier, its optimiser and the method's state."""
     method: Method = config.method
     training = config.train
-
     splits = data.load(
         config.dataset,
-        val_fraction=None if final else config.val_fraction,
+        val_fraction=None if config.phase == "final" else config.val_fraction,
         device=device,
         seed=config.seed,
     )
     bank_hours: Mapping[str, float] = {}
     if method.kinds:
         splits, bank_hours = with_edits(splits, config, bank)
-    pool = len(splits.train)
-    steps = training.iters_per_epoch or max(1, pool // training.batch_size)
-    class_counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
+    pool, classes = splits.train, len(splits.classes)
+    class_counts = torch.bincount(pool.labels, minlength=classes).tolist()
     model = models.build(
-        config.model, len(splits.classes), *data.channel_statistics(splits.train),
-        seed=seed_of(config.seed, "init"),
-    ).to(device)  # fmt: skip
+        config.model, classes, *data.channel_statistics(pool), seed=seed_of(config.seed, "init")
+    ).to(device)
+    steps = training.iters_per_epoch or max(1, len(pool) // training.batch_size)
     noise = stream(config.seed, "augment", device)
     learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
-    channels, height, width = splits.train.shape
-    task = Task(channels, height, width, tuple(class_counts))
-    state: Any = method.init(task, seed_of(config.seed, "augmenter"), device)
-
-    start = 0
-    if resume is not None:
-        start = resume["epoch"]
-        learner.load_state_dict(resume["learner"])
-        state.load_state_dict(resume["state"])
-
-    for epoch in range(start + 1, training.epochs + 1):
-        drawing = epoch if method.reshuffles_each_epoch else 1
-        train_index, meta_index = roles(method, training, splits.train.labels, config.seed, drawing)
-        cycle = balanced if method.sampler == "balanced" else shuffled
-        batches = cycle(splits.train, train_index, stream(config.seed, f"order/{drawing}"))
-        metas = cycle(splits.meta, meta_index, stream(config.seed, f"meta/{drawing}"))
-        totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=device))
-        counts: defaultdict[str, int] = defaultdict(int)
-
-        model.train()
-        with meter.phase(config.phase):
-            for _ in range(steps):
-                learner.begin_step()
-                logs = method.step(learner, batches(training.batch_size), metas, state)
-                learner.end_step()
-                for name, value in logs.items():
-                    totals[name] += value
-                    counts[name] += 1
-        log = {name: float(totals[name]) / counts[name] for name in totals}
-        if not math.isfinite(log["train_loss"]):
-            raise RunError(
-                f"{config.label}: train_loss became {log['train_loss']} in epoch {epoch} "
-                f"(steps {learner.steps_done - steps + 1} to {learner.steps_done}); "
-                f"lower train.lr ({training.lr}) or the strength of the augmentation."
-            )
-
-        last = epoch == training.epochs
-        if last and method.searches_in_own_run:
-            with meter.phase("search"):
-                method.finish(learner, metas, state)
-
-        with meter.phase("eval"):
-            log |= method.end_epoch(state)
-            val = evaluate(method, learner, splits.val, state) if splits.val else None
-            test = evaluate(method, learner, splits.test, state) if final and last else None
-            pictured = final and epoch in pictured_epochs(training.epochs)
-            strength, augmented = probe(method, state, splits.train)
-
-        hours = meter.device_hours()
-        alpha = method.alpha(state)
-        found = method.found_hyperparameters(state) if last and method.searches_in_own_run else None
-        row = {
-            "run_key": config.key,
-            "label": config.label,
-            "method": method.name,
-            "phase": config.phase,
-            "seed": config.seed,
-            "index": config.index,
-            "used_key": used(config, learner, epoch if last else training.epochs).key,
-            "settings": config.model_dump_json(),
-            "epoch": epoch,
-            "epochs": training.epochs,
-            "train_loss": log.pop("train_loss"),
-            "val_accuracy": None if val is None else float(val.mean_accuracy),
-            "test_accuracy": None if test is None else float(test.mean_accuracy),
-            "class_accuracy": None if test is None else test.class_accuracy,
-            "class_counts": class_counts,
-            "imbalance_nominal": config.dataset.imbalance and config.dataset.imbalance.factor,
-            "imbalance_effective": min(class_counts) / max(class_counts),
-            "kinds": list(method.kinds),
-            "alpha": None if alpha is None else alpha.tolist(),
-            "found": found and json.dumps(found),
-            "bank_plan": config.bank_plan,
-            "bank_hours": dict(bank_hours),
-            "displacement": float(strength.displacement().mean()),
-            "color_change": float(strength.color_change().mean()),
-            "log": log,
-            "samples": strip(augmented[:PICTURES]) if pictured else None,
-            "device": device_name(device),
-            "share": meter.share,
-            "attempt": meter.attempt,
-            "device_hours": sum(hours.values()),
-            "device_hours_training": sum(hours[p] for p in TRAINING),
-            "finished": last,
-        }
-
-        def snapshot(epoch: int = epoch) -> dict[str, Any]:
-            return {
-                "epoch": epoch,
-                "shape": [channels, height, width, class_counts],
-                "learner": learner.state_dict(),
-                "state": dict(state.state_dict()),
-            }
-
-        yield Epoch(row, snapshot)
+    task = Task(*pool.shape, tuple(class_counts))
+    state = method.init(task, seed_of(config.seed, "augmenter"), device)
+    return Setup(config, splits, bank_hours, task, learner, state, steps)
 
 
 def with_edits(
     splits: Splits, config: Run, bank: EditBank | None
 ) -> tuple[Splits, Mapping[str, float]]:
-    """The pool with the edits of the method's kinds beside its images, and their device-hours."""
+    """`splits` whose train and meta images have their edits of the method's kinds beside them, and
+    the device-hours that these cost, by phase."""
     if bank is None or config.bank_plan is None:
         raise RunError(f"{config.label}: generated images are needed, but no bank was given.")
     kinds, device = config.method.kinds[1:], splits.train.labels.device
     hashes = [content_hash(i) for b in data.batches(splits.train) for i in b.images.cpu()]
-    found = bank.variants(config.bank_plan, kinds, splits.train.shape, hashes)
-    if not len(found.images):
+    variants = bank.variants(config.bank_plan, kinds, splits.train.shape, hashes)
+    if not len(variants.images):
         raise RunError(f"{config.label}: none of the generated images can be used.")
-    edits = Edits(*(x.to(device) for x in (found.images, found.start, found.count)))
+    edits = Edits(*(x.to(device) for x in (variants.images, variants.start, variants.count)))
     train, meta = (replace(s, edits=edits) for s in (splits.train, splits.meta))
     seconds = bank.cost(config.bank_plan, kinds)
     return replace(splits, train=train, meta=meta), {p: s / 3600 for p, s in seconds.items()}
 
 
+def snapshot(setup: Setup, epoch: int) -> dict[str, Any]:
+    """All that the epochs after this one depend on."""
+    channels, height, width, class_counts = setup.task
+    return {
+        "epoch": epoch,
+        "shape": [channels, height, width, list(class_counts)],
+        "learner": setup.learner.state_dict(),
+        "state": dict(setup.state.state_dict()),
+    }
+
+
+def restore(setup: Setup, saved: Mapping[str, Any]) -> int:
+    """Put a snapshot's weights, optimisers and random streams in place; returns its epoch."""
+    setup.learner.load_state_dict(saved["learner"])
+    setup.state.load_state_dict(saved["state"])
+    return int(saved["epoch"])
+
+
+def epoch_batches(
+    setup: Setup, epoch: int
+) -> tuple[Callable[[int], Split], Callable[[int], Split]]:
+    """Callables for the images of the train and of the meta role of this epoch, as dealt for it."""
+    method, splits, seed = setup.method, setup.splits, setup.config.seed
+    deal_number = epoch if method.reshuffles_each_epoch else 1
+    train_index, meta_index = roles(
+        method, setup.config.train, splits.train.labels, seed, deal_number
+    )
+    cycle = balanced if method.sampler == "balanced" else shuffled
+    return (
+        cycle(splits.train, train_index, stream(seed, f"order/{deal_number}")),
+        cycle(splits.meta, meta_index, stream(seed, f"meta/{deal_number}")),
+    )
+
+
+def learn(
+    setup: Setup,
+    epoch: int,
+    batches: Callable[[int], Split],
+    next_meta: Callable[[int], Split],
+    meter: Meter,
+) -> dict[str, float]:
+    """The steps of one epoch. Returns the mean over its steps of everything the method logs.
+
+    Raises RunError if the training loss is not finite.
+    """
+    config, learner = setup.config, setup.learner
+    totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=meter.device))
+    counts: defaultdict[str, int] = defaultdict(int)
+    learner.model.train()
+    with meter.phase(config.phase):
+        for _ in range(setup.steps):
+            learner.begin_step()
+            batch = batches(config.train.batch_size)
+            logs = setup.method.step(learner, batch, next_meta, setup.state)
+            learner.end_step()
+            for name, value in logs.items():
+                totals[name] += value
+                counts[name] += 1
+    log = {name: float(totals[name]) / counts[name] for name in totals}
+    if not math.isfinite(log["train_loss"]):
+        raise RunError(
+            f"{config.label}: train_loss became {log['train_loss']} in epoch {epoch} "
+            f"(steps {learner.steps_done - setup.steps + 1} to {learner.steps_done}); "
+            f"lower train.lr ({config.train.lr}) or the strength of the augmentation."
+        )
+    return log
+
+
 class Accuracy(NamedTuple):
+    """Shares in [0, 1]; a class without images has 0."""
+
     mean_accuracy: float
     class_accuracy: list[float]
 
 
+class Measures(NamedTuple):
+    """What is measured after an epoch, without any effect on the next one."""
+
+    val: Accuracy | None
+    """None in a final run, whose val images train."""
+    test: Accuracy | None
+    """None but after the last epoch of a final run."""
+    strength: Strength
+    pictures: Tensor | None
+    """Augmented images (PICTURES, C, H, W) in [0, 1]; None for an epoch that is not pictured."""
+
+
+def measure(setup: Setup, epoch: int) -> Measures:
+    """Accuracy and delivered strength. This alone reads test, once: a final run's last epoch."""
+    splits, method, learner, state = setup.splits, setup.method, setup.learner, setup.state
+    final = setup.config.phase == "final"
+    val = evaluate(method, learner, splits.val, state) if splits.val else None
+    read_test = final and setup.is_last(epoch)
+    test = evaluate(method, learner, splits.test, state) if read_test else None
+    strength, augmented = probe(method, state, splits.train)
+    pictured = final and epoch in pictured_epochs(setup.config.train.epochs)
+    return Measures(val, test, strength, augmented[:PICTURES] if pictured else None)
+
+
 @torch.no_grad()
-def evaluate(
-    method: Method, learner: Learner, split: AnySplit | None, state: nn.Module
-) -> Accuracy:
+def evaluate(method: Method, learner: Learner, split: AnySplit, state: nn.Module) -> Accuracy:
     """Share of images that are classified correctly, over all images and per class."""
-    assert split is not None
     learner.model.eval()
-    right = torch.cat(
+    correct = torch.cat(
         [
             method.predict(learner, as_float(b.images), state).argmax(1) == b.labels
             for b in data.batches(split)
         ]
     ).float()
     learner.model.train()
-    sums = torch.bincount(split.labels, weights=right)
+    correct_counts = torch.bincount(split.labels, weights=correct)
     counts = torch.bincount(split.labels)
-    return Accuracy(float(right.mean()), (sums / counts.clamp_min(1)).tolist())
+    return Accuracy(float(correct.mean()), (correct_counts / counts.clamp_min(1)).tolist())
 
 
 @torch.no_grad()
 def probe(method: Method, state: nn.Module, pool: AnySplit) -> tuple[Strength, Tensor]:
-    """Delivered strength, and the images (PROBE, C, H, W) that it was measured on.
+    """Delivered strength, and the augmented images (at most PROBE, C, H, W) that show it.
 
-    On the same images with the same noise for every method and epoch, from a stream of its own.
+    Every method is measured in every epoch on the same images with the same noise, which comes from
+    a stream of its own.
     """
     first = torch.arange(min(PROBE, len(pool)), device=pool.labels.device)
     images = as_float(pool.take(first).load().images)
     strength = Strength(images)
-    out = method.augment(state, images, stream(0, "probe", images.device), strength)
-    return strength, out
+    augmented = method.augment(state, images, stream(0, "probe", images.device), strength)
+    return strength, augmented
+
+
+def row_of(
+    setup: Setup, epoch: int, log: Mapping[str, float], measures: Measures, meter: Meter
+) -> dict[str, Any]:
+    """The row of one epoch; `store.folder.ROW` says what its columns mean."""
+    config, method, state = setup.config, setup.method, setup.state
+    epochs, last = config.train.epochs, setup.is_last(epoch)
+    _, test, strength, pictures = measures
+    class_counts = list(setup.task.class_counts)
+    hours = meter.device_hours()
+    alpha = method.alpha(state)
+    found = method.found_hyperparameters(state) if last and method.searches_in_own_run else None
+    return {
+        "run_key": config.key,
+        "label": config.label,
+        "method": method.name,
+        "phase": config.phase,
+        "seed": config.seed,
+        "index": config.index,
+        "used_key": used(config, setup.learner, epoch if last else epochs).key,
+        "settings": config.model_dump_json(),
+        "epoch": epoch,
+        "epochs": epochs,
+        "train_loss": log["train_loss"],
+        "val_accuracy": None if measures.val is None else float(measures.val.mean_accuracy),
+        "test_accuracy": None if test is None else float(test.mean_accuracy),
+        "class_accuracy": None if test is None else test.class_accuracy,
+        "class_counts": class_counts,
+        "imbalance_nominal": config.dataset.imbalance and config.dataset.imbalance.factor,
+        "imbalance_effective": min(class_counts) / max(class_counts),
+        "kinds": list(method.kinds),
+        "alpha": None if alpha is None else alpha.tolist(),
+        "found": found and json.dumps(found),
+        "bank_plan": config.bank_plan,
+        "bank_hours": dict(setup.bank_hours),
+        "displacement": float(strength.displacement().mean()),
+        "color_change": float(strength.color_change().mean()),
+        "log": {name: value for name, value in log.items() if name != "train_loss"},
+        "samples": None if pictures is None else strip(pictures),
+        "device": device_name(meter.device),
+        "share": meter.share,
+        "attempt": meter.attempt,
+        "device_hours": sum(hours.values()),
+        "device_hours_training": sum(hours[phase] for phase in TRAINING),
+        "finished": last,
+    }
 
 
 def strip(images: Tensor) -> bytes:
@@ -260,6 +351,7 @@ def strip(images: Tensor) -> bytes:
 
 
 def pictured_epochs(epochs: int) -> set[int]:
+    """The epochs, counted from 1, of a run of so many whose row has pictures."""
     return {round(1 + i * (epochs - 1) / (PICTURED_EPOCHS - 1)) for i in range(PICTURED_EPOCHS)}
 
 
@@ -269,13 +361,17 @@ def seed_of(seed: int, name: str) -> int:
 
 
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one purpose."""
     return torch.Generator(device).manual_seed(seed_of(seed, name))
 
 
 def roles(
     method: Method, training: Training, labels: Tensor, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the pool in the (train, meta) role, as the method's protocol deals them."""
+    """Indices of the pool in the (train, meta) role, as the method's protocol deals them.
+
+    `labels` (n,) are those of the pool; `epoch` numbers the deal.
+    """
     if not method.uses_meta:
         return deal(len(labels), 0.0, seed, epoch)
     if method.meta_fraction is None:
@@ -293,7 +389,7 @@ def deal(n: int, meta_fraction: float, seed: int, epoch: int) -> tuple[Tensor, T
 def deal_by_class(
     labels: Tensor, meta_fraction: float, seed: int, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """The same within every class: of two images one each; a single image has both roles."""
+    """`deal` within every class: of two images, each role gets one; a single image has both."""
     order = torch.randperm(len(labels), generator=stream(seed, f"roles/{epoch}"))
     train, meta = [], []
     for members in data.by_class(labels, order):
@@ -304,7 +400,7 @@ def deal_by_class(
 
 
 def balanced(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
-    """A callable that hands out so many of these images, all classes with the same probability."""
+    """A callable n -> n of the images at `index`, all classes with the same probability."""
     labels = split.labels.cpu()[index]
     weights = 1 / torch.bincount(labels)[labels].double()
 
@@ -315,7 +411,7 @@ def balanced(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable
 
 
 def shuffled(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable[[int], Split]:
-    """A callable that hands out so many of these images, in a new random order each time round."""
+    """A callable n -> n of the images at `index`, in a new random order each time round."""
     queue = index[:0]
 
     def draw(n: int) -> Tensor:
@@ -329,8 +425,8 @@ def shuffled(split: AnySplit, index: Tensor, order: torch.Generator) -> Callable
 
 
 def used(config: Run, learner: Learner, epochs: int) -> Run:
-    """The run as the optimiser that trained would describe it; its key must be the one asked for.
+    """The run as the optimiser that trained would describe it; its key must be that of `config`.
 
-    A scheduler's settings that never reach the trainer are a known way to compare nothing.
+    They differ if a scheduler's settings never reached the trainer, whose trials are then alike.
     """
     return config.model_copy(update={"train": learner.used.model_copy(update={"epochs": epochs})})

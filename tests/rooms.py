@@ -23,11 +23,12 @@ BELOW: dict[str, set[str]] = {
     "config": {"methods", "data", "models", "learner", "generate", "settings", "errors"},
     "policy": {"config", "methods", "store", "errors"},
     "train": {
-        "config", "methods", "maths", "store", "data", "models", "learner", "generate", "errors",
+        "config", "methods", "maths", "store", "data", "models", "learner", "generate", "settings",
+        "errors",
     },
     "schedule": {
         "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",
-        "errors",
+        "settings", "errors",
     },
     "report": {"policy", "config", "methods", "maths", "store", "data", "errors"},
     "commands": {

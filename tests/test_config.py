@@ -1,7 +1,7 @@
+import math
 from pathlib import Path
 
 import pytest
-import yaml
 
 from autoaug_ray import config
 from autoaug_ray.config import Run, study
@@ -37,8 +37,41 @@ def test_a_study(tmp_path):
 
 
 def test_off_is_a_word_and_1e_3_a_number():
-    tree = yaml.load("a: off\nb: 1e-3\nc: true\nd: [on, no, 3, 4.5]", config._Loader)
+    tree = config._read_yaml("a: off\nb: 1e-3\nc: true\nd: [on, no, 3, 4.5]", "")
     assert tree == {"a": "off", "b": 0.001, "c": True, "d": ["on", "no", 3, 4.5]}
+
+
+@pytest.mark.parametrize(
+    "scalar, value",
+    [
+        ("010", 10), ("0o10", 8), ("0x1F", 31), ("1:30", "1:30"), ("yes", "yes"), ("No", "No"),
+        ("True", True), ("~", None), ("null", None), ("1_000", 1000), ("-1E+3", -1000.0),
+        (".5", 0.5), ("5.", 5.0), ("'1'", "1"), (".inf", math.inf), ("1e5", 1e5),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(scalar, value):
+    assert repr(config._read_yaml(f"a: {scalar}", "")) == repr({"a": value})
+
+
+def test_merge_keys_merge_and_a_key_of_their_own_wins():
+    tree = config._read_yaml("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\nc: {q: 4, <<: *x}", "")
+    assert tree["b"] == {"p": 1, "q": 3} and tree["c"] == {"p": 1, "q": 4}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: b\nc: d: e", "f.yaml is not valid YAML: line 2, column 5: mapping values are not"),
+        ("a: 1\nb:\n  c: 1\n  c: {d: 2}", 'line 4, column 3: found duplicate key "c".'),
+        ("!!python/name:os.system a", "line 1, column 1: could not determine a constructor"),
+        ("a: *b", "line 1, column 4: found undefined alias 'b'."),
+        ("a: \x00", "f.yaml is not valid YAML: unacceptable character"),
+    ],
+)
+def test_what_is_no_yaml_is_said_with_its_line(text, message):
+    with pytest.raises(UserError) as error:
+        config._read_yaml(text, "f.yaml is not valid YAML")
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 FAULTS = {
@@ -110,7 +143,7 @@ FAULTS = {
     "methods: {none: {}}\ndataset: {name: cifar10, channels: 1}": "channels can be set for",
     "methods: {none: {}}\ndataset: {name: cifar10, shift: {translat: 1}}":
         r"dataset.shift.translat: unknown key \(did you mean translate\?\)",
-    "methods: {none: {}, none: {}}": "the key 'none' stands twice",
+    "methods: {none: {}, none: {}}": 'line 2, column 21: found duplicate key "none"',
     "methods: {none: {}": "not valid YAML",
     "- 1": "must hold a mapping",
 }  # fmt: skip

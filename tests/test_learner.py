@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from autoaug_ray.learner import Learner, Training, _schedule
+from autoaug_ray.learner import Learner, _schedule
+from autoaug_ray.settings.training import Training
 
 
 def learner(**training):

@@ -4,8 +4,10 @@ from pydantic import ValidationError
 from torchvision import models as torchvision_models
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.learner import Learner, Training
-from autoaug_ray.models import CLASSIFIERS, Classifier, build, parameter_count
+from autoaug_ray.learner import Learner
+from autoaug_ray.models import CLASSIFIERS, build, parameter_count
+from autoaug_ray.settings.classifier import CLASSIFIER_NAMES, Classifier
+from autoaug_ray.settings.training import Training
 
 GREY = torch.tensor([0.3]), torch.tensor([0.2])
 RGB = torch.full((3,), 0.4), torch.full((3,), 0.2)
@@ -16,6 +18,10 @@ RGB = torch.full((3,), 0.4), torch.full((3,), 0.2)
 def test_logits_for_every_classifier(name, statistics):
     model = build(Classifier(name=name), 7, *statistics, seed=0).eval()
     assert model(torch.rand(2, len(statistics[0]), 32, 32)).shape == (2, 7)
+
+
+def test_a_study_can_name_every_classifier_that_can_be_built():
+    assert tuple(CLASSIFIERS) == CLASSIFIER_NAMES
 
 
 def test_parameter_counts_are_the_papers():
@@ -68,15 +74,15 @@ def test_weights_from_a_file_are_those_of_all_layers_but_the_last(saved):
     network, path = saved
     classifier = Classifier(name="torchvision:resnet18", weights=path)
     model = build(classifier, 7, *GREY, seed=0)
-    mine = model[1].state_dict()
+    loaded = model[1].state_dict()
     for k, v in network.state_dict().items():
-        assert k.startswith("fc.") or torch.equal(mine[k], v), k
-    assert mine["fc.weight"].shape == (7, 512)
+        assert k.startswith("fc.") or torch.equal(loaded[k], v), k
+    assert loaded["fc.weight"].shape == (7, 512)
     x = torch.rand(2, 1, 64, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     network.fc = model[1].fc
-    seen = (x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-    torch.testing.assert_close(model.eval()(x), network.eval()(seen))
+    normalised = (x - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    torch.testing.assert_close(model.eval()(x), network.eval()(normalised))
 
 
 def test_a_frozen_backbone_stays_and_the_head_learns(saved):

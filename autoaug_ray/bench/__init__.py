@@ -10,11 +10,11 @@
     generate        what an edited image costs, in batches and one by one
     forecast        what Stable Diffusion's edits will cost on GPUs
 
-A benchmark is a function here and a line in BENCHES. Its keyword arguments are the options of the
-command; it returns its figures (for --json) and the tables that show them.
+A benchmark is a function and a line in __main__.BENCHES. Its keyword arguments are the options of
+the command; it returns its figures (for --json) and the tables that show them.
 
-What is compared is interleaved in one process, A B C A B C ..., and divided round by round by the
-plain one beside it, so that a machine that is busy now and then slows both sides of a ratio.
+The ways that are compared take turns in one process, A B C A B C ..., and each round is divided by
+the plain way's, so that a machine that is busy now and then slows both sides of a ratio.
 """
 
 from typing import Any, NamedTuple
@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.table import Table
 
-from autoaug_ray.data import Dataset
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 DATASET = Dataset(name="fashion-mnist-mini")
 
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
 
 
 def device_of(name: str) -> torch.device:
-    """Of a --device option. Raises UserError for one that is not here."""
+    """The device that a --device option names. Raises UserError if this machine lacks it."""
     if name not in ("cpu", "cuda"):
         raise UserError(f"--device must be cpu or cuda, got {name!r}.")
     if name == "cuda" and not torch.cuda.is_available():

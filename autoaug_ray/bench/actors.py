@@ -12,9 +12,8 @@ from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.plan import Pool
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.store import meter as metering
 
-PER_SOURCE = 8
+PER_SOURCE = 8  # edits of each image
 
 
 def actors(
@@ -23,8 +22,7 @@ def actors(
     size: Annotated[int, "edits in a shard"] = 32,
 ) -> Outcome:
     """images per second of one generation actor and of several"""
-    from autoaug_ray.schedule import cluster
-    from autoaug_ray.schedule import fill_bank as filling
+    from autoaug_ray.schedule import cluster, fill_bank
 
     cluster.join(most)
     splits = data.load(DATASET, val_fraction=None, device="cpu")
@@ -37,10 +35,9 @@ def actors(
         with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
             bank = Bank(Path(root))
             workers = Workers(actors=count, shard_size=size)
-            filling.fill(bank, [pool], settings, workers, ("fixed",), lambda line: None)
-            made = {path.stem for path in bank.shards()}
-            lines = metering.read(bank.ledger)
-            ends = sorted(line["at"] for line in lines if line["run"] in made)
+            fill_bank.fill(bank, [pool], settings, workers, ("fixed",), lambda line: None)
+            shard_names = {path.stem for path in bank.shards()}
+            ends = sorted(line["at"] for line in bank.attempts() if line["run"] in shard_names)
         # An actor's first shard loads its models.
         rates.append((len(ends) - count) * size / (ends[-1] - ends[count - 1]))
     figures: dict[str, Any] = {

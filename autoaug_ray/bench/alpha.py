@@ -1,4 +1,4 @@
-"""Whether a search of proportions turns away from useless images, where it is known which are."""
+"""A search of proportions, among images of which it is known that they are useless."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -32,15 +32,15 @@ SPOILT: Mapping[ImageKind, Sequence[int]] = {"transfer": range(5), "local": rang
 
 
 class Planted:
-    """A bank of known edits, for the pool of one run: no generative model has a say in it."""
+    """A bank of known edits, for the pool of one run; it needs no generative model."""
 
     PER_SOURCE = 2
 
     def __init__(self, run: Run, **edits: Edit) -> None:
-        """By kind; the edits of other kinds are the images as they are."""
+        """`edits` are those of each kind; edits of other kinds are the images as they are."""
         held_out = None if run.phase == "final" else run.val_fraction
         splits = data.load(run.dataset, val_fraction=held_out, device="cpu", seed=run.seed)
-        self.pool, self.made_by = splits.train.load(), edits
+        self.pool, self.edits = splits.train.load(), edits
         self.hashes = [content_hash(image) for image in self.pool.images]
 
     def variants(
@@ -53,15 +53,15 @@ class Planted:
         assert list(hashes) == self.hashes
         generator = torch.Generator().manual_seed(0)
         images, labels = self.pool.images, self.pool.labels
-        made = [
-            self.made_by[kind](images, labels, generator) if kind in self.made_by else images
+        edited = [
+            self.edits[kind](images, labels, generator) if kind in self.edits else images
             for kind in kinds
             for _ in range(self.PER_SOURCE)
         ]
         start = self.PER_SOURCE * torch.arange(len(images) * len(kinds))
         start = start.view(len(images), len(kinds))
         count = torch.full_like(start, self.PER_SOURCE)
-        return Edits(torch.stack(made, dim=1).flatten(0, 1), start, count)
+        return Edits(torch.stack(edited, dim=1).flatten(0, 1), start, count)
 
     def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
         return {"caption": 1.0, "invert": 0.0, "generate": 2.0 * len(kinds)}
@@ -81,7 +81,7 @@ def noise_for(classes: Sequence[int]) -> Edit:
 def learned(
     search: Mapping[str, Any], seed: int, *, epochs: int, iters: int, images: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities (10,) that a search ends with: of the noise, and of the sound edits."""
+    """The probabilities of the noise and of the sound edits that a search ends with, each (10,)."""
     study = config.study(
         {
             "dataset": {**DATASET.model_dump(exclude_defaults=True), "train_size": images},

@@ -1,4 +1,4 @@
-"""How fast images that do not fit in memory come from their files."""
+"""The speed at which images that do not fit in memory come from their files."""
 
 import statistics
 import tempfile
@@ -21,12 +21,12 @@ from autoaug_ray.data.files import ImageFiles
 from autoaug_ray.store import meter as metering
 
 WIDTH, HEIGHT = 500, 400
-"""Of the files, in pixels: about ImageNet's mean."""
+"""The size of the files in pixels, about ImageNet's mean."""
 BATCH = 32
 
 
 class Decoded(TorchDataset[torch.Tensor]):
-    """The same reader, as a DataLoader's workers want it."""
+    """The reader as a dataset for a DataLoader's workers."""
 
     def __init__(self, read: ImageFiles) -> None:
         self.read = read
@@ -39,7 +39,7 @@ class Decoded(TorchDataset[torch.Tensor]):
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
-    """JPEGs of smooth shapes with some noise: as large on disk as photographs of their size."""
+    """Writes JPEGs of smooth shapes with some noise, as large on disk as photographs are."""
     rng = np.random.default_rng(0)
     paths = []
     for i in range(count):

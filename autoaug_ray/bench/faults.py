@@ -1,9 +1,9 @@
-"""What the loss of a machine, and of the driver, costs a study; and that neither changes a result.
+"""The cost of losing a machine, and of losing the driver; neither changes a result.
 
 The machines are raylets on this one, a CPU each; a head without any holds no runs. The study is run
 three times: undisturbed; while a raylet and its run are killed (SIGKILL) as soon as that is past a
 checkpoint; and by a driver that is killed so, and then resumed. (A run may outlive its driver, and
-end well.) Neither ASHA nor PBA is in it: what they decide depends on which trial is first.
+end well.) The study has neither ASHA nor PBA, whose decisions depend on which trial is first.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ class _Cluster:
         self._cluster.add_node(num_cpus=1, object_store_memory=STORE)
 
     def kill(self, line: Mapping[str, Any]) -> None:
-        """The machine on which this attempt runs, and with it the attempt."""
+        """Kills the machine on which this attempt runs, and with it the attempt."""
         (node,) = (n for n in self._cluster.worker_nodes if n.node_id == line["node"])
         (raylet,) = node.all_processes["raylet"]
         for pid in (raylet.process.pid, line["pid"]):
@@ -105,20 +105,20 @@ class _Cluster:
 
 @contextlib.contextmanager
 def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
-    """Joined by this process, and by those that it starts."""
+    """A cluster that this process, and those that it starts, have joined."""
     # Not where other programs look for a cluster to join.
     os.environ["RAY_TMPDIR"] = place
     from autoaug_ray.schedule import cluster
 
-    made = _Cluster(nodes)
+    started = _Cluster(nodes)
     before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = made.address
+    os.environ["RAY_ADDRESS"] = started.address
     try:
         cluster.join()
-        yield made
+        yield started
     finally:
         cluster.leave()
-        made.shutdown()
+        started.shutdown()
         del os.environ["RAY_ADDRESS"], os.environ["RAY_TMPDIR"]
         if before is not None:
             os.environ["RAY_ADDRESS"] = before
@@ -129,8 +129,8 @@ def _run(study: Study, folder: Folder) -> None:
     from autoaug_ray.schedule.tune import Watch, execute
 
     cluster.join()
-    (plan,) = execute([(study, folder)], Watch())
-    for done in plan.done:
+    (queue,) = execute([(study, folder)], Watch())
+    for done in queue.done:
         if done.outcome != "finished":
             raise RunError(f"{done.run.label} {done.outcome}: {done.error}")
 
@@ -169,7 +169,7 @@ def meanwhile(act: Callable[[], bool | None]) -> Iterator[None]:
 def _once(
     folder: Folder, act: Callable[[Mapping[str, Any]], None]
 ) -> contextlib.AbstractContextManager[None]:
-    """Meanwhile, as soon as an attempt is under way, do that to it."""
+    """Calls `act` with an attempt as soon as one is under way, while the block runs."""
 
     def when_it_runs() -> bool:
         if (line := _under_way(folder)) is None:
@@ -181,6 +181,7 @@ def _once(
 
 
 def _lose_driver(study: Study, folder: Folder) -> None:
+    """Runs the study in a driver of its own, and kills that once an attempt is under way."""
     driver = multiprocessing.get_context("spawn").Process(target=_run, args=(study, folder))
     driver.start()
     limit = time.monotonic() + PATIENCE
@@ -193,9 +194,9 @@ def _lose_driver(study: Study, folder: Folder) -> None:
 
 
 def _leg(study: Study, folder: Folder, nodes: int) -> dict[str, Any]:
-    """Figures of one time. Raises RunError if its ledger is not right."""
-    lines, made = metering.read(folder.ledger), attempts(folder.ledger)
-    wall = max(a.ended for a in made) - min(a.began for a in made)
+    """The figures of one of the three times. Raises RunError if its ledger is not right."""
+    lines, spans = metering.read(folder.ledger), attempts(folder.ledger)
+    wall = max(a.ended for a in spans) - min(a.began for a in spans)
     summary = summarise(study, folder)
     spent = math.fsum(map(metering.spent, lines))
     charged = 3600 * math.fsum(row["total_device_hours"] for row in summary)

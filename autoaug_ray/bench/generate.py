@@ -1,4 +1,4 @@
-"""What an edited image costs: the package's editor beside a plain loop of diffusers."""
+"""The cost of an edited image: the package's editor beside a plain loop of diffusers."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from autoaug_ray.generate.img2img import Job
 
 DAFUSION = {"solver": "pndm", "calls": 50, "strength": 0.5}
-"""Its steps and strength; its guidance is 7.5."""
+"""DAFusion's steps and strength; its guidance is 7.5."""
 STRENGTH = 0.5  # of both
 EPOCHS = 8  # of the judge
 
 
-class Made(NamedTuple):
+class Round(NamedTuple):
+    """What one way did in one round."""
+
     seconds: float
-    in_networks: float  # seconds of them
+    in_networks: float  # the seconds of them in a network
     images: list[Tensor]  # (C, H, W) uint8
 
 
@@ -71,37 +73,30 @@ def generate(
 
     for way in ways.values():
         way(jobs(len(splits.test) - 1, 1))  # the first call of everything
-    made: dict[str, list[Made]] = {name: [] for name in ways}
+    rounds_of: dict[str, list[Round]] = {name: [] for name in ways}
     for r in range(rounds):
         for name, way in ways.items():
-            made[name].append(way(jobs(r * sources, sources)))
+            rounds_of[name].append(way(jobs(r * sources, sources)))
 
-    labels = splits.test.labels[: rounds * sources].repeat_interleave(edits).numpy()
+    labels = splits.test.labels[: rounds * sources].numpy()
     n = sources * edits
     # A prompt per class; the plain loop encodes the source, its prompt and the empty one each time.
     prompts = round(len(splits.classes) / rounds)
+    a100 = flops.DEVICES["A100"]
     gflop = {
-        "editor": flops.forecast(ours, n, flops.DEVICES["A100"], sources=sources, prompts=prompts),
-        "plain": flops.forecast(theirs, n, flops.DEVICES["A100"], prompts=2 * n),
+        "editor": flops.forecast(ours, n, a100, sources=sources, prompts=prompts),
+        "plain": flops.forecast(theirs, n, a100, prompts=2 * n),
     }
     rows = []
-    for name, several in made.items():
-        seconds = [one.seconds / n for one in several]
-        images = torch.cat([torch.stack(one.images) for one in several])
-        right = judge.classes(images[:, 0].numpy()) == labels
-        work_of = gflop[name].tflop_per_image * 1e3
+    for name, settings in (("editor", ours), ("plain", theirs)):
+        images = torch.cat([torch.stack(one.images) for one in rounds_of[name]])
+        right = judge.classes(images[:, 0].numpy()) == labels.repeat(edits)
+        row = _speed(rounds_of[name], rounds_of["plain"], n, gflop[name].tflop_per_image * 1e3)
         rows.append(
             {
                 "name": name,
-                "calls": flops.unet_calls(ours if name == "editor" else theirs),
-                "seconds": float(np.median(seconds)),
-                "speedup": _quartiles(
-                    [p.seconds / one.seconds for p, one in zip(made["plain"], several, strict=True)]
-                ),
-                "gflop": work_of,
-                "gflops": work_of / float(np.median(seconds)),
-                "outside": 1
-                - sum(one.in_networks for one in several) / sum(one.seconds for one in several),
+                "calls": flops.unet_calls(settings),
+                **row,
                 "recognised": _share(int(right.sum()), len(right)),
             }
         )
@@ -113,22 +108,35 @@ def generate(
         "guidance": guidance,
         "strength": STRENGTH,
         "ways": rows,
-        "sources_recognised": _share(
-            int((real == splits.test.labels[: rounds * sources].numpy()).sum()), len(real)
-        ),
+        "sources_recognised": _share(int((real == labels).sum()), len(real)),
     }
     return Outcome(figures, [_table(figures)])
+
+
+def _speed(rounds: Sequence[Round], plain: Sequence[Round], n: int, gflop: float) -> dict[str, Any]:
+    """The speed of a way in rounds of `n` edits, of `gflop` each, and relative to the plain way."""
+    seconds = float(np.median([one.seconds / n for one in rounds]))
+    total = sum(one.seconds for one in rounds)
+    return {
+        "seconds": seconds,
+        "speedup": _quartiles(
+            [theirs.seconds / one.seconds for theirs, one in zip(plain, rounds, strict=True)]
+        ),
+        "gflop": gflop,
+        "gflops": gflop / seconds,
+        "outside": 1 - sum(one.in_networks for one in rounds) / total,
+    }
 
 
 class _Plain:
     """A pipeline as it comes, called once per image: what DAFusion's code does."""
 
     def __init__(self, settings: Generation, device: torch.device) -> None:
-        from autoaug_ray.generate import img2img
+        from autoaug_ray.generate import pipeline
 
-        self.settings, self.pipe = settings, img2img.load(settings, device)
+        self.settings, self.pipe = settings, pipeline.load(settings, device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.side = img2img.side(settings, self.pipe)
+        self.side = pipeline.side(settings, self.pipe)
 
     def edit(self, jobs: "Sequence[Job]") -> "list[Any]":
         from autoaug_ray.generate import resize
@@ -152,15 +160,15 @@ class _Plain:
         return edited
 
 
-def _timed(edit: Callable[..., Any], pipe: Any) -> "Callable[[Sequence[Job]], Made]":
+def _timed(edit: Callable[..., Any], pipe: Any) -> "Callable[[Sequence[Job]], Round]":
     networks = [pipe.unet, pipe.text_encoder, pipe.vae.encoder, pipe.vae.decoder]
 
-    def once(jobs: "Sequence[Job]") -> Made:
+    def once(jobs: "Sequence[Job]") -> Round:
         with _clock(networks, pipe.device) as inside:
             begin = _now(pipe.device)
             edited = edit(jobs)
             seconds = _now(pipe.device) - begin
-        return Made(seconds, sum(inside), [one.image for one in edited])
+        return Round(seconds, sum(inside), [one.image for one in edited])
 
     return once
 
@@ -272,7 +280,7 @@ def _table(f: dict[str, Any]) -> Table:
 
 
 def _share(hits: int, n: int) -> tuple[float, float, float]:
-    """Estimate and 95 % Wilson interval of a probability."""
+    """The estimate of a probability, and its 95 % Wilson interval."""
     interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
     return hits / n, float(interval.low), float(interval.high)
 

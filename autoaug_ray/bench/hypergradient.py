@@ -1,7 +1,6 @@
 """What each way to the augmenter's gradient costs, and how right it is."""
 
 import copy
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -18,44 +17,53 @@ from autoaug_ray.bench import DATASET, Outcome, device_of
 from autoaug_ray.config import Run
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.methods import AnyMethod, Task, as_float
 from autoaug_ray.methods.base import NextMeta, flipped
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
-from autoaug_ray.models import Classifier
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store import meter as metering
 from autoaug_ray.store.meter import TRAINING, Meter
 
-AIM = 1.5  # plain trainings that a whole bilevel training may cost
+AIM = 1.5
+"""A whole bilevel training should cost at most so many plain ones."""
 
 Step = Callable[[Learner, Split, NextMeta, Any], object]
-"""`Method.step`, or something that could stand in its place."""
+"""`Method.step`, or a function of the same arguments."""
 
-EPSILON = inspect.signature(hg.finite_difference).parameters["epsilon"].default
-DEEPEST = 5  # steps; the largest unrolling here
-SLICE = 2  # steps of one variant between two of another
-SLICES = 8  # rounds of the single steps per repeat of the whole trainings
-STILL = 1e-12  # learning rate at which the augmenter stays where it is
+EPSILON = 0.01
+"""Distance in weight space, as a Euclidean length, over which differences are taken."""
+DEEPEST = 5
+"""Steps of the largest unrolling here."""
+SLICE = 2
+"""Steps that one variant does before the next one's turn."""
+SLICES = 8
+"""Rounds of timed single steps for every repeat of the whole trainings."""
+STILL = 1e-12
+"""Learning rate of an augmenter that is to stay where it is."""
 
 
 class Variant(NamedTuple):
-    """One way to do a step, on a batch and with noise that are the same for all of them."""
+    """One way to do a training step; all variants get the same batches and the same noise."""
 
     name: str
     method: AnyMethod
     step: Step
     estimates: bool
-    """Whether `BilevelState.record` is told an estimate of the hypergradient."""
+    """Whether the step gives `BilevelState.record` an estimate of the hypergradient."""
 
     @property
     def unroll(self) -> int:
+        """Steps K through which the variant differentiates."""
         return self.method.unroll if isinstance(self.method, Bilevel) else 1
 
 
 def variants() -> list[Variant]:
-    """The plain step first: it is the unit. Then the exact one: it is what cosines are to."""
+    """All variants. The first, a plain step, is the unit of cost; cosines are to the second, which
+    is exact."""
 
     def learned(name: str, **settings: Any) -> Variant:
         method = Bilevel(lr=STILL, **settings)
@@ -84,7 +92,7 @@ def variants() -> list[Variant]:
 
 
 def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
-    """The whole bilevel step of K = 1 with a difference quotient for the second derivative."""
+    """A bilevel step of K = 1 that takes a difference quotient for the second derivative."""
 
     def step(learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState) -> None:
         x = flipped(as_float(batch.images), method.flip, learner.noise)
@@ -100,7 +108,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
             return rule(w, m, hg.same_length(g) if method.normalise else g)
 
         theta = list(state.augmenter.parameters())
-        h = hg.finite_difference(
+        h = finite_difference(
             learner.loss_at(augmented, batch.labels),
             learner.loss_at(as_float(meta.images), meta.labels),
             {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
@@ -118,7 +126,39 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
     return step
 
 
+def finite_difference(
+    train_loss: hg.Loss, meta_loss: hg.Loss, w: hg.Weights, m: hg.Weights, theta: Sequence[Tensor],
+    update: hg.Update, *, epsilon: float = EPSILON, central: bool = False,
+) -> hg.Hypergradient:  # fmt: skip
+    """h for K = 1, without a double backward; the notation is that of `maths.hypergradient`.
+
+    With v = dL_v(w')/dg, h = v . dg/dtheta is the change of dL_t/dtheta along v: it is taken from w
+    to w + epsilon v / |v|, or if `central` from as far on the other side. Good for smooth networks
+    only: the kinks of ReLU, and of max-pooling too, spoil it. `train_loss` must use the same noise
+    at every call.
+    """
+    loss = train_loss(w)
+    grads = torch.autograd.grad(loss, [*w.values(), *theta])
+    g, at_w = dict(zip(w, grads, strict=False)), grads[len(w) :]
+    g_leaves = {k: x.detach().requires_grad_() for k, x in g.items()}
+    w_next, _ = update({k: x.detach() for k, x in w.items()}, m, g_leaves)
+    loss_next = meta_loss(w_next)
+    v = hg.gradient(loss_next, g_leaves)
+    length = torch.stack([x.square().sum() for x in v.values()]).sum().sqrt()
+    step = epsilon / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+    def towards_theta(sign: float) -> Sequence[Tensor]:
+        moved = {k: (w[k] + sign * step * v[k]).detach() for k in w}
+        return torch.autograd.grad(train_loss(moved), list(theta), materialize_grads=True)
+
+    low, width = (towards_theta(-1.0), 2 * step) if central else (at_w, step)
+    h = [(a - b) / width for a, b in zip(towards_theta(1.0), low, strict=True)]
+    return hg.Hypergradient(h, g, loss.detach(), loss_next.detach())
+
+
 class Batch(NamedTuple):
+    """The images of one step in both roles."""
+
     train: Split
     meta: Split
 
@@ -127,13 +167,13 @@ class Batch(NamedTuple):
 
 
 class Place:
-    """A point in a real bilevel training, from which every variant can start."""
+    """A point in a real bilevel training, from which all variants start."""
 
     def __init__(
         self, classifier: Classifier, device: torch.device, change: Callable[[nn.Module], None],
         *, warmup: int,
     ) -> None:  # fmt: skip
-        """`change` edits the untrained classifier. Then `warmup` steps are done."""
+        """`change` edits the untrained classifier; then `warmup` steps of training are done."""
         self.classifier, self.device, self.change = classifier, device, change
         self.training = Training()
         self.total_steps = 10 * max(warmup, 10)
@@ -154,14 +194,14 @@ class Place:
     def advance(self, steps: int) -> None:
         self._learner.model.train()
         for _ in range(steps):
-            _one(self._learner, self._method.step, self.batch(), self._state)
+            _train_step(self._learner, self._method.step, self.batch(), self._state)
 
     @property
     def steps_done(self) -> int:
         return self._learner.steps_done
 
     def start(self, method: AnyMethod) -> tuple[Learner, Any]:
-        """A learner and a method's state of their own: as they are here, sharing nothing."""
+        """Copies of the learner and the augmenter at this point, for `method` to train on."""
         learner, state = self._fresh(method)
         learner.load_state_dict(copy.deepcopy(self._learner.state_dict()))
         if isinstance(state, BilevelState):
@@ -186,17 +226,18 @@ class Place:
         return learner, method.init(self.shape, 0, self.device)
 
 
-def _one(learner: Learner, step: Step, batch: Batch, state: Any) -> None:
+def _train_step(learner: Learner, step: Step, batch: Batch, state: Any) -> None:
     learner.begin_step()
     step(learner, batch.train, batch.next_meta, state)
     learner.end_step()
 
 
-def as_it_is(model: nn.Module) -> None: ...
+def as_it_is(model: nn.Module) -> None:
+    """Nothing is changed."""
 
 
 def with_silu(model: nn.Module) -> None:
-    """Every activation with a kink becomes a smooth one."""
+    """Turns every ReLU and leaky ReLU, which have a kink, into a smooth SiLU."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU | nn.LeakyReLU):
@@ -204,7 +245,7 @@ def with_silu(model: nn.Module) -> None:
 
 
 def smooth(model: nn.Module) -> None:
-    """And every maximum over pixels, whose switching is a kink too, an average."""
+    """`with_silu`; also turns max-pooling, which has a kink at every tie, into average pooling."""
     with_silu(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -220,21 +261,22 @@ NETS: dict[str, Callable[[nn.Module], None]] = {
     "SiLU": with_silu,
     "smooth": smooth,
 }
-"""The classifier as asked for; its activations made smooth; its poolings, too."""
+"""Changes of the classifier, from none to one without any kink."""
 ANOTHER = "exact, of another batch and noise"
+"""Name of the row that shows how much the exact hypergradient varies between batches."""
 
 
 def cosines(place: Place, points: int) -> dict[str, list[float]]:
     """Cosine of every estimate's theta-gradient to the exact one's, at `points` points."""
-    ways = [v for v in variants() if v.estimates]
-    out: dict[str, list[float]] = {name: [] for name in (*(v.name for v in ways), ANOTHER)}
+    estimators = [v for v in variants() if v.estimates]
+    out: dict[str, list[float]] = {name: [] for name in (*(v.name for v in estimators), ANOTHER)}
     for _ in range(points):
         lead, other = [place.batch() for _ in range(DEEPEST)], place.batch()
-        exact = theta_gradient(place, ways[0], lead)
-        for variant in ways:
+        exact = theta_gradient(place, estimators[0], lead)
+        for variant in estimators:
             h = theta_gradient(place, variant, lead)
             out[variant.name].append(float(cosine_similarity(h, exact, dim=0)))
-        h = theta_gradient(place, ways[0], [*lead[:-1], other], other_noise=True)
+        h = theta_gradient(place, estimators[0], [*lead[:-1], other], other_noise=True)
         out[ANOTHER].append(float(cosine_similarity(h, exact, dim=0)))
         place.advance(DEEPEST)
     return out
@@ -243,52 +285,53 @@ def cosines(place: Place, points: int) -> dict[str, list[float]]:
 def theta_gradient(
     place: Place, variant: Variant, lead: Sequence[Batch], *, other_noise: bool = False
 ) -> Tensor:
-    """What a variant finds at the last batch of `lead`, having trained on those before.
+    """A variant's estimate of h (n,) at the last batch of `lead`, after training on the others.
 
-    The augmenter stands still meanwhile, so that all variants arrive at the same weights; only
-    those that unroll need to do these steps in their own way.
+    The augmenter stands still meanwhile, so that all variants arrive at the same weights. Variants
+    that unroll several steps do the earlier ones in their own way, to remember them.
     """
     learner, state = place.start(variant.method)
     lead_in: AnyMethod = Bilevel(learn="off")
-    if variant.unroll > 1:  # which remembers these steps, but looks ahead at the last one only
+    if variant.unroll > 1:  # remembers these steps, but looks ahead at the last one only
         lead_in = variant.method.model_copy(update={"every": 10_000})
     for batch in lead[:-1]:
-        _one(learner, lead_in.step, batch, state)
+        _train_step(learner, lead_in.step, batch, state)
     if other_noise:
         learner.noise.manual_seed(train.seed_of(0, "other noise"))
     before = [total.clone() for total in state.sum]
-    _one(learner, variant.step, lead[-1], state)
+    _train_step(learner, variant.step, lead[-1], state)
     return torch.cat([(a - b).flatten() for a, b in zip(state.sum, before, strict=True)]).double()
 
 
 def step_seconds(place: Place, rounds: int) -> dict[str, list[float]]:
     """Seconds per step and round of every variant; a first round, which warms up, is dropped."""
-    started: list[tuple[Variant, Learner, Any]]
-    started = [(v, *place.start(v.method)) for v in variants()]
+    trainees: list[tuple[Variant, Learner, Any]]
+    trainees = [(v, *place.start(v.method)) for v in variants()]
     batch = place.batch()
-    for variant, learner, state in started:
+    for variant, learner, state in trainees:
         for _ in range(DEEPEST):  # so that the unrolled ones have steps to unroll
-            _one(learner, variant.step, batch, state)
+            _train_step(learner, variant.step, batch, state)
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants()}
     for _ in range(rounds + 1):
         batches = [place.batch() for _ in range(SLICE)]
-        for variant, learner, state in started:
+        for variant, learner, state in trainees:
             learner.steps_done = place.steps_done  # all at the same learning rate
             begin = _now(place.device)
             for batch in batches:
-                _one(learner, variant.step, batch, state)
+                _train_step(learner, variant.step, batch, state)
             seconds[variant.name].append((_now(place.device) - begin) / SLICE)
     return {name: s[1:] for name, s in seconds.items()}
 
 
 def _now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def trainings() -> dict[str, AnyMethod]:
-    """Whole trainings, the plain one first."""
+    """Methods whose whole trainings are timed; the first, a plain one, is the unit."""
     out: dict[str, AnyMethod] = {
         "none": NoAugmentation(),
         "learn: off": Bilevel(learn="off"),
@@ -304,8 +347,11 @@ def trainings() -> dict[str, AnyMethod]:
 def training_seconds(
     classifier: Classifier, device: torch.device, epochs: int, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """What the meter charges for the steps of each whole training, as relative cost counts them,
-    and for the plain one just before it: a round of all of them is too long for one unit."""
+    """Seconds that the meter charges for the steps of each whole training, and for a plain one.
+
+    Each training has its own unit, the plain training just before it: a round of all of them takes
+    so long that the machine's speed may change meanwhile.
+    """
 
     def once(name: str, method: AnyMethod) -> float:
         run = Run(
@@ -333,7 +379,7 @@ def training_seconds(
 def multiples(
     seconds: Mapping[str, Sequence[float]], units: Mapping[str, Sequence[float]]
 ) -> dict[str, dict[str, float]]:
-    """Median and quartiles of each one's time over its unit's, measured beside it."""
+    """Median and quartiles of the ratios of times to the units measured beside them."""
     out = {}
     for name, s in seconds.items():
         ratios = np.array(s) / np.array(units[name])
@@ -367,15 +413,15 @@ def hypergradient(
     timed = step_seconds(place, SLICES * repeats)
     single = multiples(timed, dict.fromkeys(timed, next(iter(timed.values()))))
     whole = multiples(*training_seconds(classifier, where, epochs, repeats))
-    found = {
+    cosines_of = {
         net: cosines(Place(classifier, where, change, warmup=warmup), batches)
         for net, change in NETS.items()
     }
     by_name: dict[str, dict[str, dict[str, float]]] = {
         name: {
-            net: {"mean": float(np.mean(f[name])), "lowest": min(f[name])}
-            for net, f in found.items()
-            if name in f
+            net: {"mean": float(np.mean(values[name])), "lowest": min(values[name])}
+            for net, values in cosines_of.items()
+            if name in values
         }
         for name in (*single, ANOTHER)
     }
@@ -415,8 +461,8 @@ def _hypergradient_table(f: Mapping[str, Any]) -> Table:
     for net in NETS:
         table.add_column(f"cos {net}", justify="right", min_width=6)
     for row in steps:
-        found = [f"{row['cosine'][net]['mean']:.3f}" if row["cosine"] else "" for net in NETS]
-        table.add_row(row["name"], *_cost(row), *found)
+        means = [f"{row['cosine'][net]['mean']:.3f}" if row["cosine"] else "" for net in NETS]
+        table.add_row(row["name"], *_cost(row), *means)
     table.add_section()
     table.add_row("[bold]whole training[/]", "", "", f"[bold]<= {AIM:g}[/]")
     for row in totals:
@@ -426,6 +472,7 @@ def _hypergradient_table(f: Mapping[str, Any]) -> Table:
 
 
 def _cost(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The cost and its quartiles, as the table shows them; empty if nothing was timed."""
     if "cost" not in row:
         return "", ""
     return f"{row['cost']:.2f}", f"{row['cost_low']:.2f}-{row['cost_high']:.2f}"

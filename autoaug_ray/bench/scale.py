@@ -1,4 +1,4 @@
-"""How busy one driver keeps many GPUs: its cost per trial measured, the cluster simulated."""
+"""The share of time that one driver keeps many GPUs busy: its cost measured, the GPUs simulated."""
 
 import heapq
 import tempfile
@@ -25,14 +25,14 @@ RECORDED = (
 )  # fmt: skip
 """Seconds of the attempts in a ledger of search_spaces/fashion_mnist_table1.yaml, on a CPU."""
 NODES = (1, 4, 16, 64)
-SHARES = (1.0, 0.25)  # of its node's GPU that a trial holds
+SHARES = (1.0, 0.25)  # of a GPU that a trial holds
 BUSY_AIM = 0.9
 REPORTED = (1, 9)  # results of a trial in the two measured studies
 RANGE = (2.0**-4, 2.0**17)  # seconds that a trial may last: a sixteenth to a day and a half
 
 
 class Driver(NamedTuple):
-    """What the driver and the actors take, in seconds."""
+    """The seconds that the driver and the actors take."""
 
     trial: float  # of the driver, for a trial that ends and the one that takes its place
     result: float  # of the driver, for a result; its trial waits
@@ -49,10 +49,10 @@ class Simulated(NamedTuple):
 
 
 def simulate(trials: Sequence[float], slots: int, driver: Driver, results: int = 1) -> Simulated:
-    """A study's trials of these seconds, which report `results` times each, on so many slots.
+    """Simulates trials of these seconds, which report `results` times each, on so many slots.
 
-    A slot is what one trial holds: a GPU or a part of it. Who needs the driver waits for its turn:
-    a slot that has nothing to do, and one whose trial reports.
+    A slot is what one trial holds: a GPU or a part of it. Slots with nothing to do, and those whose
+    trials report, wait for their turn with the driver.
     """
     queue = iter(trials)
     # (when the slot needs the driver, slot, seconds from one result to the next, results to come)
@@ -99,7 +99,7 @@ def shortest(
 
 
 def lasting(spread: Sequence[float], trials: int, mean: float) -> list[float]:
-    """So many trials, as long as the recorded ones relative to each other."""
+    """The seconds of so many trials, as long relative to each other as the recorded ones."""
     times = mean / (sum(spread) / len(spread))
     return [seconds * times for seconds in islice(cycle(spread), trials)]
 
@@ -114,7 +114,7 @@ class Measured(NamedTuple):
 
 
 def measure(trials: int, slots: int, results: int, seconds: float) -> Measured:
-    """The driver's cost of a search, through `study.execute`; its trials only sleep and report.
+    """The driver's cost of a search, through `tune.execute`; its trials only sleep and report.
 
     Half of the trials ask for half a CPU, and must not be the reason for new processes.
     """
@@ -135,13 +135,13 @@ def measure(trials: int, slots: int, results: int, seconds: float) -> Measured:
         attempt = _sleeper(_template(study, folder), results, seconds)
         with _timed(ray, "wait", waited):
             began, cpu = time.time(), time.process_time()
-            (plan,) = execute([(study, folder)], Marks(), attempt=attempt)
+            (queue,) = execute([(study, folder)], Marks(), attempt=attempt)
             cpu = time.process_time() - cpu
-        for done in plan.done:
+        for done in queue.done:
             if done.outcome != "finished":
                 raise RunError(f"a trial {done.outcome}: {done.error}")
         starts = [line.split() for line in (folder.root / "starts").read_text().splitlines()]
-    # From a tenth on: the first trials wait for actors, the last for each other.
+    # The first tenth is left out: the first trials wait for actors, the last for each other.
     a, b, c = (round(len(marks) * part) for part in (0.1, 0.5, 0.9))
     first, second = (marks[b] - marks[a]) / (b - a), (marks[c] - marks[b]) / (c - b)
     held = (marks[c] - marks[a]) / (c - a) * len(marks)
@@ -166,7 +166,7 @@ def _study(results: int, trials: int) -> Study:
 
 
 def _template(study: Study, folder: Folder) -> Path:
-    """The file of rows that every trial leaves: only its end is read."""
+    """The file of rows that every trial leaves; the driver reads only its last row."""
     run = study.run(study.entry("whole"), "final", seed=0, choices={"magnitude": 0.1})
     row = dict.fromkeys(ROW.names) | {
         "settings": run.model_dump_json(), "epoch": run.train.epochs, "index": 0,

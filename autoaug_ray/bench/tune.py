@@ -1,4 +1,4 @@
-"""What share of a study's machine time is not training."""
+"""The share of a study's machine time that is not training."""
 
 import itertools
 import math
@@ -32,22 +32,22 @@ class Attempt(NamedTuple):
 
 
 def attempts(ledger: Place) -> list[Attempt]:
-    """All of a study, by the time at which they began, from the last line of each."""
+    """All attempts of a study, in the order in which they began."""
     lines = [(line["at"], line["seconds"]) for line in metering.read(ledger)]
     return sorted(Attempt(at - sum(seconds.values()), at, seconds) for at, seconds in lines)
 
 
-def in_lanes(made: Sequence[Attempt], slots: int) -> list[list[Attempt]]:
-    """The attempts that one slot held after each other."""
+def in_lanes(attempts: Sequence[Attempt], slots: int) -> list[list[Attempt]]:
+    """The attempts of each slot, one after the other."""
     lanes: list[list[Attempt]] = [[] for _ in range(slots)]
-    for attempt in made:
+    for attempt in attempts:
         # The slot that has been free for longest; which of them it really was makes no difference.
         min(lanes, key=lambda lane: lane[-1].ended if lane else -math.inf).append(attempt)
     return lanes
 
 
 def slot_time(lanes: Sequence[Sequence[Attempt]], begin: float, end: float) -> dict[str, float]:
-    """Where the (end - begin) seconds of every slot went; the parts add up to all of them.
+    """The parts of the (end - begin) seconds of all slots, which add up to them.
 
     start: until a slot's first attempt. between: from one attempt on a slot to the next. tail: a
     slot has nothing to do while others still work. finish: after the last attempt of all.
@@ -69,7 +69,7 @@ def slot_time(lanes: Sequence[Sequence[Attempt]], begin: float, end: float) -> d
 
 
 def _study(epochs: int, trials: int) -> Study:
-    """As many equal trainings, none of which waits for another."""
+    """A study of so many equal trainings, none of which waits for another."""
     tree = {
         "dataset": DATASET.model_dump(exclude_defaults=True), "train": {"epochs": epochs},
         "seeds": trials, "methods": {"none": {}},
@@ -78,7 +78,7 @@ def _study(epochs: int, trials: int) -> Study:
 
 
 def epoch_seconds() -> float:
-    """Of a trial of `tune`, once warm."""
+    """The seconds of an epoch of `tune`'s trials, once warm."""
     study = _study(epochs=3, trials=1)
     meter = Meter()
     spent = [
@@ -114,20 +114,20 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
         folder = Folder(Path(root))
         begin = time.time()
-        (plan,) = execute([(study, folder)], Watch())
+        (queue,) = execute([(study, folder)], Watch())
         end = time.time()
-        for done in plan.done:
+        for done in queue.done:
             if done.outcome != "finished":
                 raise RunError(f"a trial {done.outcome}: {done.error}")
-        made = attempts(folder.ledger)
-    lanes = in_lanes(made, slots)
+        spans = attempts(folder.ledger)
+    lanes = in_lanes(spans, slots)
     parts = slot_time(lanes, begin, end)
     total = (end - begin) * slots
     training = sum(parts[p] for p in TRAINING)
-    lasted = sorted(a.ended - a.began for a in made)
+    lasted = sorted(a.ended - a.began for a in spans)
     figures = {
         "device": metering.device_name(torch.device("cpu")), "slots": slots, "trials": trials,
-        "attempts": len(made), "epochs": epochs, "asked_seconds": seconds,
+        "attempts": len(spans), "epochs": epochs, "asked_seconds": seconds,
         "trial_seconds": lasted, "ray_start_seconds": ray_seconds,
         "wall_seconds": end - begin, "slot_seconds": total,
         "lanes": [[(a.began - begin, a.ended - begin) for a in lane] for lane in lanes],

@@ -1,1 +1,392 @@
-"""The words of the command line, a file for each."""
+"""The command line: its words and what their options mean; each word's work has a file beside this.
+
+That file, and torch and Ray with it, is imported when its word runs: --help and what is wrong in a
+study's YAML are said at once.
+"""
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from autoaug_ray import __version__
+from autoaug_ray.errors import UserError, exit_status
+
+if TYPE_CHECKING:
+    from autoaug_ray.config import Study
+
+GO_ON = "the same command with --resume goes on."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a line of words and options (None: this process's), and return its exit status.
+
+    0 done, 1 some run failed or a check found something, 2 wrong input, 130 interrupted.
+    """
+    command = typer.main.get_command(_words)
+    try:
+        command(args=arguments if arguments is None else list(arguments), prog_name="autoaug-ray")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+class _RunByDefault(TyperGroup):
+    """A line that begins with none of the words is a line of `run`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {name for option in self.get_params(ctx) for name in option.opts}
+        if not args or args[0] not in own | set(self.commands):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+PLAIN: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
+}
+"""Help and errors as plain lines, which boxes would break."""
+_words = typer.Typer(cls=_RunByDefault, **PLAIN)
+_bank = typer.Typer(**PLAIN)
+_words.add_typer(_bank, name="bank")
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE",
+        help="Change the study, as in --set train.epochs=5; may be given several times.",
+    ),
+]  # fmt: skip
+_Edit = StrEnum("_Edit", ["fixed", "local", "transfer"])
+PlanKey = Annotated[str, typer.Argument(metavar="PLAN", help="A plan's key, or its beginning.")]
+
+
+def _end(work: Callable[[], int], *, interrupted: str, again: str = "") -> None:
+    raise typer.Exit(exit_status(work, interrupted=interrupted, again=again))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"autoaug-ray {__version__}")
+        raise typer.Exit()
+
+
+@_words.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Which augmentation is worth its compute: accuracy against device-hours.
+
+    A line that begins with none of these words is a line of run: `autoaug-ray STUDY.yaml` runs a
+    study, and `autoaug-ray` alone the quick start.
+    """
+
+
+@_words.command("run")
+def _run(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="STUDY.yaml",
+            show_default=False,
+            help="Studies to run, one after the other (default: search_spaces/quickstart.yaml).",
+        ),
+    ] = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "--storage",
+            metavar="DIR",
+            help="Where DIR/<study>/ is written. On a cluster, as --storage: where all machines "
+            "write, s3://bucket/prefix or a folder that they share.",
+        ),
+    ] = "runs",
+    bank: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where generated images are kept, for all studies (default: the --out folder's "
+            "bank).",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with what DIR holds; finished runs are not run again."
+        ),
+    ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Final trainings per entry, instead of the study's."),
+    ] = None,
+    changes: Changes = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="List the runs and forecast their cost from a few timed steps; run nothing.",
+        ),
+    ] = False,
+    wandb: Annotated[
+        Literal["off", "offline", "online"] | None,
+        typer.Option(
+            help="W&B runs of all trainings: offline files below the study's folder, for wandb "
+            "sync, or online, with WANDB_API_KEY (default: WANDB_MODE, or else online if there is "
+            "a key, offline if not).",
+        ),
+    ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Run everything in the studies once, small and on stand-ins for their data, in a "
+            "temporary folder: does it run?",
+        ),
+    ] = False,
+) -> None:
+    """Run studies and write their reports.
+
+    All trainings of a study, searches included, are trials of one Ray Tune run.
+    """
+
+    def work() -> int:
+        studies = _load_studies(paths or [quickstart()], changes or (), seeds)
+        from autoaug_ray.commands import run
+
+        if smoke:
+            return run.smoke_studies(studies)
+        return run.run_studies(
+            studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb
+        )
+
+    _end(work, interrupted=f"interrupted; {GO_ON}", again=GO_ON)
+
+
+def quickstart() -> Path:
+    """The study of the quick start.
+
+    A wheel holds search_spaces/ in the package, a checkout beside it.
+    """
+    package = Path(__file__).parents[1]
+    places = [root / "search_spaces" / "quickstart.yaml" for root in (package, package.parent)]
+    return next((path for path in places if path.is_file()), places[0])
+
+
+def _load_studies(
+    paths: Sequence[Path], changes: Sequence[str], seeds: int | None
+) -> "list[list[Study]]":
+    """The cases of every study, all read before any is run. Raises UserError."""
+    from autoaug_ray import config
+
+    studies = []
+    for path in paths:
+        try:
+            studies.append(config.load(path, changes=changes, seeds=seeds))
+        except UserError as error:
+            if len(paths) == 1 or str(path) in str(error):
+                raise
+            raise UserError(f"{path}: {error}") from None
+    return studies
+
+
+@_words.command("init")
+def _init(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="With DIR/CLASS/*.png, or DIR/train/CLASS/*.png and DIR/test/CLASS/*.png.",
+        ),
+    ],
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="Where to write it (default: DIR's name)."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml if it exists.")] = False,
+    flip: Annotated[
+        Literal["horizontal", "vertical", "none"],
+        typer.Option(help="How training images may be mirrored; none for text and digits."),
+    ] = "horizontal",
+) -> None:
+    """Propose a study of a folder of images, with reasons."""
+
+    def work() -> int:
+        path = study or Path(f"{folder.resolve().name}.yaml")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists; --force replaces it, --study names another file.")
+        from autoaug_ray.commands import init
+
+        return init.propose_study(folder, path, flip)
+
+    _end(work, interrupted="interrupted")
+
+
+@_words.command("pilot")
+def _pilot(
+    path: Annotated[Path, typer.Argument(metavar="STUDY.yaml")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Where DIR/<study>-pilot/ is written; what it holds already is not run again.",
+        ),
+    ] = Path("runs"),
+    epochs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Epochs of a training (default: a third of the study's)."),
+    ] = None,
+    worth: Annotated[
+        float,
+        typer.Option(
+            metavar="POINTS",
+            help="How much better a search would have to be, in points of accuracy.",
+        ),
+    ] = 1.0,
+    changes: Changes = None,
+) -> None:
+    """Ask early and cheaply: is a search worth its compute?
+
+    Runs the study with a third of its epochs and short searches, on 3 seeds and then on more while
+    it is undecided. The test set stays closed: a fifth of the pool stands in for it.
+    """
+
+    def work() -> int:
+        for name, value in (("epochs", epochs), ("worth", worth)):
+            if value is not None and value <= 0:
+                raise UserError(f"--{name} must be above 0, got {value:g}.")
+        (studies,) = _load_studies([path], changes or (), None)
+        from autoaug_ray.commands import pilot
+
+        return pilot.run_pilots(studies, pilot.Options(path, out, epochs, worth))
+
+    again = "the same command goes on."
+    _end(work, interrupted=f"interrupted; {again}", again=again)
+
+
+@_words.command("report")
+def _report(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY_FOLDER",
+            help="Of one study, as in runs/quickstart, or s3://bucket/prefix/quickstart.",
+        ),
+    ],
+    wandb: Annotated[
+        bool,
+        typer.Option(
+            "--wandb",
+            help="Also create a W&B report, with the key in WANDB_API_KEY, in the project "
+            "WANDB_PROJECT (default: autoaug_ray); needs pip install 'autoaug_ray[wandb-report]'.",
+        ),
+    ] = False,
+) -> None:
+    """Write a study's pages anew, without training anything.
+
+    The folder has all they need. With --wandb, W&B also gets the trainings that
+    it lacks, and a report of its own: accuracy against device-hours, the table, curves, settings.
+    """
+
+    def work() -> int:
+        from autoaug_ray.commands import report
+
+        return report.report_folder(folder, wandb=wandb)
+
+    _end(work, interrupted="interrupted; nothing was trained or changed.")
+
+
+@_bank.callback()
+def _bank_folder(
+    context: typer.Context,
+    folder: Annotated[
+        str,
+        typer.Option("--bank", metavar="DIR", help="The bank's folder, or s3://bucket/prefix."),
+    ] = "runs/bank",
+) -> None:
+    """Look at generated images, check them, take some out."""
+    context.obj = folder
+
+
+@_bank.command("ls")
+def _bank_ls(
+    context: typer.Context,
+    classes: Annotated[bool, typer.Option("--classes", help="Counts per class too.")] = False,
+) -> None:
+    """Plans, images and what they cost."""
+
+    def work() -> int:
+        from autoaug_ray.commands import bank
+
+        return bank.ls(bank.open_bank(context.obj), classes=classes)
+
+    _end(work, interrupted="interrupted")
+
+
+@_bank.command("verify")
+def _bank_verify(context: typer.Context) -> None:
+    """Read everything and name what is broken."""
+
+    def work() -> int:
+        from autoaug_ray.commands import bank
+
+        return bank.verify(bank.open_bank(context.obj))
+
+    _end(work, interrupted="interrupted")
+
+
+@_bank.command("sheet")
+def _bank_sheet(
+    context: typer.Context,
+    plan: PlanKey,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="PNG", help="The picture; of every class: a folder of them."),
+    ],
+    class_name: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="One class (default: every one).")
+    ] = None,
+    sources: Annotated[int, typer.Option(metavar="N", help="Rows.")] = 6,
+) -> None:
+    """Pictures of a class's edits with their prompts."""
+
+    def work() -> int:
+        from autoaug_ray.commands import bank
+
+        return bank.sheet(bank.open_bank(context.obj), plan, class_name, out, rows=sources)
+
+    _end(work, interrupted="interrupted")
+
+
+@_bank.command("export")
+def _bank_export(
+    context: typer.Context,
+    plan: PlanKey,
+    out: Annotated[Path, typer.Option(metavar="DIR")],
+    form: Annotated[Literal["imagefolder", "webdataset"], typer.Option("--format")] = "imagefolder",
+    kinds: Annotated[
+        list[_Edit] | None,
+        typer.Option(
+            "--kind",
+            metavar="<fixed|local|transfer>",
+            help="Only these edits; may be given several times.",
+        ),
+    ] = None,
+    no_sources: Annotated[
+        bool, typer.Option("--no-sources", help="Leave the real images out.")
+    ] = False,
+) -> None:
+    """Write a plan's images for other software."""
+
+    def work() -> int:
+        from autoaug_ray.commands import bank
+
+        opened = bank.open_bank(context.obj)
+        return bank.export(opened, plan, out, form, kinds=kinds or (), sources=not no_sources)
+
+    _end(work, interrupted="interrupted")

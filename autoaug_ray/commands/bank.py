@@ -1,71 +1,30 @@
-"""`autoaug-ray bank`: look at a bank, check it, and take images out of it."""
+"""`autoaug-ray bank`: look at a bank, check it, and take images out of it.
 
-import argparse
+Each verb returns an exit status.
+"""
+
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from autoaug_ray.errors import UserError, exit_status
-from autoaug_ray.generate.bank import Bank, Plan
+from autoaug_ray.errors import UserError
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
+from autoaug_ray.generate.bank_files import Plan
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store import meter, places
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all is well, 1 `verify` found something, 2 wrong input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-
-    def work() -> int:
-        root = places.place(options.bank)
-        if not root.is_dir():
-            raise UserError(f"--bank: {root} is not a folder.")
-        status: int = options.work(Bank(root), options)
-        return status
-
-    return exit_status(work, interrupted="interrupted")
+def open_bank(root: str) -> Bank:
+    """The bank in a folder or below s3://bucket/prefix. Raises UserError if nothing is there."""
+    folder = places.place(root)
+    if not folder.is_dir():
+        raise UserError(f"--bank: {folder} is not a folder.")
+    return Bank(folder)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="autoaug-ray bank", description=__doc__)
-    parser.add_argument(
-        "--bank", default="runs/bank", metavar="DIR",
-        help="the bank's folder, or s3://bucket/prefix (default: runs/bank)",
-    )  # fmt: skip
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    verb = verbs.add_parser("ls", help="plans, images and what they cost")
-    verb.add_argument("--classes", action="store_true", help="counts per class too")
-    verb.set_defaults(work=_ls)
-
-    verb = verbs.add_parser("verify", help="read everything and name what is broken")
-    verb.set_defaults(work=_verify)
-
-    verb = verbs.add_parser("sheet", help="pictures of a class's edits with their prompts")
-    verb.add_argument("plan", metavar="PLAN", help="a plan's key, or its beginning")
-    verb.add_argument("--class", dest="class_name", metavar="NAME", help="default: every class")
-    verb.add_argument(
-        "--out", type=Path, required=True, metavar="PNG",
-        help="the picture; of every class: a folder of them",
-    )  # fmt: skip
-    verb.add_argument("--sources", type=int, default=6, metavar="N", help="rows (default: 6)")
-    verb.set_defaults(work=_sheet)
-
-    verb = verbs.add_parser("export", help="write a plan's images for other software")
-    verb.add_argument("plan", metavar="PLAN", help="a plan's key, or its beginning")
-    verb.add_argument("--format", choices=("imagefolder", "webdataset"), default="imagefolder")
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR")
-    verb.add_argument(
-        "--kind",
-        action="append",
-        choices=EDITS,
-        help="only these edits; may be given several times",
-    )
-    verb.add_argument("--no-sources", action="store_true", help="leave the real images out")
-    verb.set_defaults(work=_export)
-    return parser
-
-
-def _ls(bank: Bank, options: argparse.Namespace) -> int:
+def ls(bank: Bank, *, classes: bool) -> int:
+    """Print plans, counts of images and device-hours."""
     held = bank.index()
     rejected = {key for key, _, reject in bank.encoded(held) if reject is not None}
     for plan_key in bank.plans():
@@ -77,7 +36,7 @@ def _ls(bank: Bank, options: argparse.Namespace) -> int:
             f"strength {said.strength:g}, {said.calls} calls ({said.solver}), "
             f"{hours:.3g} device-hours"
         )
-        for line in _counts(plan, held, rejected, classes=options.classes):
+        for line in _counts(plan, held, rejected, classes=classes):
             print(f"  {line}")
     size = sum(places.size(path) for path in bank.shards())
     line = f"{len(bank.shards())} shards, {len(held)} images, {size / 1e6:.1f} MB"
@@ -109,7 +68,8 @@ def _devices(bank: Bank) -> str:
     return ", ".join(sorted({line["device"] for line in meter.read(bank.ledger)})) or "none"
 
 
-def _verify(bank: Bank, options: argparse.Namespace) -> int:
+def verify(bank: Bank) -> int:
+    """Read everything and print what is broken; 1 if anything is."""
     problems = bank.verify()
     for problem in problems:
         print(problem)
@@ -120,33 +80,37 @@ def _verify(bank: Bank, options: argparse.Namespace) -> int:
     return 0
 
 
-def _sheet(bank: Bank, options: argparse.Namespace) -> int:
-    from autoaug_ray.generate.sheet import sheet
+def sheet(bank: Bank, plan: str, class_name: str | None, out: Path, *, rows: int) -> int:
+    """Write a picture of a class's edits to `out`; of every class (None), into that folder."""
+    from autoaug_ray.generate import sheet as sheets
 
-    plan_key = _plan(bank, options.plan)
-    if options.sources < 1:
-        raise UserError(f"--sources must be at least 1, got {options.sources}.")
-    if options.class_name is not None:
-        paths = {options.class_name: options.out}
+    plan_key = _plan(bank, plan)
+    if rows < 1:
+        raise UserError(f"--sources must be at least 1, got {rows}.")
+    if class_name is not None:
+        paths = {class_name: out}
     else:
         names = bank.read_plan(plan_key).classes
-        paths = {name: options.out / f"{name.replace('/', '_')}.png" for name in names}
+        paths = {name: out / f"{name.replace('/', '_')}.png" for name in names}
     for name, path in paths.items():
-        page = sheet(bank, plan_key, name, sources=options.sources)
+        page = sheets.sheet(bank, plan_key, name, sources=rows)
         path.parent.mkdir(parents=True, exist_ok=True)
         page.save(path, "PNG")
         print(path)
     return 0
 
 
-def _export(bank: Bank, options: argparse.Namespace) -> int:
+def export(
+    bank: Bank, plan: str, out: Path, form: str, *, kinds: Sequence[str], sources: bool
+) -> int:
+    """Write a plan's images of these kinds (none: of all) to `out`, and the real ones too."""
     write = {
-        "imagefolder": bank.export_imagefolder,
-        "webdataset": bank.export_webdataset,
-    }[options.format]
-    plan_key = _plan(bank, options.plan)
-    number = write(plan_key, options.out, options.kind or EDITS, sources=not options.no_sources)
-    print(f"{number} images in {options.out}")
+        "imagefolder": export_imagefolder,
+        "webdataset": export_webdataset,
+    }[form]
+    chosen = [kind for kind in EDITS if kind in kinds] or EDITS
+    number = write(bank, _plan(bank, plan), out, chosen, sources=sources)
+    print(f"{number} images in {out}")
     return 0
 
 

@@ -1,6 +1,5 @@
 """`autoaug-ray init`: look at a folder of images and propose a study of it, with reasons."""
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,14 +7,13 @@ from statistics import median
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from autoaug_ray import config
-from autoaug_ray.commands import run as cli
 from autoaug_ray.commands.propose import study_text
+from autoaug_ray.commands.run import forecast_table, new_console
 from autoaug_ray.data.inspect import Inspection, inspect
-from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.methods.base import Flip
 from autoaug_ray.store.folder import write_whole
 
 SHOWN = 20
@@ -25,35 +23,11 @@ NAMED = 5
 FEW = 5
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 a study is written, 2 wrong input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
-    return exit_status(lambda: _init(options, cli.new_console()), interrupted="interrupted")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="autoaug-ray init", description=__doc__)
-    parser.add_argument(
-        "folder", type=Path, metavar="DIR",
-        help="with DIR/CLASS/*.png, or DIR/train/CLASS/*.png and DIR/test/CLASS/*.png",
-    )  # fmt: skip
-    parser.add_argument(
-        "--study", type=Path, metavar="FILE.yaml", help="where to write it (default: DIR's name)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace FILE.yaml if it exists")
-    parser.add_argument(
-        "--flip", choices=("horizontal", "vertical", "none"), default="horizontal",
-        help="how training images may be mirrored; none for text and digits (default: horizontal)",
-    )  # fmt: skip
-    return parser
-
-
-def _init(options: argparse.Namespace, console: Console) -> int:
-    path = options.study or Path(f"{options.folder.resolve().name}.yaml")
-    if path.exists() and not options.force:
-        raise UserError(f"{path} exists; --force replaces it, --study names another file.")
-    with console.status(f"reading {options.folder}"):
-        found = inspect(options.folder)
+def propose_study(folder: Path, path: Path, flip: Flip) -> int:
+    """Describe the images, write the study to `path`, time its methods; the exit status."""
+    console = new_console()
+    with console.status(f"reading {folder}"):
+        found = inspect(folder)
     where = "CLASS/*" if found.flat else " ".join(f"{part}/CLASS/*" for part in found.parts)
     console.print(
         f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}",
@@ -66,14 +40,14 @@ def _init(options: argparse.Namespace, console: Console) -> int:
         console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
 
     gpu = torch.cuda.is_available()
-    text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=options.flip)
+    text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=flip)
     write_whole(path, text.encode())
     console.print(
         f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...",
         highlight=False, markup=False,
     )  # fmt: skip
     (study,) = config.load(path)
-    console.print(cli.forecast_table(study, torch.device("cuda" if gpu else "cpu")))
+    console.print(forecast_table(study, torch.device("cuda" if gpu else "cpu")))
     console.print(
         f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?\n"
         f"      autoaug-ray {path}         the whole study -> runs/{path.stem}/report.html",

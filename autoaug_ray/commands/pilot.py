@@ -4,65 +4,42 @@ Runs the study with a third of its epochs and short searches, on 3 seeds and the
 is undecided. The test set stays closed: a fifth of the pool stands in for it.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from autoaug_ray import config, data
+from autoaug_ray import data
 from autoaug_ray.commands import pilot_rule as pilot
 from autoaug_ray.commands import run as cli
 from autoaug_ray.config import Study
-from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.report import sentences as report
 from autoaug_ray.report.figures import time_unit
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+@dataclass(frozen=True)
+class Options:
+    study: Path
+    out: Path
+    epochs: int | None
+    """Epochs of a training; None: a third of the study's."""
+    worth: float
+    """How much better a search would have to be, in points of accuracy."""
+
+
+def run_pilots(studies: Sequence[Study], options: Options) -> int:
+    """Run a pilot of each case of a study; the exit status."""
     console = cli.new_console()
-
-    def work() -> int:
-        for name in ("epochs", "worth"):
-            if (value := getattr(options, name)) is not None and value <= 0:
-                raise UserError(f"--{name} must be above 0, got {value:g}.")
-        studies = config.load(options.study, changes=options.set)
-        pilots = [pilot.shortened(study, options.epochs) for study in studies]
-        pairs = zip(studies, pilots, strict=True)
-        failed = [_pilot(whole, short, options, console) for whole, short in pairs]
-        return 1 if any(failed) else 0
-
-    again = "the same command goes on."
-    return exit_status(work, interrupted=f"interrupted; {again}", again=again)
+    pilots = [pilot.shortened(study, options.epochs) for study in studies]
+    pairs = zip(studies, pilots, strict=True)
+    failed = [_pilot(whole, short, options, console) for whole, short in pairs]
+    return 1 if any(failed) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="autoaug-ray pilot", description=__doc__)
-    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR",
-        help="where DIR/<study>-pilot/ is written; what it holds already is not run again "
-        "(default: runs)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--epochs", type=int, metavar="N", help="of a training (default: a third of the study's)"
-    )
-    parser.add_argument(
-        "--worth", type=float, default=1.0, metavar="POINTS",
-        help="how much better a search would have to be (default: 1 point of accuracy)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change the study, as in --set train.lr=0.05; may be given several times",
-    )  # fmt: skip
-    return parser
-
-
-def _pilot(whole: Study, study: Study, options: argparse.Namespace, console: Console) -> bool:
+def _pilot(whole: Study, study: Study, options: Options, console: Console) -> bool:
     """Whether any of its runs failed."""
     folder = Folder(options.out / study.name / (study.case or ""))
     cli.introduce(study, console)

@@ -4,50 +4,29 @@ Writes the local page anew from what is on disk. With --wandb, W&B also gets the
 lacks, and a report of its own: accuracy against device-hours, the table, curves, settings.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from autoaug_ray.commands import run as cli
 from autoaug_ray.config import Study
-from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.errors import UserError
 from autoaug_ray.report import sentences as report
 from autoaug_ray.report import wandb as track
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, folders, listed, place
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 W&B did not take the report, 2 wrong input, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+def report_folder(folder: str, *, wandb: bool) -> int:
+    """Write the pages of a study's folder anew; the exit status. Raises UserError or RunError."""
     console = cli.new_console()
-
-    def work() -> int:
-        root = place(options.folder)
-        cases = cases_of(root)
-        page = cli.show(cases, root, console)
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
-        if options.wandb:
-            console.print(f"report in W&B: {_publish(cases, console)}", highlight=False)
-        return 0
-
-    return exit_status(work, interrupted="interrupted; nothing was trained or changed.")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="autoaug-ray report", description=__doc__)
-    parser.add_argument(
-        "folder",
-        metavar="STUDY_FOLDER",
-        help="of one study, as in runs/quickstart, or s3://bucket/prefix/quickstart",
-    )
-    parser.add_argument(
-        "--wandb", action="store_true",
-        help="also create a W&B report, with the key in WANDB_API_KEY, in the project "
-        "WANDB_PROJECT (default: autoaug_ray); needs pip install 'autoaug_ray[wandb-report]'",
-    )  # fmt: skip
-    return parser
+    root = place(folder)
+    cases = cases_of(root)
+    page = cli.show(cases, root, console)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if wandb:
+        console.print(f"report in W&B: {_publish(cases, console)}", highlight=False)
+    return 0
 
 
 def cases_of(root: Place) -> list[tuple[Study, Folder]]:

@@ -1,20 +1,19 @@
-"""The command: studies -> one Tune run each -> a report each."""
+"""`autoaug-ray run`: studies -> one Tune run each -> a report each."""
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray import config, data, models
+from autoaug_ray import data, models
 from autoaug_ray.config import Study
-from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.errors import UserError
 from autoaug_ray.report import wandb as track
 from autoaug_ray.schedule import forecast
 from autoaug_ray.schedule.bank_for_study import (
@@ -31,34 +30,16 @@ from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.meter import device_name
 from autoaug_ray.store.places import Place, place
 
-COMMANDS = ("bank", "init", "pilot", "report")
-"""Words in the place of the first study; the rest of the line is for autoaug_ray.commands.WORD."""
-QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
 
+@dataclass(frozen=True)
+class Options:
+    """How studies are run; each field is the option of its name."""
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all runs finished, 1 some failed, 2 wrong input, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in COMMANDS:
-        command: Callable[[Sequence[str]], int] = import_module(
-            f"autoaug_ray.commands.{arguments[0]}"
-        ).main
-        return command(arguments[1:])
-    options = _parser().parse_args(arguments)
-    console = new_console()
-
-    def work() -> int:
-        studies = [_load(path, options) for path in options.studies]
-        options.out = place(options.out)
-        options.bank = place(options.bank) if options.bank else options.out / "bank"
-        places.check(options.out)
-        if options.smoke:
-            return 1 if _smoke(studies, console) else 0
-        failed = [_one(cases, options, console) for cases in studies]
-        return 1 if any(failed) else 0
-
-    again = "the same command with --resume goes on."
-    return exit_status(work, interrupted=f"interrupted; {again}", again=again)
+    out: Place
+    bank: Place
+    resume: bool
+    dry_run: bool
+    wandb: str
 
 
 def new_console() -> Console:
@@ -66,84 +47,46 @@ def new_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_all.py",
-        description="Which augmentation is worth its compute: run studies and report accuracy "
-        "against device-hours. Sub-commands, each with a --help of its own: init (a study of a "
-        "folder of images), pilot (a cheap early answer), bank (look at generated images), "
-        "report (a study's page anew, or in W&B).",
-    )
-    parser.add_argument(
-        "studies", nargs="*", type=Path, metavar="STUDY.yaml", default=[QUICKSTART],
-        help="studies to run, one after the other (default: search_spaces/quickstart.yaml)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", default="runs", metavar="DIR",
-        help="where DIR/<study>/ is written (default: runs)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--storage", dest="out", metavar="URI",
-        help="instead of --out: where all machines of a cluster write, s3://bucket/prefix or a "
-        "folder that they share",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bank", metavar="DIR",
-        help="where generated images are kept, for all studies (default: the --out folder's bank)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--resume", action="store_true",
-        help="go on with what DIR holds; finished runs are not run again",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seeds", type=int, metavar="N", help="final trainings per entry, instead of the study's"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="change the study, as in --set train.epochs=5; may be given several times",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dry-run", action="store_true",
-        help="list the runs and forecast their cost from a few timed steps; run nothing",
-    )  # fmt: skip
-    parser.add_argument(
-        "--wandb", choices=track.MODES, default=track.default_mode(),
-        help="W&B runs of all trainings: offline files below the study's folder, for wandb sync, "
-        "or online, with WANDB_API_KEY (default: WANDB_MODE, or else online if there is a key, "
-        "offline if not)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--smoke", action="store_true",
-        help="run everything in the studies once, small and on stand-ins for their data, in a "
-        "temporary folder: does it run?",
-    )  # fmt: skip
-    return parser
+def run_studies(
+    studies: Sequence[Sequence[Study]],
+    *,
+    out: str,
+    bank: str | None,
+    resume: bool,
+    dry_run: bool,
+    wandb: str | None,
+) -> int:
+    """Run each study, in all its cases, and report it; the exit status.
+
+    `bank` None: a folder of `out`. `wandb` None: what the environment asks for.
+    """
+    root = place(out)
+    kept = place(bank) if bank else root / "bank"
+    places.check(root)
+    options = Options(root, kept, resume, dry_run, wandb or track.default_mode())
+    console = new_console()
+    failed = [_run_study(cases, options, console) for cases in studies]
+    return 1 if any(failed) else 0
 
 
-def _load(path: Path, options: argparse.Namespace) -> list[Study]:
-    try:
-        return config.load(path, changes=options.set, seeds=options.seeds)
-    except UserError as error:
-        several = len(options.studies) > 1 and str(path) not in str(error)
-        raise UserError(f"{path}: {error}" if several else str(error)) from None
-
-
-def _smoke(studies: Sequence[Sequence[Study]], console: Console) -> bool:
-    """Whether any study failed."""
+def smoke_studies(studies: Sequence[Sequence[Study]]) -> int:
+    """Run each study once, small and in a temporary folder; the exit status."""
     from autoaug_ray.commands import smoke
+
+    console = new_console()
 
     def execute(cases: Sequence[Study], out: Path, console: Console) -> bool:
         for study in cases:
             introduce(study, console)
         return carry_out(cases, out, out / "bank", console)
 
-    with tempfile.TemporaryDirectory(prefix="smoke-") as place:
-        outcomes = smoke.run(studies, Path(place), execute, console)
-    return any(outcome.fault for outcome in outcomes)
+    with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
+        outcomes = smoke.run(studies, Path(folder), execute, console)
+    return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
-def _one(studies: Sequence[Study], options: argparse.Namespace, console: Console) -> bool:
-    """Run one study, in all its cases; whether any of its runs failed."""
+def _run_study(studies: Sequence[Study], options: Options, console: Console) -> bool:
+    """Run one study, in all its cases; returns whether any of its runs failed."""
     for folder in _folders(studies, options.out):
         if folder.rows.exists() and not (options.resume or options.dry_run):
             raise UserError(
@@ -167,14 +110,14 @@ def _folders(studies: Sequence[Study], out: Place) -> list[Folder]:
 
 
 def _bills(study: Study, folder: Folder) -> Place:
-    """One machine, and one bill, for all cases of a study."""
+    """The folder of the bill: all cases of a study share one, as they share the machines."""
     return (folder.root.parent if study.case else folder.root) / "bill"
 
 
 def carry_out(
     studies: Sequence[Study], out: Place, bank: Place, console: Console, wandb: str = "off"
 ) -> bool:
-    """Run the cases of a study, and report them; whether any of its runs failed."""
+    """Run the cases of a study, and report them; returns whether any of its runs failed."""
     folders = _folders(studies, out)
     studies, failed = run(studies, folders, bank, console, wandb)
     page = show(list(zip(studies, folders, strict=True)), out / studies[0].name, console)
@@ -258,7 +201,8 @@ def say_failed(failed: Sequence[Done], console: Console) -> None:
 
 
 def introduce(study: Study, console: Console) -> None:
-    """Reads data and weights before any work starts: what is wrong with them is said now."""
+    """Print what a study is, and read its data and weights: what is wrong with them is said before
+    any work starts."""
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )

@@ -19,10 +19,10 @@ from rich.table import Table
 
 from autoaug_ray.config import Entry, Range, Search, Study
 from autoaug_ray.data import standins
-from autoaug_ray.data.settings import OPTIONS, Dataset
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.models import Classifier
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.dataset import OPTIONS, Dataset
 
 SIDE = 32
 """Of the images, in pixels, where a dataset does not fix it."""

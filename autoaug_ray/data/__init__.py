@@ -13,7 +13,7 @@ prefixes of one order of each class's images: a smaller subset is a part of a la
 images generated for the larger one serve both.
 
 A new dataset is a function from `Dataset` to `Source` in a file beside this one, a line in SOURCES
-and one in `settings.OPTIONS`.
+and one in `OPTIONS` of autoaug_ray/settings/dataset.py.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from autoaug_ray.data import arrays, bach, folders, hub, imagenet, objects
-from autoaug_ray.data.settings import Dataset, Imbalance, Shift
 from autoaug_ray.data.splits import (
     AnySplit,
     Edits,
@@ -42,6 +41,7 @@ from autoaug_ray.data.splits import (
 )
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops
+from autoaug_ray.settings.dataset import Dataset, Imbalance, Shift
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
@@ -66,17 +66,18 @@ SOURCES: dict[str, Callable[[Dataset], Source]] = {
 }
 STANDS_IN = 0.2
 """Share of the pool that stands in for a closed test set."""
-DESCRIBED = 8192
-"""Images at most, evenly spaced, whose mean and standard deviation normalise a stored dataset."""
+STATISTICS_IMAGES = 8192
+"""A stored dataset is normalised by the mean and deviation of at most so many of its images."""
 
 
 def load(
     dataset: Dataset, *, val_fraction: float | None, device: torch.device | str, seed: int = 0
 ) -> Splits:
-    """`val_fraction` of the pool is set apart as val; None (a final run) leaves it in the pool.
+    """The dataset in its roles, with labels and decoded images on `device`.
 
-    A publisher's own validation set takes the place of that part, and joins the pool in a final
-    run. `seed` draws an imbalanced or low-shot pool. Raises UserError for data that cannot be used.
+    `val_fraction` of the pool is set apart as val; None (a final run) leaves it in the pool. A
+    publisher's own validation set takes the place of that part, and joins the pool in a final run.
+    `seed` draws an imbalanced or low-shot pool. Raises UserError for data that cannot be used.
     """
     source = source_of(dataset)
     if dataset.imbalance or dataset.shots:
@@ -94,7 +95,7 @@ def load(
         pool, val = pool.take(rest), pool.take(chosen)
 
     def shown(split: AnySplit, shifted: int | None) -> AnySplit:
-        split = _fitting(split, dataset)
+        split = _loaded_if_small(split, dataset)
         if shifted is not None and dataset.shift != Shift():
             if isinstance(split, Stored):
                 raise UserError(
@@ -115,27 +116,27 @@ def load(
 
 
 def _set_apart(source: Source, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of (the rest of the pool, `fraction` of every class); of a group all or none."""
+    """Indices of (the rest of the pool, `fraction` of every class); groups stay whole."""
     labels = source.pool.labels
     if source.groups is None:
         chosen = stratified(labels, round(len(labels) * fraction), seed=seed)
     else:
         numbers, group = source.groups.unique(return_inverse=True)
-        of_group = torch.empty_like(numbers).scatter(0, group, labels)
-        groups = stratified(of_group, round(len(numbers) * fraction), seed=seed)
+        group_labels = torch.empty_like(numbers).scatter(0, group, labels)
+        groups = stratified(group_labels, round(len(numbers) * fraction), seed=seed)
         chosen = torch.isin(group, groups).nonzero().flatten()
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[chosen] = False
     return rest.nonzero().flatten(), chosen
 
 
-def _fitting(split: AnySplit, dataset: Dataset) -> AnySplit:
-    """In memory if it is not too large for it."""
+def _loaded_if_small(split: AnySplit, dataset: Dataset) -> AnySplit:
+    """The split, decoded into memory if it takes no more than `dataset.memory_gb`."""
     return split.load() if _bytes(split) <= dataset.memory_gb * 1e9 else split
 
 
 def apply_shift(images: Tensor, shift: Shift, *, seed: int) -> Tensor:
-    """Images (n, c, h, w) uint8 as the target domain shows them: each with its own draw."""
+    """Images (n, c, h, w) uint8 as the target domain shows them; each draws its own values."""
     if shift == Shift():
         return images
     generator = torch.Generator().manual_seed(seed)
@@ -169,22 +170,22 @@ def apply_shift(images: Tensor, shift: Shift, *, seed: int) -> Tensor:
 def channel_statistics(split: AnySplit) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, (channels,) each, in [0, 1] units."""
     if isinstance(split, Stored):
-        some = torch.linspace(0, len(split) - 1, min(DESCRIBED, len(split))).long()
-        return _statistics(split.read, tuple(split.index[some].tolist()), split.shape)
-    return _moments(split)
+        spaced = torch.linspace(0, len(split) - 1, min(STATISTICS_IMAGES, len(split))).long()
+        return _stored_statistics(split.read, tuple(split.index[spaced].tolist()), split.shape)
+    return _mean_and_deviation(split)
 
 
 @lru_cache(maxsize=4)
-def _statistics(
+def _stored_statistics(
     read: Reader, index: tuple[int, ...], shape: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Of stored images; a process decodes them once."""
-    where = torch.tensor(index)
-    return _moments(Stored(read, where, torch.zeros_like(where), shape))
+    """`channel_statistics` of the images at `index`; cached, as decoding them takes long."""
+    positions = torch.tensor(index)
+    return _mean_and_deviation(Stored(read, positions, torch.zeros_like(positions), shape))
 
 
-def _moments(split: AnySplit) -> tuple[Tensor, Tensor]:
-    """From batches' sums: as floats, all of these images at once may not fit."""
+def _mean_and_deviation(split: AnySplit) -> tuple[Tensor, Tensor]:
+    """`channel_statistics` of all images, from sums over batches: as floats, they may not fit."""
     n = len(split) * split.shape[1] * split.shape[2]
     total = squares = torch.zeros(split.shape[0], dtype=torch.float64)
     for batch in batches(split):
@@ -197,16 +198,16 @@ def _moments(split: AnySplit) -> tuple[Tensor, Tensor]:
 def source_of(dataset: Dataset) -> Source:
     """The whole dataset, in memory if it fits; its `notes` say how it was read.
 
-    Raises UserError for data that is not there, or not whole.
+    Raises UserError for data that is missing or damaged.
     """
     source = _given.get(whole(dataset))
     return _read(whole(dataset)) if source is None else source
 
 
 def give(dataset: Dataset, source: Source) -> None:
-    """What `source_of` returns in this process from now on, without a look at the disk.
+    """Makes `source_of` return this source in this process, without reading the disk.
 
-    Its tensors may be memory that other processes use: nobody writes into images or labels.
+    The source's tensors may be memory that other processes use: nobody writes into them.
     """
     _given[whole(dataset)] = source
 
@@ -215,14 +216,15 @@ _given: dict[Dataset, Source] = {}
 
 
 def whole(dataset: Dataset) -> Dataset:
-    """What is read from disk: the same for all cases of a study that differ in what they draw."""
+    """The settings that decide what is read from disk: cases of a study that differ only in what
+    they draw from it share them."""
     drawn = {"shift": Shift(), "imbalance": None, "shots": None, "redraw": True}
     return dataset.model_copy(update=drawn)
 
 
 @lru_cache(maxsize=2)
 def _read(dataset: Dataset) -> Source:
-    """Cached: a process that runs many trials of one study, in all its cases, reads it once."""
+    """The dataset from disk. Cached: a process reads it once for all of a study's trials."""
     source = SOURCES[dataset.name](dataset)
     if dataset.train_size is not None:
         source = source.keep(_subset(source.pool, dataset.train_size, "train_size"))
@@ -247,11 +249,12 @@ def _read(dataset: Dataset) -> Source:
 
 
 def _bytes(split: AnySplit) -> int:
+    """Memory that the decoded images take."""
     return len(split) * int(np.prod(split.shape))
 
 
 def counts_of(imbalance: Imbalance, classes: int, largest: int) -> list[int]:
-    """Images per rank, the largest class first."""
+    """Images that the class of each rank keeps, the largest class first; see `Imbalance`."""
     f = imbalance.factor
     return [max(2, int(largest * f ** (rank / max(1, classes - 1)))) for rank in range(classes)]
 
@@ -277,12 +280,13 @@ def _kept(dataset: Dataset, labels: Tensor, classes: int, seed: int) -> Tensor:
             f"{int(have.argmin())} has only {int(have.min())}."
         )
     permutation = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    of_class = by_class(labels, permutation)
-    parts = [members[:n] for members, n in zip(of_class, wanted.tolist(), strict=True)]
+    classes_members = by_class(labels, permutation)
+    parts = [members[:n] for members, n in zip(classes_members, wanted.tolist(), strict=True)]
     return torch.cat(parts).sort().values
 
 
 def _subset(split: AnySplit, size: int, field: str) -> Tensor:
+    """Indices of `size` images, each class in its share, as `dataset.{field}` asks for."""
     if size > len(split):
         raise UserError(f"dataset.{field} is {size}, but there are only {len(split)} images.")
     return stratified(split.labels, size, seed=0)

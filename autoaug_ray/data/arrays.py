@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from autoaug_ray.data.files import found
-from autoaug_ray.data.settings import Dataset
+from autoaug_ray.data.files import find_place
 from autoaug_ray.data.splits import Source, Split
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 FASHION_MNIST_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat",
@@ -41,6 +41,7 @@ def fashion_mnist_mini(dataset: Dataset) -> Source:
 
 
 def fashion_mnist(dataset: Dataset) -> Source:
+    """The four IDX files of Xiao et al. 2017, below the root."""
     root = Path(dataset.root).expanduser()
     if dataset.download:
         from torchvision.datasets import FashionMNIST
@@ -51,6 +52,7 @@ def fashion_mnist(dataset: Dataset) -> Source:
 
 
 def _download(torchvision_dataset: Callable[..., object], dataset: Dataset) -> None:
+    """Raises UserError if it fails."""
     try:
         torchvision_dataset(str(Path(dataset.root).expanduser()), download=True)
     except (OSError, RuntimeError) as error:
@@ -89,19 +91,21 @@ def cifar(dataset: Dataset) -> Source:
     if dataset.download:
         from torchvision import datasets
 
-        makers = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
-        _download(makers[dataset.name], dataset)
+        torchvision_datasets = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+        _download(torchvision_datasets[dataset.name], dataset)
     kind = CIFAR[dataset.name]
-    folder = found(dataset.root, [kind.folder], f"{kind.archive} (or set dataset.download to true)")
+    folder = find_place(
+        dataset.root, [kind.folder], f"{kind.archive} (or set dataset.download to true)"
+    )
 
     def read(name: str, *keys: str) -> list[Any]:
-        path = found(folder, [name], f"the whole of {kind.archive}")
+        path = find_place(folder, [name], f"the whole of {kind.archive}")
         with path.open("rb") as file:
             try:
                 content = _Unpickler(file, encoding="latin1").load()
-                held = [content[key] for key in keys]
-                return [x.pixels() if isinstance(x, _Pickled) else x for x in held]
-            except Exception as error:  # of a broken pickle: there is no list of what it may raise
+                values = [content[key] for key in keys]
+                return [x.pixels() if isinstance(x, _Pickled) else x for x in values]
+            except Exception as error:  # there is no list of what a broken pickle may raise
                 raise UserError(
                     f"dataset.root: {path} is not a whole batch of {kind.archive} ({error}); "
                     "unpack it again."
@@ -116,7 +120,7 @@ def cifar(dataset: Dataset) -> Source:
 
 
 class _Pickled:
-    """What a numpy array, or its dtype, in a pickle becomes here: the state it was saved in."""
+    """Stands for a numpy array, or for its dtype, in a pickle: holds the state it was saved in."""
 
     state: tuple[Any, ...]
 
@@ -127,10 +131,10 @@ class _Pickled:
         self.state = state
 
     def pixels(self) -> np.ndarray:
-        """Of an array (n, 3072) of bytes: (n, 3, 32, 32) uint8."""
+        """Images (n, 3, 32, 32) uint8, from the state of an array (n, 3072) of bytes."""
         _, shape, _, fortran, raw = self.state
-        held = raw if isinstance(raw, bytes) else raw.encode("latin1")  # as Python 2 wrote it
-        array = np.frombuffer(held, np.uint8).reshape(shape, order="F" if fortran else "C")
+        data = raw if isinstance(raw, bytes) else raw.encode("latin1")  # as Python 2 wrote it
+        array = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
         return array.reshape(-1, 3, 32, 32)
 
 
@@ -159,14 +163,16 @@ def npz(dataset: Dataset) -> Source:
         raise UserError(f"dataset.root: {path} is not a whole .npz file, which name: npz expects.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"dataset.root: {path} is damaged ({error}).") from None
     parts = {}
     for part in ("train", "val", "test"):
-        if part == "val" and not {"val_images", "val_labels"} & set(held):
+        if part == "val" and not {"val_images", "val_labels"} & set(arrays):
             continue
-        images, labels = (_of_npz(held, f"{part}_{kind}", path) for kind in ("images", "labels"))
+        images, labels = (
+            _npz_array(arrays, f"{part}_{kind}", path) for kind in ("images", "labels")
+        )
         if len(images) != len(labels):
             raise UserError(
                 f"dataset.root: {path} has {len(images)} {part}_images but {len(labels)} "
@@ -178,7 +184,7 @@ def npz(dataset: Dataset) -> Source:
             f"dataset.root: the images of {path} differ in shape between its parts, {shapes}."
         )
     most = max(int(split.labels.max()) for split in parts.values())
-    classes = tuple(str(c) for c in held.get("classes", range(most + 1)))
+    classes = tuple(str(c) for c in arrays.get("classes", range(most + 1)))
     if most >= len(classes) or min(int(split.labels.min()) for split in parts.values()) < 0:
         raise UserError(
             f"dataset.root: {path} has a label outside 0 to {len(classes) - 1}, the numbers of its "
@@ -187,10 +193,13 @@ def npz(dataset: Dataset) -> Source:
     return Source(parts["train"], parts.get("val"), parts["test"], classes)
 
 
-def _of_npz(held: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    if name not in held:
-        raise UserError(f"dataset.root: {path} has no {name}; it has {', '.join(held) or 'none'}.")
-    array = held[name]
+def _npz_array(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    """The array of this name. Raises UserError if it is missing, or is not what `npz` expects."""
+    if name not in arrays:
+        raise UserError(
+            f"dataset.root: {path} has no {name}; it has {', '.join(arrays) or 'none'}."
+        )
+    array = arrays[name]
     if name.endswith("labels"):
         if array.ndim == 2 and array.shape[1] > 1:
             raise UserError(
@@ -226,6 +235,7 @@ def read_fashion_mnist(root: Path, *, train: bool) -> tuple[np.ndarray, np.ndarr
 
 
 def _read_idx(root: Path, name: str, dims: int) -> np.ndarray:
+    """The uint8 array of `dims` dimensions in an IDX file, unpacked or not, below the root."""
     places = [root / f"{sub}{name}{gz}" for sub in ("", "FashionMNIST/raw/") for gz in ("", ".gz")]
     path = next((p for p in places if p.is_file()), None)
     if path is None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from autoaug_ray.data.files import ImageFiles, found, images_in, none_empty
-from autoaug_ray.data.settings import Dataset
+from autoaug_ray.data.files import UNREADABLE, ImageFiles, find_place, images_in, none_empty
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 ARCHIVE = "ICIAR2018_BACH_Challenge.zip"
 CLASSES = ("Benign", "InSitu", "Invasive", "Normal")
@@ -17,15 +17,16 @@ CLASSES = ("Benign", "InSitu", "Invasive", "Normal")
 def bach(dataset: Dataset) -> Source:
     """ICIAR 2018's microscopy photographs: Photos/{Benign,InSitu,Invasive,Normal}/*.tif.
 
-    No test set was published; as in the paper (4.1), half of the photographs are one. Which half is
-    the same for everyone: of each class, in the order of its file names, a permutation drawn with
-    seed 0. The other half trains as a grid of patches of `image_size` pixels, 512 as in the paper's
-    code: 12 of 2048x1536 (what is over at the right and below is left out). Tests show whole
-    photographs. Val has whole photographs' patches, so none of its photographs is trained on; the
-    train and meta roles of an epoch share photographs, though never a patch, as in the paper.
+    No test set was published; as in the paper (4.1), half of the photographs are one. Everyone gets
+    the same half: each class, in the order of its file names, is permuted with seed 0. The other
+    half trains as a grid of patches of `image_size` pixels, 512 as in the paper's code: 12 of each
+    photograph of 2048x1536 (strips at the right and below that hold no whole patch are left out).
+    The test set shows whole photographs. Val takes all patches of its photographs, so none of these
+    is trained on; the train and meta roles of an epoch share photographs, though never a patch, as
+    in the paper. Raises UserError for photographs of different sizes, or smaller than a patch.
     """
     marks = [f"{at}Benign" for at in ("Photos/", "ICIAR2018_BACH_Challenge/Photos/", "")]
-    photos = found(dataset.root, marks, ARCHIVE).parent
+    photos = find_place(dataset.root, marks, ARCHIVE).parent
     paths = [images_in(photos / name) for name in CLASSES]
     given = [label for label, of_class in enumerate(paths) for _ in of_class]
     none_empty(given, CLASSES, photos, ARCHIVE)
@@ -58,13 +59,16 @@ def bach(dataset: Dataset) -> Source:
 
 
 def _equal_size(paths: Sequence[str]) -> tuple[int, int]:
-    """Width and height that all of these image files have, by their headers."""
+    """Width and height of these image files, read from their headers.
+
+    Raises UserError if one cannot be read, or if they differ.
+    """
     sizes: dict[tuple[int, int], str] = {}
     for path in paths:
         try:
             with Image.open(path) as image:
                 sizes.setdefault(image.size, path)
-        except OSError as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} cannot be read as an image ({error}).") from None
     if len(sizes) > 1:
         (a, b), (one, other) = list(sizes)[:2], list(sizes.values())[:2]

@@ -29,7 +29,7 @@ class ImageFiles(Reader):
 
     paths: Sequence[str | Path]
     size: int | None
-    """Side of the result in pixels; None: as it is."""
+    """Side of the result in pixels; None: the image keeps its size."""
     channels: Literal[1, 3] = 3
     fit: Fit = "stretch"
     boxes: Sequence[Box] | None = None
@@ -48,8 +48,8 @@ class ImageFiles(Reader):
         """
         height, width = shape or (self.size or 0, self.size or 0)
         index = torch.arange(first, first + len(labels))
-        made = torch.tensor(labels, dtype=torch.int64)
-        return Stored(self, index, made, (self.channels, height, width))
+        label_tensor = torch.tensor(labels, dtype=torch.int64)
+        return Stored(self, index, label_tensor, (self.channels, height, width))
 
 
 def read_image(
@@ -60,7 +60,10 @@ def read_image(
     fit: Fit,
     box: Box | None = None,
 ) -> np.ndarray:
-    """`as_array` of an encoded image, or of the part in the box; an error calls it `name`."""
+    """`as_array` of an image file, or of the part in the box.
+
+    Raises UserError, in which the file is called `name`, if it is no whole image.
+    """
     try:
         with Image.open(file) as image:
             if size and box is None:
@@ -72,7 +75,7 @@ def read_image(
 
 
 def as_array(image: Image.Image, size: int | None, channels: int, fit: Fit) -> np.ndarray:
-    """(channels, height, width) uint8; bilinear, with antialiasing where it shrinks."""
+    """(channels, height, width) uint8, resized to `size` by antialiased bilinear interpolation."""
     image = image.convert("L" if channels == 1 else "RGB")
     if size is not None:
         if fit == "crop":
@@ -83,10 +86,10 @@ def as_array(image: Image.Image, size: int | None, channels: int, fit: Fit) -> n
     return np.array(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
 
 
-def found(root: str | Path, places: Sequence[str], archive: str) -> Path:
-    """The first of these files or folders below the root that is there.
+def find_place(root: str | Path, places: Sequence[str], archive: str) -> Path:
+    """The first of these files or folders below the root that exists.
 
-    Raises UserError if none is; `archive` says what they are unpacked from.
+    Raises UserError if none does; `archive` says what they are unpacked from.
     """
     top = Path(root).expanduser()
     for place in places:
@@ -96,7 +99,10 @@ def found(root: str | Path, places: Sequence[str], archive: str) -> Path:
 
 
 def inside(top: Path, place: str) -> Path:
-    """`top / place`, as the dataset lists it. Raises UserError if that leaves `top`."""
+    """`top / place`, where `place` comes from a dataset's own list.
+
+    Raises UserError if that leaves `top`.
+    """
     path = Path(place)
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"dataset.root: {place!r} is listed, which is no place inside of {top}.")
@@ -117,23 +123,24 @@ def class_folders(
 ) -> tuple[list[str], list[int], tuple[str, ...]]:
     """The images of a `CLASS/IMAGE` tree in sorted order, their labels, and the class names.
 
-    `classes` are those of the training folder: another name in a validation or test folder is an
-    error, a missing one is not.
+    `classes` are those of the training folder, for a validation or test folder: it may lack some of
+    them. Raises UserError for a folder of another name, for a class folder without images, and for
+    fewer than two classes.
     """
     if not root.is_dir():
         raise UserError(
             f"dataset.root: {root} is not a folder; a train/ and a test/ with a folder per class "
             "are expected, or a folder per class right in dataset.root and dataset.test_fraction."
         )
-    found = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
+    folders = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."))
     if classes is None:
-        classes = found
+        classes = folders
         if len(classes) < 2:
             raise UserError(
                 f"{root} holds {len(classes)} class folder(s) ({', '.join(classes) or 'none'}); "
                 "at least 2 are needed, one folder per class."
             )
-    if unknown := sorted(set(found) - set(classes)):
+    if unknown := sorted(set(folders) - set(classes)):
         raise UserError(
             f"{root / unknown[0]}: the class {unknown[0]!r} is not among the training classes "
             f"({', '.join(classes)})."
@@ -141,18 +148,18 @@ def class_folders(
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        of_class = images_in(inside(root, name))
-        if not of_class and name in found:
+        images = images_in(inside(root, name))
+        if not images and name in folders:
             raise UserError(f"{root / name} holds no image ({', '.join(sorted(IMAGE_ENDINGS))}).")
-        paths += of_class
-        labels += [label] * len(of_class)
+        paths += images
+        labels += [label] * len(images)
     if not paths:
         raise UserError(f"{root} holds no image in any class folder ({', '.join(classes)}).")
     return paths, labels, classes
 
 
 def digest(path: str | Path) -> bytes:
-    """The same for files of the same bytes."""
+    """SHA-256 of the file's bytes."""
     return hashlib.sha256(Path(path).read_bytes()).digest()
 
 
@@ -166,10 +173,10 @@ def images_in(folder: str | Path) -> list[str]:
         return []
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
-    found: list[str] = []
+    images: list[str] = []
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            found += images_in(entry.path)
+            images += images_in(entry.path)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_ENDINGS:
-            found.append(entry.path)
-    return found
+            images.append(entry.path)
+    return images

@@ -6,18 +6,19 @@ from pathlib import Path
 import torch
 
 from autoaug_ray.data.files import ImageFiles, class_folders, digest
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source, Stored, stratified
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 Listing = tuple[list[str], list[int], tuple[str, ...]]
 """Paths of images, their labels, and the names of the classes."""
 
 
 def folder(dataset: Dataset) -> Source:
-    """Anyone's own: train/CLASS/IMAGE, test/CLASS/IMAGE and, if it is there, val/CLASS/IMAGE.
+    """A user's own images: train/CLASS/IMAGE, test/CLASS/IMAGE and, if wanted, val/CLASS/IMAGE.
 
-    With `test_fraction`, CLASS/IMAGE.
+    With `test_fraction` it is CLASS/IMAGE, from which the test set is cut. Raises UserError for any
+    other layout.
     """
     root = Path(dataset.root).expanduser()
 
@@ -40,7 +41,7 @@ def folder(dataset: Dataset) -> Source:
             )
         paths, labels, classes = listed("")
         in_test = in_test_part(paths, labels, dataset.test_fraction)
-        order = [i for side in (False, True) for i, t in enumerate(in_test) if t is side]
+        order = [i for part in (False, True) for i, test in enumerate(in_test) if test is part]
         paths, labels = [paths[i] for i in order], [labels[i] for i in order]
         pool_size = in_test.count(False)
         pool, test = in_turn(read(paths), labels[:pool_size], labels[pool_size:])
@@ -56,12 +57,16 @@ def folder(dataset: Dataset) -> Source:
 
 
 def has_parts(root: Path) -> bool:
-    """Whether a folder is laid out as train/CLASS and test/CLASS; `train` alone may be a class."""
+    """Whether a folder has a train/ and a test/; one of them alone may be a class."""
     return (root / "train").is_dir() and (root / "test").is_dir()
 
 
 def in_test_part(paths: list[str], labels: list[int], test_fraction: float) -> list[bool]:
-    """Whether each image is in the test set: a share of every class, drawn from sorted paths."""
+    """Whether each image is in the test set, which has a share of every class.
+
+    Drawn from the paths in their order; files of the same bytes are on one side. Raises UserError
+    if no image is left to test on.
+    """
     first: dict[bytes, int] = {}
     original = torch.tensor([first.setdefault(digest(p), i) for i, p in enumerate(paths)])
     alone = torch.tensor(list(first.values()))
@@ -76,9 +81,12 @@ def in_test_part(paths: list[str], labels: list[int], test_fraction: float) -> l
 
 
 def _readable(read: ImageFiles, paths: list[str], labels: list[int]) -> tuple[list[str], list[int]]:
-    """Those that can be decoded; each is tried once, as it would be read."""
+    """Paths and labels of the images that can be decoded: each is read once to see.
 
-    def sound(i: int) -> bool:
+    Raises UserError if there is none.
+    """
+
+    def is_readable(i: int) -> bool:
         try:
             read(i)
         except UserError:
@@ -86,16 +94,16 @@ def _readable(read: ImageFiles, paths: list[str], labels: list[int]) -> tuple[li
         return True
 
     with ThreadPoolExecutor(torch.get_num_threads()) as workers:
-        kept = [i for i, ok in enumerate(workers.map(sound, range(len(paths)))) if ok]
+        kept = [i for i, ok in enumerate(workers.map(is_readable, range(len(paths)))) if ok]
     if not kept:
         raise UserError(f"dataset.root: none of {len(paths)} images can be read.")
     return [paths[i] for i in kept], [labels[i] for i in kept]
 
 
 def in_turn(read: ImageFiles, *parts: list[int]) -> list[Stored]:
-    """Parts of the images that one reader reads, one after the other, by their labels."""
-    out, first = [], 0
+    """The reader's images, cut in their order into parts with these labels."""
+    stored, first = [], 0
     for labels in parts:
-        out.append(read.stored(first, labels))
+        stored.append(read.stored(first, labels))
         first += len(labels)
-    return out
+    return stored

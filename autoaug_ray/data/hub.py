@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from autoaug_ray.data.files import Fit, read_image
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Reader, Source, Stored
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 VAL = ("validation", "valid", "val")
 
@@ -30,13 +30,13 @@ class Rows(Reader):
     fit: Fit
 
     def __call__(self, position: int) -> np.ndarray:
-        held = self.table[position][self.column]
+        cell = self.table[position][self.column]
         name = f"{self.root}: image {position}"
-        if held is None:
+        if cell is None:
             raise UserError(f"{name} is empty.")
-        if held["bytes"] is not None:
-            return self._read(io.BytesIO(held["bytes"]), name)
-        path, root = Path(held["path"]), self.root
+        if cell["bytes"] is not None:
+            return self._read(io.BytesIO(cell["bytes"]), name)
+        path, root = Path(cell["path"]), self.root
         # As written, or with links followed: the hub's cache is a folder of links to files outside.
         if not (
             Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
@@ -50,12 +50,54 @@ class Rows(Reader):
 
 
 def hub(dataset: Dataset) -> Source:
-    """A folder that `save_to_disk` made of a DatasetDict, or that `load_dataset` can read.
+    """The splits train and test, and validation if there is one, of a folder in these formats.
 
-    The splits train and test, and validation if it is there, with one column of images and one of
-    class labels each. The id of a dataset is refused: nothing is downloaded here.
+    Each has one column of images and one of class labels; other columns are not read. Raises
+    UserError for any other folder.
     """
     root = Path(dataset.root).expanduser()
+    splits = _opened(root)
+    import datasets  # an optional extra; without it, `_opened` raised
+
+    held_out = next((name for name in VAL if name in splits), None)
+    used = [name for name in ("train", held_out, "test") if name is not None]
+    image, label = columns = [
+        _only_column(splits["train"].features, kind, root)
+        for kind in (datasets.Image, datasets.ClassLabel)
+    ]
+    features = [[splits[name].features.get(column) for column in columns] for name in used]
+    if any(f != features[0] for f in features):
+        raise UserError(
+            f"dataset.root: the splits {', '.join(used)} of {root} differ in their columns "
+            f"{' and '.join(columns)}, or in the classes there."
+        )
+    table = datasets.concatenate_datasets([splits[name].select_columns(columns) for name in used])
+    labels = table[label][:]
+    if (unknown := next((i for i, c in enumerate(labels) if c is None or c < 0), None)) is not None:
+        raise UserError(
+            f"dataset.root: image {unknown} of the splits {', '.join(used)} of {root} has no label."
+        )
+    size = dataset.image_size or 32
+    read = Rows(
+        table.cast_column(image, datasets.Image(decode=False)), image, root,
+        size, dataset.channels or 3, dataset.fit or "stretch",
+    )  # fmt: skip
+    whole = Stored(
+        read, torch.arange(len(labels)), torch.tensor(labels), (read.channels, size, size)
+    )
+    sizes = [len(splits[name]) for name in used]
+    parts = [whole.take(index) for index in torch.arange(len(labels)).split(sizes)]
+    notes = tuple(f"the split {name} is not used" for name in splits if name not in used)
+    classes = tuple(features[0][1].names)
+    return Source(parts[0], parts[1] if held_out else None, parts[-1], classes, notes=notes)
+
+
+def _opened(root: Path) -> Any:
+    """The DatasetDict in a folder that its `save_to_disk` wrote, or that `load_dataset` can read.
+
+    Raises UserError for a folder that is neither, and for the id of a dataset: nothing is
+    downloaded here.
+    """
     if not root.is_dir():
         raise UserError(
             f"dataset.root: {root} is not a folder; for name: hub it is a dataset repository that "
@@ -80,46 +122,16 @@ def hub(dataset: Dataset) -> Source:
             f"dataset.root: {root} has the splits {', '.join(splits)}; train and test are needed, "
             "and validation may be there."
         )
-    held_out = next((name for name in VAL if name in splits), None)
-    used = [name for name in ("train", held_out, "test") if name is not None]
-    columns = [
-        _only_column(splits["train"].features, kind, root)
-        for kind in (datasets.Image, datasets.ClassLabel)
-    ]
-    features = [[splits[name].features.get(column) for column in columns] for name in used]
-    if any(f != features[0] for f in features):
-        raise UserError(
-            f"dataset.root: the splits {', '.join(used)} of {root} differ in their columns "
-            f"{' and '.join(columns)}, or in the classes there."
-        )
-    table = datasets.concatenate_datasets([splits[name].select_columns(columns) for name in used])
-    image, label = columns
-    labels = table[label][:]
-    if (unknown := next((i for i, c in enumerate(labels) if c is None or c < 0), None)) is not None:
-        raise UserError(
-            f"dataset.root: image {unknown} of the splits {', '.join(used)} of {root} has no label."
-        )
-    size = dataset.image_size or 32
-    read = Rows(
-        table.cast_column(image, datasets.Image(decode=False)), image, root,
-        size, dataset.channels or 3, dataset.fit or "stretch",
-    )  # fmt: skip
-    whole = Stored(
-        read, torch.arange(len(labels)), torch.tensor(labels), (read.channels, size, size)
-    )
-    sizes = [len(splits[name]) for name in used]
-    parts = [whole.take(index) for index in torch.arange(len(labels)).split(sizes)]
-    notes = tuple(f"the split {name} is not used" for name in splits if name not in used)
-    classes = tuple(features[0][1].names)
-    return Source(parts[0], parts[1] if held_out else None, parts[-1], classes, notes=notes)
+    return splits
 
 
 def _only_column(features: Mapping[str, Any], kind: type, root: Path) -> str:
-    of_kind = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(of_kind) != 1:
+    """The name of the one column of this type. Raises UserError if there are none or several."""
+    matching = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(matching) != 1:
         raise UserError(
-            f"dataset.root: the train split of {root} has {len(of_kind)} columns of the type "
-            f"{kind.__name__} ({', '.join(of_kind) or 'none'} of {', '.join(features)}); it needs "
+            f"dataset.root: the train split of {root} has {len(matching)} columns of the type "
+            f"{kind.__name__} ({', '.join(matching) or 'none'} of {', '.join(features)}); it needs "
             "exactly one."
         )
-    return of_kind[0]
+    return matching[0]

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from autoaug_ray.data.files import ImageFiles, class_folders, found, none_empty
+from autoaug_ray.data.files import ImageFiles, class_folders, find_place, none_empty
 from autoaug_ray.data.folders import in_turn
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 TINY = "tiny-imagenet-200.zip"
 TRAIN = "ILSVRC2012_img_train.tar, and each class archive in it into a folder of its name,"
@@ -22,9 +22,9 @@ def tiny_imagenet(dataset: Dataset) -> Source:
     The labels of its own test set were never published. Val is cut from the 100,000 for training.
     """
     marks = ("wnids.txt", "tiny-imagenet-200/wnids.txt")
-    top = found(dataset.root, marks, TINY).parent
+    top = find_place(dataset.root, marks, TINY).parent
     train, val, annotations, words = (
-        found(top, [place], f"the whole of {TINY}")
+        find_place(top, [place], f"the whole of {TINY}")
         for place in ("train", "val/images", "val/val_annotations.txt", "words.txt")
     )
     wnids = tuple(sorted((top / "wnids.txt").read_text().split()))
@@ -45,14 +45,14 @@ def imagenet(dataset: Dataset) -> Source:
     them. Class names are those of LOC_synset_mapping.txt, if it is in the root, else WordNet's ids.
     """
     root = Path(dataset.root).expanduser()
-    train = found(root, ("train", "ILSVRC/Data/CLS-LOC/train"), TRAIN)
+    train = find_place(root, ("train", "ILSVRC/Data/CLS-LOC/train"), TRAIN)
     if packed := next(train.glob("*.tar"), None):
         raise UserError(
             f"dataset.root: {packed} is still packed; unpack it into {packed.with_suffix('')}/ and "
             "remove it, and every other like it."
         )
     paths, labels, wnids = class_folders(train)
-    val = found(train.parent, ["val"], VAL)
+    val = find_place(train.parent, ["val"], VAL)
     solution = root / "LOC_val_solution.csv"
     if any(place.is_dir() for place in val.iterdir()):
         test_paths, test_labels, _ = class_folders(val, wnids)

@@ -28,10 +28,10 @@ class Picture(NamedTuple):
     width: int
     height: int
     mode: str
-    """PIL's."""
+    """Pillow's name of the colour mode."""
     grey: bool
     digest: bytes
-    """The same for files of the same bytes."""
+    """SHA-256 of the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ class Inspection:
     root: Path
     classes: tuple[str, ...]
     pictures: tuple[Picture, ...]
-    """Those that can be read."""
+    """The images that can be read."""
     unreadable: tuple[Path, ...]
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """train, val (if there is one), test; one without a name for a folder per class."""
+        """The folder's train, val (if there is one) and test; ("",) where it has no parts."""
         return tuple(dict.fromkeys(p.part for p in self.pictures))
 
     @property
     def flat(self) -> bool:
+        """Whether the class folders lie right in the root, without parts."""
         return self.parts == ("",)
 
     def counts(self, part: str) -> dict[str, int]:
@@ -64,56 +65,58 @@ class Inspection:
 
     @property
     def pool(self) -> int:
-        """Images that train."""
+        """Number of images in the pool; for a flat folder, once a test set is cut from it."""
         if self.flat:
             return round((1 - TEST_FRACTION) * len(self.pictures))
         return sum(p.part != "test" for p in self.pictures)
 
     @property
     def side(self) -> float:
-        """Pixels: the median over images of the geometric mean of width and height."""
+        """Typical side in pixels: the median of the images' sqrt(width x height)."""
         return median(math.sqrt(p.width * p.height) for p in self.pictures)
 
     @property
     def grey(self) -> bool:
+        """Whether every image is grey, in whatever mode it is stored."""
         return all(p.grey for p in self.pictures)
 
     @property
     def copies(self) -> list[tuple[Picture, Picture]]:
-        """(a file of the same bytes that comes before, file)."""
+        """Pairs of (the first file of these bytes, a later file of the same bytes)."""
         first: dict[bytes, Picture] = {}
         pairs = [(first.setdefault(p.digest, p), p) for p in self.pictures]
         return [(a, b) for a, b in pairs if a is not b]
 
 
 def inspect(root: Path) -> Inspection:
-    """Reads every image once. Raises UserError for a folder that no study could use."""
+    """Every image of a folder, read once. Raises UserError if no study could use the folder."""
     if has_parts(root):
         parts = [part for part in ("train", "val", "test") if (root / part).is_dir()]
     else:
         _check_layout(root)
         parts = [""]
     classes = class_folders(root / parts[0])[2]
-    where = [
+    files = [
         (Path(path), part, classes[label])
         for part in parts
         for path, label in zip(*class_folders(root / part, classes)[:2], strict=True)
     ]
     with ThreadPoolExecutor() as pool:
-        looks = list(pool.map(lambda x: _look(*x), where))
+        looks = list(pool.map(lambda file: _look(*file), files))
     pictures = tuple(look for look in looks if look is not None)
-    bad = tuple(path for (path, *_), look in zip(where, looks, strict=True) if look is None)
+    bad = tuple(path for (path, *_), look in zip(files, looks, strict=True) if look is None)
     if not pictures:
-        raise UserError(f"{root}: none of its {len(where)} images can be read.")
-    found = Inspection(root, classes, pictures, bad)
-    if empty := [c for c, n in found.counts(parts[0]).items() if not n]:
+        raise UserError(f"{root}: none of its {len(files)} images can be read.")
+    inspection = Inspection(root, classes, pictures, bad)
+    if empty := [c for c, n in inspection.counts(parts[0]).items() if not n]:
         raise UserError(f"{root / parts[0] / empty[0]}: none of its images can be read.")
-    if not found.flat and parts[-1] not in found.parts:
+    if not inspection.flat and parts[-1] not in inspection.parts:
         raise UserError(f"{root / parts[-1]}: none of its images can be read.")
-    return found
+    return inspection
 
 
 def _check_layout(root: Path) -> None:
+    """Raises UserError, with a hint if possible, for a folder that has no class folders."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder.")
     inside = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
@@ -136,12 +139,13 @@ def _check_layout(root: Path) -> None:
 
 
 def _look(path: Path, part: str, label: str) -> Picture | None:
+    """What there is to know of one image file; None if it cannot be read."""
     try:
         with Image.open(path) as image:
             image.load()
             (width, height), mode = image.size, image.mode
-            few = image.convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
+            small = image.convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
     except UNREADABLE:
         return None
-    grey = int(np.ptp(np.asarray(few).astype(int), axis=2).max()) <= GREY
+    grey = int(np.ptp(np.asarray(small).astype(int), axis=2).max()) <= GREY
     return Picture(path, part, label, width, height, mode, grey, digest(path))

@@ -15,15 +15,14 @@ does, faults included:
   class cut in two fixed halves, as its own validation set has few images of uncommon things.
   dafusion: as COCO, trained on its training set and tested on its validation set.
 - Caltech101, which comes without a split, and with one object per image. Both: two fixed halves of
-  each class. clean: without the background class; each class is cut by itself. dafusion: with it,
-  by numpy's `default_rng(0)` for all classes in turn, on sorted paths: theirs are in the order in
-  which the file system lists them, so that their halves differ between machines, and theirs differ
-  between trials too.
+  each class. clean: without the background class; each class is cut by itself. dafusion: with it;
+  one `numpy.random.default_rng(0)` cuts all classes in turn, on sorted paths. (DAFusion's code has
+  the paths in the file system's order: its halves differ between machines, and between trials.)
 
 VOC and COCO are tested on the publisher's validation set: the labels of their test sets are not
-public. Of instances of equal size the one of the lower id (VOC), or the one that the file names
-first, counts as the largest. In both protocols images without an instance are left out (DAFusion
-calls a VOC image whose objects it has all lost a television), and so are classes with fewer
+public. Among instances of equal size the largest is the one of the lower id (VOC), or the one that
+the file names first. In both protocols images without an instance are left out (DAFusion's code
+calls a VOC image a television if it has lost all of its objects), and so are classes with fewer
 training images than `min_class_count` or without a test image; the notes say which.
 """
 
@@ -34,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from autoaug_ray.data.files import ImageFiles, inside
+from autoaug_ray.data.files import UNREADABLE, ImageFiles, inside
 from autoaug_ray.data.folders import in_turn
-from autoaug_ray.data.settings import Dataset
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
 
 Items = list[tuple[Path, int]]  # images and their classes
 
@@ -49,14 +48,14 @@ VOC_CLASSES = (
     "dining table", "dog", "horse", "motorcycle", "person", "potted plant", "sheep", "sofa",
     "train", "television",
 )  # fmt: skip
-"""As DAFusion says them in prompts; the value of a class in a mask is its place here, from 1."""
+"""Named as in DAFusion's prompts; a class's value in a mask is its place in this tuple, from 1."""
 VOC_VOID = 255
 VOC_ARCHIVE = "VOCtrainval_11-May-2012.tar"
 COCO_IMAGES = "train2017.zip and val2017.zip"
 CALTECH_BACKGROUND = "background google"
 CALTECH_FOLDERS = 102
 NAMED = 10
-"""Dropped classes at most that a note names."""
+"""A note names at most so many dropped classes."""
 
 
 def voc2012(dataset: Dataset) -> Source:
@@ -87,7 +86,7 @@ def voc2012(dataset: Dataset) -> Source:
 
 
 def _masked(base: Path, names: list[str], dafusion: bool) -> Items:
-    """The images in which there is an instance, with the class of the largest."""
+    """The images that have an instance, each with the class of its largest one."""
     items: Items = []
     for name in names:
         classes = _mask(base / f"SegmentationClass/{name}.png")
@@ -109,24 +108,28 @@ def _masked(base: Path, names: list[str], dafusion: bool) -> Items:
 
 
 def _mask(path: Path) -> np.ndarray:
-    """(height, width) uint8 numbers of a palette image."""
+    """(height, width) uint8: the palette numbers of an image.
+
+    Raises UserError if it cannot be read, or is in colour.
+    """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(
-                    f"{path} is in colour ({image.mode}), but a mask of numbers is expected; "
-                    f"unpack {VOC_ARCHIVE} again."
-                )
-            return np.asarray(image)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            mode, numbers = image.mode, np.asarray(image)
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image ({error}).") from None
+    if mode not in ("P", "L"):
+        raise UserError(
+            f"{path} is in colour ({mode}), but a mask of numbers is expected; unpack "
+            f"{VOC_ARCHIVE} again."
+        )
+    return numbers
 
 
 def coco2017(dataset: Dataset) -> Source:
     """80 classes in the order of their ids; classes below 32 training images are dropped.
 
-    32 are 16 shots and as many images for a search; `protocol: dafusion` drops none for it. `root`
-    holds train2017/, val2017/ and annotations/.
+    32 images are 16 shots and as many for a search. With `protocol: dafusion`, few images are no
+    reason to drop a class. `root` holds train2017/, val2017/ and annotations/.
     """
     root = Path(dataset.root).expanduser()
     names, parts, note = _annotated(
@@ -146,9 +149,9 @@ def lvis(dataset: Dataset) -> Source:
 
     An image belongs to the class of its largest annotated instance, of whatever frequency, and is
     used if that is a chosen one. (Annotation is federated: most classes were not looked for in most
-    images.) Classes below 20 training images are dropped, that is, of 39 before they are halved;
-    `protocol: dafusion` drops none for it. `root` holds COCO's train2017/ and val2017/, and
-    lvis_v1_{train,val}.json, which may lie in annotations/.
+    images.) Classes below 20 training images are dropped, that is, below 39 before they are halved.
+    With `protocol: dafusion`, few images are no reason to drop a class. `root` holds COCO's
+    train2017/ and val2017/, and lvis_v1_{train,val}.json, which may lie in annotations/.
     """
     root = Path(dataset.root).expanduser()
     chosen = dataset.frequencies or ("c",)
@@ -156,9 +159,9 @@ def lvis(dataset: Dataset) -> Source:
     names, parts, note = _annotated(
         {part: p if p.is_file() else root / p.name for part, p in files.items()},
         "lvis_v1_train.json.zip and lvis_v1_val.json.zip",
-        # LVIS shares COCO's images out anew: the address says in which of COCO's folders one is.
+        # LVIS divides COCO's images in its own way: coco_url ends in COCO's folder and file.
         place=lambda _, image: inside(root, "/".join(image["coco_url"].split("/")[-2:])),
-        crowds=True,  # it marks none
+        crowds=True,  # LVIS marks none
         wanted=lambda category: category["frequency"] in chosen,
     )
     index = {c: label for label, c in enumerate(sorted(names, key=lambda c: names[c].lower()))}
@@ -179,8 +182,12 @@ def _annotated(
     crowds: bool,
     wanted: Callable[[dict[str, Any]], bool] = lambda category: True,
 ) -> tuple[dict[int, str], list[Items], str]:
-    """What the files of train and val say: names of the wanted categories by their ids, and the
-    images of each file with the category of the largest instance; and a note on those without one.
+    """Reads COCO's format, from the files of train and val.
+
+    Returns the names of the wanted categories by their ids; the images of each file, with the
+    category of their largest instance; and a note on images without one. `place` finds an image of
+    a part by its entry; `crowds` says whether crowds count as instances. Raises UserError for files
+    that are missing, damaged or of different downloads.
     """
     names: dict[str, dict[int, str]] = {}
     parts: list[Items] = []
@@ -228,18 +235,18 @@ def _annotated(
 
 
 def _without_outline(record: dict[str, Any]) -> dict[str, Any]:
-    """Outlines are most of such a file: each is forgotten as soon as it is parsed."""
+    """The record without its outline: outlines are most of such a file, and would fill memory."""
     record.pop("segmentation", None)
     return record
 
 
 def caltech101(dataset: Dataset) -> Source:
-    """101 classes, or 102 with the background, as DAFusion says their names.
+    """101 classes, or 102 with the background, named as in DAFusion's prompts.
 
     Faces and Faces_easy show the same 435 photographs, whole and cut out, as two classes: where
     each class is cut by itself, classes of one size are cut alike, so that a photograph is in the
-    same half of both. `root` holds 101_ObjectCategories/, or caltech-101/ or caltech101/ with it,
-    or is one of these.
+    same half of both. `root` is 101_ObjectCategories/, or the folder that holds it, or the folder
+    above that, if it is called caltech-101/ or caltech101/.
     """
     root = Path(dataset.root).expanduser()
     name = "101_ObjectCategories"
@@ -251,8 +258,8 @@ def caltech101(dataset: Dataset) -> Source:
             f"dataset.root: no {base}/CLASS/image_0001.jpg; unpack {name}.tar.gz of "
             f"caltech-101.zip in {base.parent}."
         )
-    said = {path.parent.name: path.parent.name.lower().replace("_", " ") for path in paths}
-    classes = tuple(sorted(said.values()))
+    class_of = {path.parent.name: path.parent.name.lower().replace("_", " ") for path in paths}
+    classes = tuple(sorted(class_of.values()))
     notes = [
         f"{len(classes)} of {CALTECH_FOLDERS} class folders are there."
         if len(classes) != CALTECH_FOLDERS
@@ -261,15 +268,18 @@ def caltech101(dataset: Dataset) -> Source:
     dafusion = dataset.protocol == "dafusion"
     if not dafusion:
         classes = tuple(c for c in classes if c != CALTECH_BACKGROUND)
-    index = {folder: classes.index(c) for folder, c in said.items() if c in classes}
+    index = {folder: classes.index(c) for folder, c in class_of.items() if c in classes}
     items = [(p, index[p.parent.name]) for p in paths if p.parent.name in index]
     pool, test = _halves(items, one_stream=dafusion)
     return _source(dataset, classes, pool, test, notes, "101_ObjectCategories.tar.gz")
 
 
 def _halves(items: Items, *, one_stream: bool) -> tuple[Items, Items]:
-    """Each class's images, in sorted order, shuffled and cut in two; the first half may have one
-    more. `one_stream`: a class's order also depends on the sizes of the classes before it."""
+    """The images of each class, sorted by name, shuffled, then cut in two.
+
+    The first half may have one image more. With `one_stream`, one random stream shuffles all
+    classes in turn; else each class has its own, of the same seed.
+    """
     members: dict[int, list[Path]] = defaultdict(list)
     for path, label in sorted(items, key=lambda item: item[0].name):
         members[label].append(path)
@@ -293,8 +303,11 @@ def _source(
     archive: str,
     least: int = 1,
 ) -> Source:
-    """Of the classes with at least `least` training images (where the study does not say how many)
-    and a test image; the images stay on disk, in `archive` they came."""
+    """A source without the classes that lack a test image, or `least` training images.
+
+    `dataset.min_class_count` takes the place of `least`. The images stay on disk. Raises UserError
+    if fewer than two classes are left, or if a file of `archive` is missing.
+    """
     least = dataset.min_class_count or (1 if dataset.protocol == "dafusion" else least)
     have, tested = (Counter(label for _, label in part) for part in (pool, test))
     kept = [label for label in range(len(classes)) if have[label] >= least and tested[label]]
@@ -327,6 +340,7 @@ def _source(
 
 
 def _present(paths: list[Path], archive: str) -> None:
+    """Raises UserError if one of these files is missing."""
     if missing := [path for path in paths if not path.is_file()]:
         raise UserError(
             f"dataset.root: {len(missing):,} of {len(paths):,} files are missing, the first is "
@@ -335,4 +349,5 @@ def _present(paths: list[Path], archive: str) -> None:
 
 
 def _count(images: int, of: int, what: str) -> str:
+    """A note on images that are not used, with the reason; empty if there are none."""
     return f"{images:,} of {of:,} images {what} and are not used." if images else ""

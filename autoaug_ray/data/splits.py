@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EVALUATED = 500
-"""Images at most in a batch that is only evaluated."""
-EVALUATED_PIXELS = 2**24
-"""Values (channels x height x width) at most in such a batch, where images are large."""
+BATCH_IMAGES = 500
+"""Most images in a batch of `batches`."""
+BATCH_VALUES = 2**24
+"""Most values (images x channels x height x width) in a batch of `batches`, for large images."""
 
 
 @dataclass(frozen=True)
 class Edits:
-    """Generated versions of the images of a split, of one or several kinds."""
+    """Generated versions of the n images of a split, for each of one or several kinds."""
 
-    images: Tensor  # (N, channels, height, width) uint8, of all sources and kinds
-    start: Tensor  # (n, kinds) int64: images[start : start + count] are those of source and kind
+    images: Tensor  # (N, channels, height, width) uint8, for all n images and all kinds
+    start: Tensor  # (n, kinds) int64: images[start : start + count] belong to one image and kind
     count: Tensor  # (n, kinds) int64; 0 where none could be made
 
     def take(self, index: Tensor) -> "Edits":
@@ -36,6 +36,8 @@ class Edits:
 
 @dataclass(frozen=True)
 class Split:
+    """Labelled images in memory."""
+
     images: Tensor  # (n, channels, height, width) uint8
     labels: Tensor  # (n,) int64
     edits: Edits | None = None
@@ -61,7 +63,7 @@ class Split:
 
 
 class Reader(abc.ABC):
-    """Where stored images come from; threads share one."""
+    """Where stored images come from; several threads call one reader at once."""
 
     @abc.abstractmethod
     def __call__(self, position: int) -> np.ndarray:
@@ -88,7 +90,7 @@ class Stored:
         return replace(self, index=self.index[index.cpu()], labels=labels, edits=edits)
 
     def load(self) -> Split:
-        """All of them, decoded; a process that loads the same images again has kept them."""
+        """The same images, decoded; cached, so that loading them again costs nothing."""
         images = _decoded(self.read, tuple(self.index.tolist()), self.shape)
         return Split(images.to(self.labels.device), self.labels, self.edits)
 
@@ -101,6 +103,8 @@ AnySplit = Split | Stored
 
 @dataclass(frozen=True)
 class Splits:
+    """A dataset in the roles of the protocol."""
+
     train: AnySplit
     meta: AnySplit
     """The same images as `train`, in the same order, as the target domain shows them."""
@@ -119,19 +123,19 @@ class Source:
     test: AnySplit
     classes: tuple[str, ...]
     groups: Tensor | None = None
-    """(n,) int64 for the n images of a pool without `held_out`: those with one number stay
-    together where val is cut from it, as patches of one photograph must."""
+    """(n,) int64, a number for each image of a pool without `held_out`: images with the same number
+    stay together when val is cut from it, as patches of one photograph must."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how it was read: classes that were dropped, say."""
+    """What a person should know of how it was read, such as the classes that were dropped."""
 
     def keep(self, index: Tensor) -> "Source":
-        """With these images of the pool only."""
+        """The source with only these images in its pool."""
         groups = None if self.groups is None else self.groups[index]
         return replace(self, pool=self.pool.take(index), groups=groups)
 
 
 def concatenate(a: AnySplit, b: AnySplit) -> AnySplit:
-    """Of one source; two stored parts of it share their reader."""
+    """The images of both, which come from one source: if stored, they share their reader."""
     labels = torch.cat([a.labels, b.labels])
     if isinstance(a, Stored) and isinstance(b, Stored):
         assert a.read is b.read and a.shape == b.shape
@@ -140,15 +144,18 @@ def concatenate(a: AnySplit, b: AnySplit) -> AnySplit:
 
 
 def by_class(labels: Tensor, order: Tensor) -> tuple[Tensor, ...]:
-    """The indices in `order`, apart by the class that `labels` gives them: one tensor for each."""
+    """The indices in `order`, in one tensor for each class of `labels` (n,)."""
     ordered = labels[order]
     sizes: list[int] = torch.bincount(ordered).tolist()
-    parts: tuple[Tensor, ...] = order[ordered.argsort(stable=True)].split(sizes)
-    return parts
+    members: tuple[Tensor, ...] = order[ordered.argsort(stable=True)].split(sizes)
+    return members
 
 
 def stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
-    """Indices of `size` images, each class in its share; a smaller subset is part of a larger."""
+    """Indices of `size` images, each class in its share of `labels` (n,).
+
+    A smaller subset of the same seed is a part of a larger one.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
     rank = torch.empty(len(labels))
@@ -158,21 +165,22 @@ def stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
 
 
 def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Split]:
-    """A callable that hands out so many of the images that `draw` names, by their positions.
+    """A callable n -> n images of the split, at the positions that `draw(n)` gives.
 
-    While a batch of stored images is in use, the next one is decoded.
+    While a batch of stored images is in use, the next one is decoded: `draw` is called one batch
+    ahead, and gives no position when there are no more.
     """
     if isinstance(split, Split):
         return lambda n: split.take(draw(n).to(split.labels.device))
-    chosen: deque[Tensor] = deque()
-    coming: deque[Future[np.ndarray]] = deque()
+    drawn: deque[Tensor] = deque()
+    decoding: deque[Future[np.ndarray]] = deque()
 
     def take(n: int) -> Split:
-        while len(coming) < 2 * n and len(positions := draw(n)):
-            chosen.extend(positions)
-            coming.extend(_submit(split, positions))
-        positions = torch.stack([chosen.popleft() for _ in range(n)])
-        images = _stack([coming.popleft().result() for _ in range(n)])
+        while len(decoding) < 2 * n and len(positions := draw(n)):
+            drawn.extend(positions)
+            decoding.extend(_submit(split, positions))
+        positions = torch.stack([drawn.popleft() for _ in range(n)])
+        images = torch.from_numpy(np.stack([decoding.popleft().result() for _ in range(n)]))
         part = split.take(positions)
         return Split(images.to(part.labels.device), part.labels, part.edits)
 
@@ -181,7 +189,7 @@ def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Spl
 
 def batches(split: AnySplit) -> Iterator[Split]:
     """All images in their order, in batches of a size that evaluation can hold."""
-    size = max(1, min(EVALUATED, EVALUATED_PIXELS // int(np.prod(split.shape))))
+    size = max(1, min(BATCH_IMAGES, BATCH_VALUES // int(np.prod(split.shape))))
     parts = iter(torch.arange(len(split)).split(size))
     take = draws(split, lambda n: next(parts, torch.empty(0, dtype=torch.int64)))
     left = len(split)
@@ -192,25 +200,23 @@ def batches(split: AnySplit) -> Iterator[Split]:
 
 
 def _submit(split: Stored, positions: Tensor) -> list[Future[np.ndarray]]:
+    """The images at these positions, as they will be once a thread has decoded them."""
     workers = _workers(torch.get_num_threads())
     return [workers.submit(split.read, i) for i in split.index[positions.cpu()].tolist()]
 
 
 @lru_cache(maxsize=1)
 def _workers(threads: int) -> ThreadPoolExecutor:
-    """Decoding and resizing release the interpreter's lock: as many threads as a run has cores."""
+    """Threads for decoding, one per core of the run: it releases the interpreter's lock."""
     return ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
 
 @lru_cache(maxsize=3)
 def _decoded(read: Reader, index: tuple[int, ...], shape: tuple[int, int, int]) -> Tensor:
-    out = torch.empty(len(index), *shape, dtype=torch.uint8)
-    for places in torch.arange(len(index)).split(1024):  # decoded images do not pile up
-        images = _workers(torch.get_num_threads()).map(read, [index[i] for i in places])
-        for i, image in zip(places.tolist(), images, strict=True):
-            out[i] = torch.from_numpy(image)
-    return out
-
-
-def _stack(images: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images))
+    """(n, channels, height, width) uint8: the images at the n positions in `index`."""
+    images = torch.empty(len(index), *shape, dtype=torch.uint8)
+    for rows in torch.arange(len(index)).split(1024):  # decoded images do not pile up
+        decoded = _workers(torch.get_num_threads()).map(read, [index[i] for i in rows])
+        for row, image in zip(rows.tolist(), decoded, strict=True):
+            images[row] = torch.from_numpy(image)
+    return images

@@ -24,7 +24,7 @@ from autoaug_ray.generate.settings import Precision
 
 MAX_NEW_TOKENS = 24
 BATCH = 32
-"""Images at a time; what is said does not depend on it."""
+"""Images at a time; continuations do not depend on it."""
 
 
 class Captioner:
@@ -63,21 +63,21 @@ class Captioner:
         alike: defaultdict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
             alike[length[prompt]].append(i)
-        said = [""] * len(prompts)
+        continuations = [""] * len(prompts)
         for members in alike.values():
             for start in range(0, len(members), self.rows):
                 part = members[start : start + self.rows]
                 inputs = self._inputs(images[part], [prompts[i] for i in part])
                 for i, text in zip(part, self._generate(inputs), strict=True):
-                    said[i] = text
-        return said
+                    continuations[i] = text
+        return continuations
 
     @property
     def _tokenizer(self) -> Any:
         return self._processor.tokenizer
 
     def _inputs(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """Of prompts of equally many tokens, so that none is padded."""
+        """The model's inputs. All prompts have equally many tokens, so that none is padded."""
         images = images.cpu()
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         side = _square(self._processor.image_processor.size)
@@ -99,8 +99,10 @@ class Captioner:
         }
 
     def _with_image(self, prompts: list[str]) -> list[str]:
-        """With the sign for "here is the image" before each, as LLaVA's kind asks for; BLIP-2's
-        processor puts its own."""
+        """Puts the sign for "here is the image" before each prompt, as LLaVA's kind asks for.
+
+        BLIP-2's processor puts its own.
+        """
         token = getattr(self._processor, "image_token", None)
         return [f"{token}{p}" for p in prompts] if isinstance(token, str) else prompts
 
@@ -117,8 +119,10 @@ class Captioner:
         return [clean(t.strip().partition("\n")[0]) for t in texts]
 
     def _room(self, prompt: Tensor) -> int:
-        """New tokens at most: the shipped model spells a word that it does not know by letters, and
-        reads 32 tokens in all."""
+        """How many new tokens the model may add at most.
+
+        The shipped model reads 32 tokens in all, and spells words that it does not know by letters.
+        """
         config = getattr(self._model.config, "text_config", self._model.config)
         most = getattr(config, "max_position_embeddings", None)
         room = MAX_NEW_TOKENS if most is None else min(MAX_NEW_TOKENS, most - prompt.shape[1])
@@ -132,7 +136,10 @@ class Captioner:
 
     @torch.inference_mode()
     def _check_that_it_sees(self) -> None:
-        """Black and white must not be told alike; with BLIP-2 there is a known reason for it."""
+        """Raises UserError if black and white images are described alike.
+
+        BLIP-2 has a known reason for it: its processor may put no image tokens.
+        """
         size = self._processor.image_processor.size
         side = _square(size) or size.get("shortest_edge") or 224
         shades = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]

@@ -16,7 +16,7 @@ PROMPT = "a photo of a {name}"
 def class_embeddings(
     names: Sequence[str], embedder: str, model: str, device: torch.device
 ) -> Tensor:
-    """One row per name: (C, d) float32, on the CPU, to be compared by cosine.
+    """The embeddings (C, d) float32 of the names, on the CPU, to be compared by cosine.
 
     `embedder` "pipeline" is the text encoder of the Stable Diffusion `model`, a folder or hub id as
     `weights.resolve` gives it; anything else is a sentence-transformers model (the paper's choice).
@@ -59,6 +59,7 @@ def _clip(names: Sequence[str], model: str, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _sentences(names: Sequence[str], embedder: str, device: torch.device) -> Tensor:
+    """The sentence-transformers embedding of each name, (C, d)."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from autoaug_ray.generate import weights
+from autoaug_ray.generate.bank_files import LOSSLESS
 from autoaug_ray.generate.loading import cannot_load
 from autoaug_ray.generate.settings import Generation
 
@@ -38,23 +36,27 @@ SD14_CONFIGS: Mapping[str, dict[str, Any]] = {
         "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77,
     },
 }  # fmt: skip
-"""Its public configs, as far as work depends on them."""
+"""The public configs of SD14, as far as work depends on them."""
+
+
+PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "RTX 3090": 71.2, "L4": 121.0, "T4": 65.0}
+"""The maker's TFLOP/s, dense, bf16 or fp16, by a part of the device's name."""
 
 
 class Device(NamedTuple):
-    """Dense bf16 or fp16 TFLOP/s of the maker, and the share of them that a UNet gets."""
+    """The peak of a device in TFLOP/s, and the share of it that a UNet gets."""
 
     peak: float
     batched: float
-    """In batches, compiled."""
+    """The share in batches, compiled."""
     single: float
-    """One image per call, as it comes."""
+    """The share with one image per call, as it comes."""
 
 
 DEVICES: Mapping[str, Device] = {
-    "H100": Device(989, 0.38, 0.15),
-    "A100": Device(312, 0.38, 0.11),
-    "RTX 3090": Device(71.2, 0.70, 0.50),
+    "H100": Device(PEAKS["H100"], 0.38, 0.15),
+    "A100": Device(PEAKS["A100"], 0.38, 0.11),
+    "RTX 3090": Device(PEAKS["RTX 3090"], 0.70, 0.50),
 }
 """The shares are assumptions until one is measured. A100 and 3090: it/s of img2img with Stable
 Diffusion v1.5 at 512 pixels in diffusers' "PyTorch 2.0" page, batch 16 compiled and batch 1, times
@@ -62,9 +64,8 @@ Diffusion v1.5 at 512 pixels in diffusers' "PyTorch 2.0" page, batch 16 compiled
 steps by ONNX Runtime (pull request 22834)."""
 
 BYTES_PER_VALUE = {"png": 0.65, "jpeg": 0.16}
-"""Per pixel and channel: Fashion-MNIST as PNG; photos of 512 pixels as JPEG, quality 95, 4:4:4."""
-LOSSLESS = 64
-"""Pixels a side up to which the bank stores PNG."""
+"""Bytes per pixel and channel of Fashion-MNIST as PNG, and of photos of 512 pixels as JPEG (quality
+95, 4:4:4)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,13 @@ class Work:
 
 
 def of_model(settings: Generation) -> Work:
-    """Raises UserError if the model's configs cannot be had."""
+    """The work of the model that the settings name, at their size.
+
+    Raises UserError if the model's configs cannot be had.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     found = _configs(settings)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(found["unet"])
@@ -103,7 +110,10 @@ def of_model(settings: Generation) -> Work:
 
 
 def unet_calls(settings: Generation) -> int:
-    """Of one edit. PNDM's schedule has one timestep twice, and diffusers' img2img keeps it."""
+    """How often one edit calls the UNet (with guidance, on two rows per image).
+
+    PNDM's schedule has one timestep twice, and diffusers' img2img keeps it.
+    """
     if settings.solver == "pndm":
         return int(settings.calls * settings.strength) + 1
     return settings.calls
@@ -154,6 +164,9 @@ def forecast(
 def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
     if settings.model == SD14 and not Path(SD14).is_dir():
         return SD14_CONFIGS
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig
+
     source = weights.resolve(settings.model, "stable-diffusion")
     try:
         return {
@@ -168,6 +181,8 @@ def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
 
 
 def _gflop(call: Callable[[], object]) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     flop: int = counter.get_total_flops()

@@ -30,45 +30,25 @@ import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import diffusers
 import torch
-from diffusers import (
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    StableDiffusionImg2ImgPipeline,
-)
+from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
 from torch import Tensor
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import resize, weights
-from autoaug_ray.generate.loading import cannot_load, quiet
-from autoaug_ray.generate.settings import Generation, Precision
+from autoaug_ray.generate import inversion, pipeline, resize, weights
+from autoaug_ray.generate.pipeline import ROWS, Pipeline
+from autoaug_ray.generate.settings import Generation
 from autoaug_ray.store.places import Place
 
-ROWS = 16
-"""Images per call of a network on a CPU. Embedded model, one core, ms per image: 137 with 1 row, 42
-with 8, 38 with 16, 39 with 32, 33 with 64; but what is left of a few images fills them up."""
 CACHED = 2048
 """Sources and prompts whose latents and embeddings are kept: at 512 pixels 32 and 118 KB each."""
 FLAT = 2
-"""Of 255: an image whose pixels span no more than this shows nothing."""
-NOISE_LEVELS = (
-    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas",
-    "prediction_type", "rescale_betas_zero_snr",
-)  # fmt: skip
-"""What the model was trained with. The rest of a checkpoint's scheduler is one way to sample."""
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
-}  # fmt: skip
-
+"""An image whose pixels span no more than this, of 255, shows nothing."""
 
 T = TypeVar("T")
-Pipeline = Any
-"""A StableDiffusionImg2ImgPipeline, whose parts have no types."""
 
 
 class Job(NamedTuple):
@@ -97,8 +77,8 @@ class Editor:
     ) -> None:
         """`tokens`: a file of `inversion.save`. Raises UserError for what cannot work."""
         self._settings, self._tokens = settings, tokens
-        self._pipe = pipe = load(settings, device)
-        self.side = side(settings, pipe)
+        self._pipe = pipe = pipeline.load(settings, device)
+        self.side = pipeline.side(settings, pipe)
         pipe.scheduler = _solver(settings, pipe)
         self._timesteps: list[int] = []
         if settings.solver == "dpm++":
@@ -106,8 +86,6 @@ class Editor:
             self._timesteps = timesteps(abar, settings.strength, settings.calls)
         self.rows = ROWS if device.type == "cpu" else batch_size
         if tokens is not None:
-            from autoaug_ray.generate import inversion
-
             inversion.add(pipe, inversion.load(tokens))
         if device.type == "cuda":
             for network in (pipe.unet, pipe.vae):
@@ -122,7 +100,7 @@ class Editor:
     def fingerprint(self) -> str:
         """16 hex digits of weights, learned tokens, precision, size, solver and timesteps.
 
-        Of a hub id it asks the hub.
+        The hub is asked for the revision of a hub id.
         """
         settings, tokens = self._settings, self._tokens
         about = (
@@ -133,7 +111,10 @@ class Editor:
         return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
     def count_tokens(self, text: str) -> int:
-        """With start and end; Stable Diffusion's text encoder reads 77 and drops what follows."""
+        """How many tokens the text has, with start and end.
+
+        Stable Diffusion's text encoder reads 77 and drops what follows.
+        """
         pipe = self._pipe
         return len(pipe.tokenizer(pipe.maybe_convert_prompt(text, pipe.tokenizer)).input_ids)
 
@@ -147,13 +128,13 @@ class Editor:
             embeddings = self._embeddings.get({job.prompt: job.prompt for job in jobs} | {"": ""})
             edited: list[Edited] = []
             for some, filled in self._calls(jobs):
-                made = self._denoise(
+                denoised = self._denoise(
                     torch.stack([latents[_key(job.image)] for job in filled]),
                     torch.stack([embeddings[job.prompt] for job in filled]),
                     torch.stack([embeddings[""]] * len(filled)),
                     [job.seed for job in filled],
                 )
-                images = self._decode(made)
+                images = self._decode(denoised)
                 edited += [_finish(x, job.image) for x, job in zip(images, some, strict=False)]
         return edited
 
@@ -201,7 +182,7 @@ class Editor:
         latents: list[Tensor] = []
         for some, filled in self._calls(images):
             x = torch.cat([resize.enlarge(image[None] / 255, self.side) for image in filled])
-            latents += list(encode(self._pipe, x)[: len(some)])
+            latents += list(pipeline.encode(self._pipe, x)[: len(some)])
         return latents
 
     def _encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -213,59 +194,10 @@ class Editor:
         return embeddings
 
     def _calls(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], list[T]]]:
-        """The items of each call of a network; and these filled up to its number of rows."""
+        """For each call of a network: its items, and these filled up to its number of rows."""
         for i in range(0, len(items), self.rows):
             some = items[i : i + self.rows]
             yield some, [*some, *[some[-1]] * (self.rows - len(some))]
-
-
-def load(settings: Generation, device: torch.device) -> Pipeline:
-    """The model in `settings.precision`, for inference. Raises UserError if it cannot be had."""
-    source = weights.resolve(settings.model, "stable-diffusion")
-    try:
-        with quiet(), _quiet_diffusers():
-            pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
-                source,
-                dtype=DTYPES[settings.precision],
-                safety_checker=None,
-                requires_safety_checker=False,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError, TypeError) as error:
-        raise cannot_load("model", f"{settings.model} as a Stable Diffusion", error) from None
-    for network in (pipe.unet, pipe.vae, pipe.text_encoder):
-        network.requires_grad_(False).eval()
-    return pipe.to(device)
-
-
-def side(settings: Generation, pipe: Pipeline) -> int:
-    """Pixels of the square that the model edits: `settings.size`, or what it was trained at."""
-    factor: int = pipe.vae_scale_factor
-    if settings.size is None:
-        trained: int = pipe.unet.config.sample_size
-        return trained * factor
-    if settings.size % factor:
-        raise UserError(
-            f"generate.size must be a multiple of {factor} for {settings.model}, "
-            f"got {settings.size}."
-        )
-    return settings.size
-
-
-def noise_levels(pipe: Pipeline) -> dict[str, Any]:
-    """Arguments for any of diffusers' schedulers."""
-    config = pipe.scheduler.config
-    return {key: config[key] for key in NOISE_LEVELS if key in config}
-
-
-def encode(pipe: Pipeline, images: Tensor) -> Tensor:
-    """(n, 3, side, side) in [0, 1] -> latents (n, 4, h, w) float32, scaled as the UNet's are."""
-    vae = pipe.vae
-    x = (2 * images - 1).to(pipe.device, vae.dtype)
-    if x.is_cuda:
-        x = x.to(memory_format=torch.channels_last)
-    latents: Tensor = vae.encode(x).latent_dist.mode().float() * vae.config.scaling_factor
-    return latents
 
 
 def timesteps(abar: Tensor, strength: float, calls: int) -> list[int]:
@@ -289,9 +221,9 @@ def timesteps(abar: Tensor, strength: float, calls: int) -> list[int]:
 
 
 def _solver(settings: Generation, pipe: Pipeline) -> Any:
-    """One of diffusers' schedulers for the model's noise levels."""
+    """The scheduler of diffusers that `settings.solver` names, for the model's noise levels."""
     if settings.solver == "dpm++":
-        return DPMSolverMultistepScheduler(**noise_levels(pipe))
+        return DPMSolverMultistepScheduler(**pipeline.noise_levels(pipe))
     if int(settings.calls * settings.strength) < 1:
         raise UserError(
             f"generate.calls: pndm runs int(calls * strength) steps, which is 0 for "
@@ -310,9 +242,9 @@ def _finish(image: Tensor, source: Tensor) -> Edited:
         return Edited(torch.zeros_like(source), "not finite")
     channels, height, width = source.shape
     x = resize.reduce(image[None].clamp(0, 1), (channels, height, width))[0]
-    made = (x * 255).round().to(torch.uint8)
-    span = int(made.max()) - int(made.min())
-    return Edited(made, "flat" if span <= FLAT else None)
+    edited = (x * 255).round().to(torch.uint8)
+    span = int(edited.max()) - int(edited.min())
+    return Edited(edited, "flat" if span <= FLAT else None)
 
 
 def _key(image: Tensor) -> Hashable:
@@ -321,7 +253,7 @@ def _key(image: Tensor) -> Hashable:
 
 
 class _Cache(Generic[T]):
-    """What `compute` made of items, the most recently used CACHED of them (more within one get)."""
+    """Results of `compute`, of the CACHED most recently used items (of more within one get)."""
 
     def __init__(self, compute: Callable[[Sequence[T]], list[Tensor]]) -> None:
         self._compute = compute
@@ -329,24 +261,11 @@ class _Cache(Generic[T]):
 
     def get(self, items: Mapping[Any, T]) -> dict[Any, Tensor]:
         missing = {key: item for key, item in items.items() if key not in self._kept}
-        made = self._compute(list(missing.values()))
-        self._kept.update(zip(missing, made, strict=True))
+        computed = self._compute(list(missing.values()))
+        self._kept.update(zip(missing, computed, strict=True))
         for key in items:
             self._kept.move_to_end(key)
         found = {key: self._kept[key] for key in items}
         while len(self._kept) > CACHED:
             self._kept.popitem(last=False)
         return found
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """No progress bar over the parts of the model either."""
-    logging = diffusers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.generate import img2img, resize
-from autoaug_ray.generate.img2img import Pipeline
+from autoaug_ray.generate import pipeline, resize
+from autoaug_ray.generate.pipeline import ROWS, Pipeline
 from autoaug_ray.generate.prompts import token_name
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.store.folder import write_whole
@@ -57,15 +57,15 @@ def invert(
             raise UserError(f"generate.tokens: class {name!r} has no images to learn from.")
     if settings.precision == "fp16":  # whose gradients vanish without a loss scale
         settings = settings.model_copy(update={"precision": "bf16"})
-    pipe = img2img.load(settings, device)
+    pipe = pipeline.load(settings, device)
     placeholders = [token_name(name) for name in names]
     first = _embedding_of(how.initializer, pipe).float()
     add(pipe, {name: first.repeat(how.vectors, 1) for name in placeholders})
-    latents = _encode(pipe, images, img2img.side(settings, pipe))
-    noising: Any = DDPMScheduler(**img2img.noise_levels(pipe))
+    latents = _encode(pipe, images, pipeline.side(settings, pipe))
+    noising: Any = DDPMScheduler(**pipeline.noise_levels(pipe))
 
     learned = nn.Parameter(first.repeat(len(names), how.vectors, 1))
-    # As DAFusion: no warm-up, no decay of the rate.
+    # DAFusion neither warms up nor decays the rate.
     optimiser = torch.optim.AdamW([learned], lr=how.lr, weight_decay=1e-2)
     noise = torch.Generator().manual_seed(how.seed)
     classes = _cycle(len(names), noise)
@@ -87,8 +87,7 @@ def invert(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    found = learned.detach().cpu()
-    return dict(zip(placeholders, found, strict=True))
+    return dict(zip(placeholders, learned.detach().cpu(), strict=True))
 
 
 def denoising_loss(
@@ -154,8 +153,8 @@ def _learning(pipe: Pipeline, placeholders: Sequence[str], learned: nn.Parameter
 
     def swap(module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> Tensor:
         row = row_of[arguments[0]]
-        ours = learned.flatten(0, 1)[row.clamp(min=0)].to(output.dtype)
-        return torch.where(row[..., None] >= 0, ours, output)
+        word = learned.flatten(0, 1)[row.clamp(min=0)].to(output.dtype)
+        return torch.where(row[..., None] >= 0, word, output)
 
     hook = table.register_forward_hook(swap)
     try:
@@ -165,7 +164,7 @@ def _learning(pipe: Pipeline, placeholders: Sequence[str], learned: nn.Parameter
 
 
 def _embedding_of(word: str, pipe: Pipeline) -> Tensor:
-    """(width,)"""
+    """The embedding (width,) of a word, which must be one token. Raises UserError if it is not."""
     ids = pipe.tokenizer(word, add_special_tokens=False).input_ids
     if len(ids) != 1:
         raise UserError(
@@ -180,14 +179,14 @@ def _encode(pipe: Pipeline, images: Tensor, side: int) -> Tensor:
     """(n, C, H, W) uint8 -> latents (n, 4, h, w) on the CPU."""
     with torch.no_grad():
         parts = [
-            img2img.encode(pipe, resize.enlarge(some / 255, side)).cpu()
-            for some in images.split(img2img.ROWS)
+            pipeline.encode(pipe, resize.enlarge(some / 255, side)).cpu()
+            for some in images.split(ROWS)
         ]
     return torch.cat(parts)
 
 
 def _cycle(n: int, generator: torch.Generator) -> Iterator[int]:
-    """0 .. n - 1 in a new order each time round."""
+    """Yields 0 .. n - 1 in a new order each time round, for ever."""
     while True:
         yield from torch.randperm(n, generator=generator).tolist()
 

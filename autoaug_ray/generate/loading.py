@@ -1,5 +1,6 @@
 """What loading any pretrained model shares: silence, and one sentence when it fails."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,19 +9,23 @@ from autoaug_ray.errors import UserError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of transformers: many workers write into one terminal."""
-    from transformers.utils import logging
+    """Hides the progress bars of transformers and diffusers, as far as they are imported.
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    Many workers write into one terminal.
+    """
+    names = ("transformers.utils.logging", "diffusers.utils.logging")
+    loggings = [sys.modules[name] for name in names if name in sys.modules]
+    shown = [logging for logging in loggings if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        for logging in shown:
             logging.enable_progress_bar()
 
 
 def cannot_load(field: str, what: str, error: Exception) -> UserError:
-    """`field` of `generate:` says what to load; of `error`, its first line is shown."""
+    """The error that `field` of `generate:` names what cannot be loaded, and why in one line."""
     reason = str(error).strip().partition("\n")[0].rstrip(".")
     return UserError(f"generate.{field}: cannot load {what} ({reason}).")

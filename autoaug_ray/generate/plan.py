@@ -1,4 +1,4 @@
-"""The table of edits: which image is edited by which prompt, with which noise. Pure bookkeeping.
+"""The table of edits: which image is edited by which prompt, with which noise.
 
 A table is a function of the pool, the captions and the settings, and of nothing else. What an edit
 looks like follows from its key alone, so that whoever needs an edit with this key shares it: other
@@ -26,7 +26,8 @@ from autoaug_ray.generate import prompts, weights
 from autoaug_ray.generate.settings import EDITS, Generation, ImageKind
 
 RANKED = 4096
-"""Captions that one edit ranks at most; of more, those that follow it on a ring of hashes."""
+"""Captions that one edit ranks at most. If there are more, it ranks those that follow it on a ring
+of hashes."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Pool:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the images with their classes, in any order: what tokens are learned on."""
+        """The identity of the images with their classes, in any order: what tokens learn from."""
         labels = self.labels.tolist()
         pairs = zip(self.hashes, (self.classes[label] for label in labels), strict=True)
         return _digest(sorted(pairs))
@@ -118,17 +119,27 @@ def edit_key(
     )  # fmt: skip
 
 
+def key_settings(settings: Generation, fingerprints: Fingerprints) -> dict[str, Any]:
+    """The arguments of `edit_key` that are the same in a whole plan."""
+    return {
+        "generator": fingerprints.generator, "tokens": fingerprints.tokens,
+        "strength": settings.strength, "guidance": settings.guidance, "calls": settings.calls,
+        "solver": settings.solver, "size": settings.size, "precision": settings.precision,
+    }  # fmt: skip
+
+
 def caption_key(image_hash: str, name: str, prefix: str, captioner: str) -> str:
+    """32 hex digits of all that a caption depends on; `captioner` is its fingerprint."""
     return _digest([image_hash, name, prefix, captioner])
 
 
 def neighbours_name(classes: Sequence[str], fingerprints: Fingerprints) -> str:
-    """Under which the ledger has the work of comparing classes."""
+    """The name under which the ledger has the work of comparing classes."""
     return _digest([classes, fingerprints.generator, fingerprints.embedder])
 
 
 def token_fingerprint(pool: Pool, settings: Generation, generator: str) -> str | None:
-    """Of the words that textual inversion learns on exactly these images; None without it.
+    """The name of the words that textual inversion learns on exactly these images; None without it.
 
     A word learned on more images can therefore never edit fewer.
     """
@@ -143,7 +154,7 @@ def token_fingerprint(pool: Pool, settings: Generation, generator: str) -> str |
 def fingerprints(
     pool: Pool, settings: Generation, kinds: Sequence[ImageKind] = EDITS
 ) -> Fingerprints:
-    """Of the models that edits of these kinds need, without loading any.
+    """Fingerprints of the models that edits of these kinds need, without loading any.
 
     Raises UserError for a model folder that is not there.
     """
@@ -166,14 +177,14 @@ def plan_key(
     kinds: Sequence[ImageKind] = EDITS,
 ) -> str:
     """The name of the plan's file: 32 hex digits of all that its table depends on."""
-    said = settings.model_dump(exclude={"model", "captioner", "embedder", "tokens"})
+    chosen = settings.model_dump(exclude={"model", "captioner", "embedder", "tokens"})
     return _digest(
-        [pool.hashes, pool.labels.tolist(), pool.classes, said, fingerprints, sorted(kinds)]
+        [pool.hashes, pool.labels.tolist(), pool.classes, chosen, fingerprints, sorted(kinds)]
     )
 
 
 def edits_per_source(count: int, settings: Generation) -> int:
-    """M: edits of each kind of every image of a class with `count` images."""
+    """M, the number of edits of each kind of every image of a class with `count` images."""
     return max(settings.per_source, -(-settings.per_class // count))
 
 
@@ -242,12 +253,8 @@ def build(
     words = names
     if fingerprints.tokens is not None:
         words = tuple(prompts.token_name(name) for name in names)
-    same: dict[str, Any] = dict(
-        generator=fingerprints.generator, tokens=fingerprints.tokens, strength=settings.strength,
-        guidance=settings.guidance, calls=settings.calls, solver=settings.solver,
-        size=settings.size, precision=settings.precision,
-    )  # fmt: skip
-    made: dict[tuple[int, int], tuple[str, str | None]] = {}
+    same = key_settings(settings, fingerprints)
+    written: dict[tuple[int, int], tuple[str, str | None]] = {}
 
     def prompt_of(caption_of: int, target: int) -> tuple[str, str | None]:
         """The prompt, and why it is not the caption."""
@@ -268,9 +275,9 @@ def build(
         if row.caption_of is not None:
             assert fingerprints.captioner is not None
             place = (row.caption_of, target)
-            if place not in made:
-                made[place] = prompt_of(*place)
-            prompt, note = made[place]
+            if place not in written:
+                written[place] = prompt_of(*place)
+            prompt, note = written[place]
             caption_of = pool.hashes[row.caption_of]
             caption = caption_key(
                 caption_of, names[labels[row.caption_of]], settings.prefix, fingerprints.captioner
@@ -284,7 +291,7 @@ def build(
 
 
 def lint_counts(edits: Iterable[Edit]) -> dict[str, Counter[str]]:
-    """Per class, how many edits fell back to the fixed prompt, by reason."""
+    """How many edits fell back to the fixed prompt, by class and by reason."""
     out: dict[str, Counter[str]] = {}
     for edit in edits:
         if edit.note is not None:
@@ -295,7 +302,7 @@ def lint_counts(edits: Iterable[Edit]) -> dict[str, Counter[str]]:
 def guard(edits: Iterable[Edit], hashes: Sequence[str]) -> None:
     """Raises UserError if an edit's source or caption is not among the images of the pool.
 
-    `hashes`, in the pool's order, are of the images that a training may see: an edit of another
+    `hashes`, in the pool's order, name the images that a training may see: an edit of another
     image, or by another image's caption, would show it what it must not know.
     """
     known = set(hashes)
@@ -316,7 +323,7 @@ def guard(edits: Iterable[Edit], hashes: Sequence[str]) -> None:
 def _choose(
     ranks: np.ndarray, own: np.ndarray, words: np.ndarray, candidates: np.ndarray
 ) -> np.ndarray:
-    """For each edit the candidate (a position) with the smallest hash; (m,) int64.
+    """The candidate (a position) with the smallest hash for each edit, (m,) int64.
 
     `ranks`, `own`: (m,) uint64, the edit's hash and its source's word; `words`: (n,) uint64 of the
     pool. Of equal images the first counts; an edit takes its own source only if there is no other.

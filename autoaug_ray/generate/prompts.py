@@ -36,16 +36,16 @@ def prompt_names(classes: Sequence[str]) -> tuple[str, ...]:
         n if count[n] == 1 else _spaced(re.sub(r"[()]", " ", c).split("/")[0])
         for n, c in zip(names, classes, strict=True)
     ]
-    said: dict[str, str] = {}
+    class_of: dict[str, str] = {}
     for name, class_name in zip(names, classes, strict=True):
         if not re.search(r"\w", name):
             raise UserError(f"generate: class {class_name!r} has no name that a prompt could say.")
-        if name in said:
+        if name in class_of:
             raise UserError(
-                f"generate: classes {said[name]!r} and {class_name!r} would both be called "
+                f"generate: classes {class_of[name]!r} and {class_name!r} would both be called "
                 f"{name!r} in prompts; rename one."
             )
-        said[name] = class_name
+        class_of[name] = class_name
     return tuple(names)
 
 
@@ -111,7 +111,7 @@ def lint(caption: str, name: str, tokens: Callable[[str], int], limit: int = 77)
 
 
 def nearest(embeddings: Tensor, m: int) -> list[tuple[int, ...]]:
-    """neigh(y), section 3.2: of each of C classes, the m others nearest by cosine, nearest first.
+    """neigh(y), section 3.2: the m classes nearest to each of C by cosine, nearest first.
 
     `embeddings` (C, d); fewer than m where there are no more. Ties go to the lower index.
     """
@@ -157,8 +157,9 @@ def _plural_word(word: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _mentions(names: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, tuple[str, bool]]]:
-    """A pattern that finds a name or its plural, the longest that fits, and an article before it;
-    and for each squeezed form its name and whether it is the plural.
+    """A pattern that finds names, and for each squeezed form its name and whether it is the plural.
+
+    The pattern finds the longest name or plural that fits, with an article before it.
 
     Hyphens join words: there is no "shirt" in "t-shirt", nor in a tokeniser's "t - shirt".
     """
@@ -190,7 +191,7 @@ def _tolerant(name: str) -> str:
 
 
 def _article(word: str, *, capital: bool) -> str:
-    """By spelling: an hour, an x-ray, a unicorn, a one-piece; a placeholder is read as its word."""
+    """The article, by spelling: an hour, an x-ray, a unicorn; a placeholder is read as its word."""
     letters = word.lstrip("<").lower()
     sounds_open = re.match(r"[aeiou]|hour|hono|heir|[fhlmnrsx]-", letters) is not None
     sounds_closed = re.match(r"uni[cfqtv]|us[ae]|ut[ei]|eu|ewe|one\b|once|u-", letters) is not None

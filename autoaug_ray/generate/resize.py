@@ -1,4 +1,4 @@
-"""From a data set's images to the generative model's square and back.
+"""Resizing a data set's images to the generative model's square, and back.
 
 Sizes that nearly fit are padded with black, not stretched: 28x28 images become 32x32 and come back
 pixel for pixel. All others are stretched, as DAFusion does; the aspect comes back with `reduce`.
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PADDED = 4
-"""Pixels by which height and width may each fall short of the model's side and be padded."""
+"""An image is padded if height and width each lack at most so many pixels of the model's side."""
 
 
 def enlarge(images: Tensor, side: int) -> Tensor:

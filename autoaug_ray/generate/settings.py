@@ -1,4 +1,4 @@
-"""What a study may say about generated images: what is made (`generate:`), and by whom."""
+"""The keys of a study about generated images: what is made (`generate:`), and how (`workers:`)."""
 
 from typing import Literal
 
@@ -20,10 +20,10 @@ class Tokens(Settings):
     steps: int = Field(1000, ge=1, le=1_000_000)
     batch_size: int = Field(4, ge=1, le=4096)
     lr: float = Field(2e-3, gt=0, le=10)
-    """DAFusion's 5e-4 with --scale_lr at batch 4."""
+    """The default is DAFusion's 5e-4 with --scale_lr at batch 4."""
     vectors: int = Field(1, ge=1, le=32)
     initializer: str = "the"
-    """A word of the model's vocabulary; class-agnostic on purpose."""
+    """A word of the model's vocabulary that learned words start as. It names no class."""
     seed: int = 0
 
 
@@ -35,12 +35,12 @@ class Generation(Settings):
     captioner: str = "embedded"
     """BLIP, BLIP-2 or another image-text-to-text model, such as Salesforce/blip2-opt-2.7b."""
     embedder: str = "pipeline"
-    """Of class names: a sentence-transformers id or folder, such as
+    """What compares class names: a sentence-transformers id or folder, such as
     sentence-transformers/all-MiniLM-L6-v2; "pipeline" is the model's own text encoder."""
     prefix: str = "a photo of a {name} which"
     fixed_prompt: str = "a photo of a {name}"
     neighbours: int = Field(3, ge=1, le=1000)
-    """m: classes whose captions may be transferred (section 3.2)."""
+    """m of section 3.2: the number of classes whose captions may be transferred."""
     strength: float = Field(0.7, gt=0, le=1)
     """Noise level: the edit starts at timestep round(1000 * strength) - 1."""
     guidance: float = Field(4.0, ge=1, le=50)
@@ -49,7 +49,8 @@ class Generation(Settings):
     solver: Solver = "dpm++"
     per_source: int = Field(1, ge=1, le=1000)
     per_class: int = Field(30, ge=1, le=100_000)
-    """Edits of each kind: so many per image at least, and more where a class would get fewer."""
+    """`per_source` edits of each kind per image, and more where a class would get fewer than
+    `per_class`."""
     size: int | None = Field(None, ge=8, le=2048)
     """Side in pixels that the model works at; None: what the model was trained at."""
     precision: Precision = "fp32"
@@ -72,10 +73,10 @@ class Workers(Settings):
     """None: as many as the cluster's resources allow."""
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
-    """Of each actor."""
+    """What each actor holds, as `cpus`."""
     batch_size: int = Field(32, ge=1, le=4096)
     shard_size: int = Field(256, ge=1, le=100_000)
     """Images per Parquet file: what a crash may lose, and what one actor takes at a time."""
     compile: bool = False
     retries: int = Field(2, ge=0, le=100)
-    """Of a shard; then it is set aside, named, and the rest goes on."""
+    """Further attempts at a shard that fails; then it is set aside, and the rest goes on."""

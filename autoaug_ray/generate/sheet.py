@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate.bank import Bank, decode
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import decode
 from autoaug_ray.generate.plan import Edit
 
 CELL = 168
 """Side of a shown image in pixels."""
 TEXT = 13
 LINES = 4
-"""Of a prompt; a longer one is cut."""
+"""Lines of a prompt; a longer one is cut."""
 MARGIN = 10
 INK, FAINT, BAD = "#1a1a1a", "#8a8a8a", "#c0392b"
 
@@ -22,7 +22,9 @@ INK, FAINT, BAD = "#1a1a1a", "#8a8a8a", "#c0392b"
 def sheet(
     bank: Bank, plan_key: str, class_name: str, *, sources: int = 6, per_kind: int = 2
 ) -> Image.Image:
-    """A row per source, spread over the class's; columns: the source, then edits of each kind.
+    """A page with a row per source; its columns are the source, then edits of each kind.
+
+    The sources are spread over the class's images.
 
     Rejected edits are framed, with the reason. Raises UserError for an unknown plan or class.
     """
@@ -53,10 +55,10 @@ def sheet(
         "RGB", (MARGIN + width * (1 + len(columns)), head + height * len(rows)), "white"
     )
     pen, font = ImageDraw.Draw(page), _font(TEXT)
-    said = plan.settings
+    settings = plan.settings
     title = (
-        f"{class_name}: {said.model}, strength {said.strength:g}, guidance {said.guidance:g}, "
-        f"{said.calls} calls ({said.solver})"
+        f"{class_name}: {settings.model}, strength {settings.strength:g}, guidance "
+        f"{settings.guidance:g}, {settings.calls} calls ({settings.solver})"
     )
     pen.text((MARGIN, MARGIN), title, INK, font)
     for x, name in enumerate(["source", *(kind for kind, _ in columns)]):
@@ -85,7 +87,7 @@ def sheet(
 
 
 def _shown(data: bytes) -> Image.Image:
-    """As large as a cell: small images as the pixels they are."""
+    """The image on a cell: enlarged by a whole factor, without smoothing, or reduced."""
     array = decode(data).permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
     factor = CELL / max(picture.size)
@@ -116,6 +118,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) ->
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """With more alphabets than Pillow's own."""
+    """DejaVu Sans, which has more alphabets than Pillow's own font."""
+    import matplotlib
+
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(str(path), size)

@@ -1,4 +1,4 @@
-"""Where a generative model's weights are, and a short name for exactly these weights."""
+"""Finding a generative model's weights, and a short name for exactly these weights."""
 
 import hashlib
 from functools import lru_cache
@@ -29,7 +29,7 @@ def resolve(model: str, part: Part) -> str:
 
 @lru_cache(maxsize=32)
 def fingerprint(model: str) -> str:
-    """16 hex digits for a folder's weights and configs, or for a hub id at the revision used.
+    """16 hex digits that name a folder's weights and configs, or a hub id at the revision used.
 
     Raises UserError for a hub id that is neither in the local cache nor can be asked for.
     """

@@ -1,7 +1,7 @@
-"""One worker of a bank: holds the models, does one piece of work at a time, knows nothing of Ray.
+"""A worker of a bank: it holds the models and does one piece of work at a time, without Ray.
 
-Each method is one line of the ledger, from before its models are imported, so that loading them is
-charged; writes its file whole; and returns figures only.
+Every piece is one line of the ledger, from before its models are imported, so that loading them is
+charged. A piece writes its file whole, and returns figures only.
 """
 
 import time
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import prompts, weights
-from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.plan import Edit, Fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.store.meter import Meter, device_name
@@ -31,26 +32,26 @@ T = TypeVar("T")
 
 
 class PieceDone(NamedTuple):
-    """What is told of a piece of work."""
+    """The figures of a piece of work that is done."""
 
     value: Any = None
-    made: int = 0  # images or captions
+    items: int = 0  # images or captions that were made
     rejected: int = 0
-    seconds: float = 0.0  # in the model, of one device; for edits only
-    tflop: float = 0.0  # done in them; 0: unknown
+    seconds: float = 0.0  # device-seconds in the model, of edits only
+    tflop: float = 0.0  # computed in these seconds; 0: unknown
     device: str = ""
     rows: int = 0  # images per call, if the memory was too small for as many as were asked for
 
 
 class Failure(NamedTuple):
     message: str
-    fatal: type[UserError | RunError] | None  # what every other piece of work would meet too
+    fatal: type[UserError | RunError] | None  # set if every other piece would fail the same way
 
 
 class Worker:
     def __init__(self, root: str, settings: Generation, workers: Workers) -> None:
         self.bank, self.settings, self.workers = Bank(place(root)), settings, workers
-        # One, whatever it holds: sums of several threads end in other bits.
+        # One thread, however many CPUs: sums of several threads end in other bits.
         torch.set_num_threads(1)
         self.device = torch.device("cuda" if workers.gpus > 0 else "cpu")
         if 0 < workers.gpus < 1:
@@ -64,7 +65,7 @@ class Worker:
     def work(
         self, what: str, name: str, phase: str, arguments: Sequence[Any]
     ) -> PieceDone | Failure:
-        """The method `what`, in the ledger under `name`."""
+        """Calls the method `what`, and charges it in the ledger to `name` and `phase`."""
         self._rows = 0
         try:
             with Meter(
@@ -82,7 +83,7 @@ class Worker:
         return done._replace(device=device_name(self.device), rows=self._rows)
 
     def embed(self, names: Sequence[str]) -> PieceDone:
-        """Neighbouring classes of every class, nearest first."""
+        """The neighbouring classes of every class, nearest first."""
         with _loading("generate.embedder"):
             from autoaug_ray.generate.embeddings import class_embeddings
 
@@ -92,7 +93,7 @@ class Worker:
     def caption(
         self, images: list[np.ndarray], hashes: Sequence[str], names: Sequence[str], key: str
     ) -> PieceDone:
-        """Images (c, h, w) uint8 of these classes; `key`: the captioner's fingerprint."""
+        """Captions images (c, h, w) uint8 of these classes; `key`: the captioner's fingerprint."""
         prefix = self.settings.prefix
         rows = [Caption(h, n, prefix, key, "") for h, n in zip(hashes, names, strict=True)]
         path = self.bank.caption_path([row.key for row in rows])
@@ -114,16 +115,16 @@ class Worker:
         self.bank.write_captions(
             [row._replace(continuation=text) for row, text in zip(rows, texts, strict=True)]
         )
-        return PieceDone(made=len(rows))
+        return PieceDone(items=len(rows))
 
     def count(self, texts: Sequence[str], tokens: str | None) -> PieceDone:
-        """How many tokens the text encoder sees in each."""
+        """Counts the tokens that the text encoder sees in each text."""
         return PieceDone([self._editor_with(tokens).count_tokens(text) for text in texts])
 
     def invert(
         self, images: np.ndarray, labels: np.ndarray, names: Sequence[str], tokens: str
     ) -> PieceDone:
-        """Learn a word per class on images (n, c, h, w) uint8 of `labels` (n,)."""
+        """Learns a word per class on images (n, c, h, w) uint8 of `labels` (n,)."""
         path = self.bank.tokens_path(tokens)
         if not path.exists():
             with _loading("generate.tokens"):
@@ -141,7 +142,7 @@ class Worker:
         index: Sequence[int],
         fingerprints: Fingerprints,
     ) -> PieceDone:
-        """One shard; `index`: which of `images`, (c, h, w) uint8, each edit is of."""
+        """Makes one shard; `index` says which of `images`, (c, h, w) uint8, each edit is of."""
         if self.bank.shard_path([edit.key for edit in edits]).exists():
             return PieceDone()
         editor = self._editor_with(fingerprints.tokens)
@@ -157,14 +158,17 @@ class Worker:
             edits, [one.image for one in edited], rejects, self.settings, fingerprints
         )
         return PieceDone(
-            made=len(edits),
+            items=len(edits),
             rejected=sum(reject is not None for reject in rejects),
             seconds=seconds * self.share,
             tflop=self._tflop(len(edits), len(images), len({edit.prompt for edit in edits})),
         )
 
     def _fitting(self, model: "Captioner | Editor", make: Callable[[], T]) -> T:
-        """`make()`, with half as many images per call whenever the device's memory is too small."""
+        """Calls `make()`, with half as many images per call whenever memory is too small.
+
+        Raises RunError if not even one image fits.
+        """
         while True:
             try:
                 return make()
@@ -180,7 +184,7 @@ class Worker:
             self._rows = model.rows = model.rows // 2
 
     def _tflop(self, edits: int, sources: int, prompts: int) -> float:
-        """Of so many edits; 0 for a model that cannot be counted, which is no reason to stop."""
+        """The TFLOP of so many edits; 0 for a model whose work cannot be counted."""
         from autoaug_ray.generate import flops
 
         try:
@@ -193,7 +197,7 @@ class Worker:
                     self.settings, edits, some, sources=sources, prompts=prompts, work=self._work
                 ).eflop
             )
-        except Exception:
+        except Exception:  # the figure is only shown
             return 0.0
 
     @property
@@ -220,7 +224,7 @@ class Worker:
 
 @contextmanager
 def _loading(field: str) -> Iterator[None]:
-    """What fails here fails for every shard alike, and is no reason to set one aside."""
+    """Errors in here become a RunError: every shard would meet them, so that none is set aside."""
     try:
         yield
     except UserError:

@@ -48,7 +48,8 @@ BOUNDS: Mapping[str, float] = {
 
 
 def parameter_names(group: Group, channels: int) -> tuple[str, ...]:
-    """Grey images have no saturation and no hue: those would get no gradient."""
+    """The parameters of a group. Grey images (one channel) have neither saturation nor hue, which
+    would get no gradient."""
     parts = {"translation": TRANSLATION, "similarity": SIMILARITY, "affine": AFFINE}
     color = COLOR if channels == 3 else COLOR[:2]
     return tuple(n for part in group.split("+") for n in parts.get(part, color))
@@ -60,7 +61,10 @@ def transform(
     names: Sequence[str],
     strength: Strength | None = None,
 ) -> Tensor:
-    """Warp, then brightness, contrast, saturation and hue in this order; differentiable."""
+    """Warp, then adjust brightness, contrast, saturation and hue, in this order.
+
+    Differentiable in the images and the parameters. `strength`, if given, is told what was done.
+    """
     p = dict(zip(names, parameters.unbind(1), strict=True))
     x = images
     if any(name in p for name in (*AFFINE, *SIMILARITY)):
@@ -76,7 +80,7 @@ def transform(
 
 
 def _matrix(p: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """(B, 2, 3), normalised output -> input: residuals of the entries, after rotation and zoom."""
+    """(B, 2, 3), normalised output -> input: (identity + residuals) times rotation and zoom."""
     zero = images.new_zeros(len(images))
     entries = [p.get(name, zero) for name in AFFINE]
     matrix = image_ops.identity_matrix(len(images), images)
@@ -111,9 +115,10 @@ class AbstractAugmenter(nn.Module, abc.ABC):
         return transform(images, parameters, self.names, strength)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n rows of uniform noise, (n, Z), antithetic: every other row mirrors the one before it.
+        """n rows of uniform noise in [-1, 1], (n, Z); every other row mirrors the one before it.
 
-        So that also a small batch has no mean, and a hypergradient less noise.
+        Such antithetic noise has a mean of zero in small batches too (of even size), and makes a
+        hypergradient less noisy.
         """
         device = next(self.parameters()).device
         z = torch.rand((n + 1) // 2, self.noise_size, generator=generator, device=device)
@@ -122,7 +127,7 @@ class AbstractAugmenter(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def spreads(self, *, seed: int, n: int = 2048) -> dict[str, float]:
-        """Mean and standard deviation over n samples of every parameter: what was learned."""
+        """What was learned: `mean/NAME` and `std/NAME` of every parameter, over n samples."""
         generator = torch.Generator(next(self.parameters()).device).manual_seed(seed)
         p = self(self.draw(n, generator))
         return {
@@ -189,6 +194,7 @@ class Augmenter(AbstractAugmenter):
             self.whiten.copy_(spread * torch.linalg.inv(root).T)
 
     def _raw(self, z: Tensor) -> Tensor:
+        """The network's outputs (B, P) for noise (B, Z); odd in z if symmetric."""
         if not self.symmetric:
             out: Tensor = self.network(z)
             return out

@@ -1,7 +1,10 @@
 """Which of K versions of an image is used: the Gumbel trick, discrete and relaxed.
 
-AutoGenDA, section 3.3; Jang et al. 2017. `log_alpha` (B, K) are the logarithms of probabilities,
-one row per sample.
+Notation (AutoGenDA, section 3.3; Jang et al. 2017), one row per sample:
+
+    alpha (B, K)    probabilities of the versions; only their logarithm, log_alpha, is used
+    g (B, K)        standard Gumbel noise
+    tau             temperature of the relaxation
 """
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 
 
 def gumbel(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard Gumbel noise -log(-log u) of the shape of log_alpha, on the generator's device."""
+    """g = -log(-log u), of the shape of log_alpha; `generator` is on log_alpha's device."""
     u = torch.rand(log_alpha.shape, generator=generator, device=log_alpha.device)
     tiny = torch.finfo(u.dtype).tiny
     exponential = -torch.log(u.clamp_min(tiny))
@@ -17,7 +20,7 @@ def gumbel(log_alpha: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def relaxed(log_alpha: Tensor, g: Tensor, tau: float) -> Tensor:
-    """Weights (B, K) that add up to 1 and have a gradient towards log_alpha (eq. 4)."""
+    """Weights (B, K) that add up to 1 in each row, with a gradient towards log_alpha (eq. 4)."""
     return torch.softmax((log_alpha + g) / tau, dim=1)
 
 
@@ -30,10 +33,10 @@ def discrete(log_alpha: Tensor, g: Tensor) -> Tensor:
 
 
 def likelihood_ratio(log_alpha: Tensor, index: Tensor) -> Tensor:
-    """Ones (B,) whose derivative is that of log p(index).
+    """Ones (B,) whose derivative is that of log alpha at `index` (B,), the drawn versions.
 
-    The mean of these times per-sample losses of the drawn versions has, over the draws, the
-    derivative of the expected loss: without mixing the pixels of several images.
+    Multiplied by the samples' losses, their mean has in expectation over the draws the derivative
+    of the expected loss, without mixing the pixels of several versions.
     """
     log_p = log_alpha.gather(1, index[:, None]).squeeze(1)
     return torch.exp(log_p - log_p.detach())

@@ -1,4 +1,4 @@
-"""Gradients of the meta loss with respect to what shaped the classifier's own update.
+"""The derivative of the meta loss towards the augmenter, through the classifier's own update.
 
 Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
 
@@ -11,11 +11,11 @@ Notation (online bilevel paper, eq. 3-8; the paper's omega is w here):
     h = dL_v(w^K)/dtheta
                 the hypergradient
 
-For one step, h = -dL_v/dw' . dw'/dg . d2L_t/(dw dtheta). The losses are functions of the weights,
-so that everything here can be held against finite differences without an augmenter in sight.
+For one step, h = dL_v/dw' . dw'/dg . d2L_t/(dw dtheta): eq. 4 with the one term of eq. 8.
+The losses are functions of the weights alone, so that tests can compare h with finite differences.
 
-Forward-mode variants are not here. A backward through the tangent of L_t is wrong in torch 2.14:
-its forward derivative of batch norm takes the batch's statistics for constants. A tangent of the
+There are no forward-mode variants. A backward through the tangent of L_t is wrong in torch 2.14,
+whose forward derivative of batch norm takes the batch's statistics for constants. A tangent of the
 backward pass would be right, but is not implemented for several activations.
 """
 
@@ -54,14 +54,15 @@ class SGD:
 
 
 SQUARE = "/square"
-"""What a weight's name gets in the buffers of its mean squared gradient."""
+"""Suffix of a weight's name under which the buffers hold its mean squared gradient."""
 
 
 @dataclass(frozen=True)
 class Adam:
     """Adam with L2 weight decay, as torch.optim.Adam applies it at its `step`-th step (from 1).
 
-    Buffers: the mean gradient under a weight's name, the mean square under that and SQUARE.
+    The buffers hold a weight's mean gradient under its name, and the mean square under its name
+    followed by SQUARE.
     """
 
     lr: float
@@ -78,7 +79,7 @@ class Adam:
             k + SQUARE: second * m[k + SQUARE] + (1 - second) * d.square()
             for k, d in decayed.items()
         }
-        # Where a weight has never had a gradient, the root has no derivative: far below eps.
+        # The root of 0, of a weight that never had a gradient, has no derivative; 1e-15 << eps.
         root = {k: square[k + SQUARE].clamp_min(1e-30).sqrt() for k in w}
         unbiased = math.sqrt(1 - second**self.step)
         size = self.lr / (1 - first**self.step)
@@ -88,16 +89,21 @@ class Adam:
 
 @dataclass(frozen=True)
 class Hypergradient:
+    """h, and what was computed on the way to it; nothing in it has a graph."""
+
     theta: list[Tensor]
     """h, one tensor per parameter of the augmenter; zeros where no gradient arrives."""
     weights: dict[str, Tensor]
-    """g of the first unrolled step, detached: with K = 1 the trainer applies it as it is."""
+    """g of the first unrolled step: with K = 1 the trainer applies it as it is."""
     train_loss: Tensor
+    """() L_t of the first unrolled step."""
     meta_loss: Tensor
+    """() L_v(w^K)."""
 
 
 def same_length(g: Weights) -> Weights:
-    """g, whose global norm no longer depends on theta: only its direction does.
+    """The values of g, with a global norm that is a constant for theta: only g's direction has a
+    derivative.
 
     Harder augmentations have longer gradients. Through a plain look-ahead they look like a larger
     learning rate, which early in training always helps; so the plain hypergradient pushes the
@@ -119,7 +125,7 @@ def unrolled(
     *,
     normalise: bool = False,
 ) -> Hypergradient:
-    """The exact h through K = len(train_losses) steps (eq. 8), by double backward.
+    """The exact h through K = len(train_losses) = len(updates) steps (eq. 8), by double backward.
 
     `w` are leaves that require a gradient, `m` are constants. With `normalise`, the gradients of
     the unrolled steps go through `same_length`.
@@ -129,55 +135,16 @@ def unrolled(
     for step, (loss_of, update) in enumerate(zip(train_losses, updates, strict=True)):
         loss = loss_of(w)
         # Only towards w: the half of the backward pass that leads to the images is not needed.
-        g = _gradient(loss, w, create_graph=True)
+        g = gradient(loss, w, create_graph=True)
         if step == 0:
             first, train_loss = {k: v.detach() for k, v in g.items()}, loss.detach()
         w, m = update(w, m, same_length(g) if normalise else g)
     loss = meta_loss(w)
-    return Hypergradient(_towards(loss, theta), first, train_loss, loss.detach())
+    h = torch.autograd.grad(loss, list(theta), materialize_grads=True)
+    return Hypergradient(list(h), first, train_loss, loss.detach())
 
 
-def finite_difference(
-    train_loss: Loss, meta_loss: Loss, w: Weights, m: Weights, theta: Sequence[Tensor],
-    update: Update, *, epsilon: float = 0.01, central: bool = False,
-) -> Hypergradient:  # fmt: skip
-    """h for K = 1 from dL_t/dtheta at w and at w + epsilon v / |v| (at both sides if `central`).
-
-    No double backward. Good for smooth networks only: the kinks of ReLU, and of max-pooling too,
-    spoil it (`python -m autoaug_ray.bench hypergradient`). The loss must use the same noise at
-    every call.
-    """
-    loss = train_loss(w)
-    both = torch.autograd.grad(loss, [*w.values(), *theta])
-    g, here = dict(zip(w, both, strict=False)), list(both[len(w) :])
-    v, meta = _meta_gradient(meta_loss, w, m, g, update)
-    length = torch.stack([x.square().sum() for x in v.values()]).sum().sqrt()
-    step = epsilon / length.clamp_min(torch.finfo(length.dtype).tiny)
-
-    def at(sign: float) -> list[Tensor]:
-        moved = {k: (w[k] + sign * step * v[k]).detach() for k in w}
-        return _towards(train_loss(moved), theta)
-
-    low, width = (at(-1.0), 2 * step) if central else (here, step)
-    h = [(a - b) / width for a, b in zip(at(1.0), low, strict=True)]
-    return Hypergradient(h, g, loss.detach(), meta)
-
-
-def _meta_gradient(
-    meta_loss: Loss, w: Weights, m: Weights, g: Weights, update: Update
-) -> tuple[dict[str, Tensor], Tensor]:
-    """(v, L_v(w')) with v = dL_v(w')/dg, so that h = v . dg/dtheta."""
-    leaves = {k: x.detach().requires_grad_() for k, x in g.items()}
-    moved, _ = update({k: x.detach() for k, x in w.items()}, m, leaves)
-    loss = meta_loss(moved)
-    return _gradient(loss, leaves), loss.detach()
-
-
-def _gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:
+def gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:
+    """dloss/dw of a scalar loss, under the names of w; all of w take part in the loss."""
     grads = torch.autograd.grad(loss, list(w.values()), create_graph=create_graph)
     return dict(zip(w, grads, strict=True))
-
-
-def _towards(loss: Tensor, theta: Sequence[Tensor]) -> list[Tensor]:
-    grads = torch.autograd.grad(loss, list(theta), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(theta, grads, strict=True)]

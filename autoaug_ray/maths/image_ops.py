@@ -1,6 +1,6 @@
-"""Image operations on batches, with parameters of its own for every sample.
+"""Image operations on batches; every sample has its own parameters.
 
-The contract of every op here. Images are float tensors (B, C, H, W) in [0, 1], C = 1 (grey) or 3
+The contract of every op here: images are float tensors (B, C, H, W) in [0, 1], C = 1 (grey) or 3
 (RGB), and so is the result; parameters are (B,) tensors; strength zero (a factor of 1, an identity
 matrix) returns the image; there is no Python loop over samples.
 
@@ -47,6 +47,7 @@ _GEOMETRIC = slice(OPS.index("ShearX"), OPS.index("Rotate") + 1)
 
 
 def _need(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if the value has another shape."""
     if value.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, but has {tuple(value.shape)}")
 
@@ -233,7 +234,10 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, side: Tensor) -> Tensor:
 def _op_matrix(
     op: Tensor, magnitude: Tensor, size: tuple[int, int], whole_pixels: bool = True
 ) -> Tensor:
-    """(n, 2, 3) for geometric ops (n,): one closed form, in which all but one term is nothing."""
+    """(n, 2, 3), normalised output -> input, for geometric ops (n,) of magnitudes (n,).
+
+    One formula serves all ops: the parameters of those that a sample does not have are zero.
+    """
 
     def only(name: str) -> Tensor:
         return torch.where(op == OPS.index(name), magnitude, 0.0)
@@ -250,7 +254,7 @@ def _op_matrix(
 
 
 def _levels(images: Tensor) -> Tensor:
-    """The 256 levels of uint8, as whole floats: the ops below are defined on those."""
+    """Images as whole floats in 0..255, uint8's levels, for which the ops below are defined."""
     return (images * 255).round().clamp(0, 255)
 
 

@@ -25,6 +25,7 @@ _FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
 def _check_int(field: str, value: object, low: int, high: float = math.inf) -> None:
+    """Raises ValueError unless the value is an integer in low..high."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         allowed = f">= {low}" if high == math.inf else f"in {low}..{high}"
         raise ValueError(f"{field} must be an integer {allowed}, but is {value!r}")
@@ -67,7 +68,8 @@ def with_random_sign(
 def magnitude_between(bins: Tensor, op: Tensor, level: Tensor) -> Tensor:
     """(B,) magnitudes of ops (B,) at real levels (B,): interpolated between two of the `bins`.
 
-    Of `magnitude_bins(2, size)`, a level is a share in [0, 1] of the range. Differentiable in it.
+    With the two bins of `magnitude_bins(2, size)`, a level is a share in [0, 1] of the range.
+    Differentiable in the level.
     """
     low = level.detach().long().clamp_max(bins.shape[1] - 2)
     return torch.lerp(bins[op, low], bins[op, low + 1], level - low)
@@ -149,8 +151,8 @@ class SubPolicies:
 
     A sub-policy is any number of steps, tried one after the other; signs are fair, as in
     torchvision. `weights` are its chances to be drawn, in proportion; empty: all alike. Levels are
-    bins of `num_bins`, or lie between two of them: with the two here, a level is a share in [0, 1]
-    of the range. AutoAugment's published `TABLES` have 10.
+    bins of `num_bins`, or lie between two of them: with the default of two, a level is a share in
+    [0, 1] of the range. AutoAugment's published tables have 10.
     """
 
     table: tuple[SubPolicy, ...]
@@ -194,7 +196,7 @@ class SubPolicies:
         return images
 
     def _choose(self, images: Tensor, generator: Generator) -> Tensor:
-        """(B,) rows of the table."""
+        """(B,) the row of the table that each sample draws."""
         if not self.weights:
             return _draw(len(self.table), images, generator)
         chances = torch.tensor(self.weights, device=generator.device)
@@ -255,7 +257,7 @@ class PopulationPolicy:
         chosen = self._choose(len(images), probability.to(device), generator)
         for slot in chosen.unbind(1):
             op_here, magnitude_here = op.to(device)[slot], magnitude.to(device)[slot]
-            # Not the factors: theirs are already two-way, 0.1 to 1.72.
+            # Factors get no sign: 0.1 to 1.72 already lies on both sides of 1.
             images = _apply(images, op_here, magnitude_here, generator, strength, _WARPS)
             is_cutout = slot % len(PBA_OPS) == PBA_OPS.index("Cutout")
             side = torch.where(is_cutout, magnitude_here, 0.0).long()
@@ -309,88 +311,3 @@ def _pba_magnitude(name: str, level: int, size: tuple[int, int]) -> float:
         "Cutout": 2.0 * level * min(height, width) / 32,
     }
     return (scales | dict.fromkeys(_FACTORS, 0.18 * level - 0.9)).get(name, 0.0)
-
-
-TABLES: dict[str, tuple[SubPolicy, ...]] = {
-    "cifar10": (
-        (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
-        (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
-        (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
-        (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
-        (("AutoContrast", 0.5, None), ("Equalize", 0.9, None)),
-        (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-        (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
-        (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
-        (("Equalize", 0.6, None), ("Equalize", 0.5, None)),
-        (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
-        (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
-        (("Equalize", 0.3, None), ("AutoContrast", 0.4, None)),
-        (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
-        (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
-        (("Solarize", 0.5, 2), ("Invert", 0.0, None)),
-        (("Equalize", 0.2, None), ("AutoContrast", 0.6, None)),
-        (("Equalize", 0.2, None), ("Equalize", 0.6, None)),
-        (("Color", 0.9, 9), ("Equalize", 0.6, None)),
-        (("AutoContrast", 0.8, None), ("Solarize", 0.2, 8)),
-        (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
-        (("Solarize", 0.4, 5), ("AutoContrast", 0.9, None)),
-        (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
-        (("AutoContrast", 0.9, None), ("Solarize", 0.8, 3)),
-        (("Equalize", 0.8, None), ("Invert", 0.1, None)),
-        (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
-    ),
-    "svhn": (
-        (("ShearX", 0.9, 4), ("Invert", 0.2, None)),
-        (("ShearY", 0.9, 8), ("Invert", 0.7, None)),
-        (("Equalize", 0.6, None), ("Solarize", 0.6, 6)),
-        (("Invert", 0.9, None), ("Equalize", 0.6, None)),
-        (("Equalize", 0.6, None), ("Rotate", 0.9, 3)),
-        (("ShearX", 0.9, 4), ("AutoContrast", 0.8, None)),
-        (("ShearY", 0.9, 8), ("Invert", 0.4, None)),
-        (("ShearY", 0.9, 5), ("Solarize", 0.2, 6)),
-        (("Invert", 0.9, None), ("AutoContrast", 0.8, None)),
-        (("Equalize", 0.6, None), ("Rotate", 0.9, 3)),
-        (("ShearX", 0.9, 4), ("Solarize", 0.3, 3)),
-        (("ShearY", 0.8, 8), ("Invert", 0.7, None)),
-        (("Equalize", 0.9, None), ("TranslateY", 0.6, 6)),
-        (("Invert", 0.9, None), ("Equalize", 0.6, None)),
-        (("Contrast", 0.3, 3), ("Rotate", 0.8, 4)),
-        (("Invert", 0.8, None), ("TranslateY", 0.0, 2)),
-        (("ShearY", 0.7, 6), ("Solarize", 0.4, 8)),
-        (("Invert", 0.6, None), ("Rotate", 0.8, 4)),
-        (("ShearY", 0.3, 7), ("TranslateX", 0.9, 3)),
-        (("ShearX", 0.1, 6), ("Invert", 0.6, None)),
-        (("Solarize", 0.7, 2), ("TranslateY", 0.6, 7)),
-        (("ShearY", 0.8, 4), ("Invert", 0.8, None)),
-        (("ShearX", 0.7, 9), ("TranslateY", 0.8, 3)),
-        (("ShearY", 0.8, 5), ("AutoContrast", 0.7, None)),
-        (("ShearX", 0.7, 2), ("Invert", 0.1, None)),
-    ),
-    "imagenet": (
-        (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
-        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, None)),
-        (("Equalize", 0.8, None), ("Equalize", 0.6, None)),
-        (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
-        (("Equalize", 0.4, None), ("Solarize", 0.2, 4)),
-        (("Equalize", 0.4, None), ("Rotate", 0.8, 8)),
-        (("Solarize", 0.6, 3), ("Equalize", 0.6, None)),
-        (("Posterize", 0.8, 5), ("Equalize", 1.0, None)),
-        (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
-        (("Equalize", 0.6, None), ("Posterize", 0.4, 6)),
-        (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
-        (("Rotate", 0.4, 9), ("Equalize", 0.6, None)),
-        (("Equalize", 0.0, None), ("Equalize", 0.8, None)),
-        (("Invert", 0.6, None), ("Equalize", 1.0, None)),
-        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-        (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
-        (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
-        (("Sharpness", 0.4, 7), ("Invert", 0.6, None)),
-        (("ShearX", 0.6, 5), ("Equalize", 1.0, None)),
-        (("Color", 0.4, 0), ("Equalize", 0.6, None)),
-        (("Equalize", 0.4, None), ("Solarize", 0.2, 4)),
-        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, None)),
-        (("Invert", 0.6, None), ("Equalize", 1.0, None)),
-        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
-        (("Equalize", 0.8, None), ("Equalize", 0.6, None)),
-    ),
-}

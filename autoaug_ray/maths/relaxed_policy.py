@@ -5,7 +5,7 @@ Notation:
     s = 1..S        sub-policies; step k of s is the op o[s, k], which is fixed
     pi[s]           probability of sub-policy s
     p, mu [s, k]    probability and magnitude of a step, in [0, 1]
-    theta           what they are functions of: pi = softmax(theta_pi), p = sigmoid(theta_p),
+    theta           parameters that learn: pi = softmax(theta_pi), p = sigmoid(theta_p),
                     mu = sigmoid(theta_mu)
     tau             temperature of both relaxations
     x_0, x_k        an image, and the image after k steps
@@ -20,14 +20,14 @@ there are to choose from. The backward pass goes through the relaxed variables i
     x_k = x_{k-1} + b (f(x_{k-1}) - x_{k-1})
     result = w x_K
 
-The sub-policies that were not drawn would add their own images to it; these are not computed. Like
-DADA and Faster AutoAugment, this leaves them out, as if they were black. To count them as the
+The full relaxation would also add the weighted images of the sub-policies that were not drawn. Like
+DADA and Faster AutoAugment, this leaves them out, as if they were black. Counting them as the
 unaugmented image would seem better and is worse: a gradient towards pi from one batch then has a
 cosine of 0.45 to the exact one instead of 0.68 (15 ops, small CNN, tau 0.5; 0.44 at tau 0.1).
 
 Warps and factor ops have exact derivatives in mu. The others have none; as in DADA, Posterize and
-Solarize get d pixel / d mu = 1, and those of which whole levels come out pass the gradient of their
-result on to their input as it is.
+Solarize get d pixel / d mu = 1, and the ops of STRAIGHT_IMAGE, whose results are whole levels, pass
+the gradient of their result on to their input as it is.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ STRAIGHT_IMAGE = ("Posterize", "AutoContrast", "Equalize")
 
 
 class RelaxedPolicy(nn.Module):
-    """theta, starting from equal chances and p = mu = 1/2, as DADA does."""
+    """theta and the ops; training starts from equal chances and p = mu = 1/2, as in DADA."""
 
     op: Tensor
     """(S, K) indices into OPS."""
@@ -65,7 +65,7 @@ class RelaxedPolicy(nn.Module):
         self.magnitude = nn.Parameter(torch.zeros(op.shape))
 
     def forward(self, images: Tensor, generator: Generator) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> the same, with a gradient towards theta.
+        """Images (B, C, H, W) in [0, 1] -> augmented ones, with a gradient towards theta.
 
         `generator` and the parameters are on the images' device.
         """
@@ -81,10 +81,10 @@ class RelaxedPolicy(nn.Module):
             mu = self.magnitude[drawn, k].sigmoid()
             magnitude = with_random_sign(op, magnitude_between(bins, op, mu), generator)
             after = _straight(out, apply_ops(out, op, magnitude, mode="bilinear"), op, mu)
-            fired = torch.where(_each(z > 0), after, out)
-            out = fired + _unseen((z / self.tau).sigmoid(), after - out)
+            fired = torch.where(_per_image(z > 0), after, out)
+            out = fired + _gradient_only((z / self.tau).sigmoid(), after - out)
         w = relaxed(log_pi, noise, self.tau).gather(1, drawn[:, None])[:, 0]
-        return out + _unseen(w, out)
+        return out + _gradient_only(w, out)
 
     def discrete(self, keep: int) -> SubPolicies:
         """The `keep` likeliest sub-policies, in that order, with their probabilities as weights."""
@@ -98,22 +98,24 @@ class RelaxedPolicy(nn.Module):
         return SubPolicies(table, tuple(round(chance, 5) for chance in pi[best].tolist()))
 
 
-def _each(values: Tensor) -> Tensor:
+def _per_image(values: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1)"""
     return values[:, None, None, None]
 
 
-def _unseen(weight: Tensor, change: Tensor) -> Tensor:
-    """Nothing, with the gradient that weight (B,) * change (B, C, H, W) has in the weight."""
-    return _each(weight - weight.detach()) * change.detach()
+def _gradient_only(weight: Tensor, change: Tensor) -> Tensor:
+    """Zeros with the gradient that weight (B,) * change (B, C, H, W) has towards the weight."""
+    return _per_image(weight - weight.detach()) * change.detach()
 
 
 def _straight(before: Tensor, after: Tensor, op: Tensor, mu: Tensor) -> Tensor:
-    """`after`, with gradients in the place of the ones that do not exist."""
+    """`after` (B, C, H, W), with straight-through gradients for the ops that have no derivative."""
 
     def is_one_of(names: Sequence[str]) -> Tensor:
-        return _each(torch.isin(op, torch.tensor([OPS.index(n) for n in names], device=op.device)))
+        return _per_image(
+            torch.isin(op, torch.tensor([OPS.index(n) for n in names], device=op.device))
+        )
 
     passed = after.detach() + (before - before.detach())
     out = torch.where(is_one_of(STRAIGHT_IMAGE), passed, after)
-    return out + torch.where(is_one_of(STRAIGHT_MAGNITUDE), _each(mu - mu.detach()), 0.0)
+    return out + torch.where(is_one_of(STRAIGHT_MAGNITUDE), _per_image(mu - mu.detach()), 0.0)

@@ -18,9 +18,9 @@ DROPOUT = 0.2
 class ReleasedAugmenter(augmenter.AbstractAugmenter):
     """n inputs, layers of n and 10n with dropout 0.2 after both, n outputs.
 
-    tanh on the outputs for translation and wherever colour is learned; nothing for affine alone.
-    Dropout is a second source of noise there; here its masks are part of z, so that the look-ahead
-    and the trainer see the same ones.
+    The outputs go through tanh for translation and wherever colour is learned, but not for affine
+    alone. In the release, dropout is a second source of noise; here its masks are part of z, so
+    that the look-ahead and the trainer use the same ones.
     """
 
     def __init__(self, names: tuple[str, ...], seed: int) -> None:
@@ -32,6 +32,7 @@ class ReleasedAugmenter(augmenter.AbstractAugmenter):
             self.last = nn.Linear(10 * n, n)
 
     def forward(self, z: Tensor) -> Tensor:
+        """Noise (B, Z) in [-1, 1], the masks' included -> parameters (B, P)."""
         n = len(self.names)
         z, *masks = z.split([n, n, 10 * n], dim=1)
         h = z
@@ -44,7 +45,8 @@ class ReleasedAugmenter(augmenter.AbstractAugmenter):
     def apply_to(
         self, images: Tensor, parameters: Tensor, strength: Strength | None = None
     ) -> Tensor:
-        """Warp as ever; then brightness x(1 + b), "contrast" x + c, saturation; hue h + h u / 2."""
+        """Warp like `augmenter.transform`; then brightness x(1 + b), "contrast" x + c, saturation
+        s(1 + a) and hue h + h u / 2, all clamped."""
         color = [n for n in self.names if n in augmenter.COLOR]
         geometric = [n for n in self.names if n not in color]
         p = dict(zip(self.names, parameters[:, :, None, None, None].unbind(1), strict=True))

@@ -3,6 +3,7 @@
 import abc
 import random
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -67,7 +68,15 @@ class AutoAugment(_Discrete):
     table: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
 
     def policy_of(self, state: Any) -> Policy:
-        return policies.SubPolicies(policies.TABLES[self.table], num_bins=10)
+        return policies.SubPolicies(published_table(self.table), num_bins=10)
+
+
+@lru_cache
+def published_table(name: str) -> tuple[policies.SubPolicy, ...]:
+    """AutoAugment's 25 sub-policies for a data set; their levels are bins of 10."""
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # slow to import
+
+    return tuple(AutoAugment(AutoAugmentPolicy(name)).policies)
 
 
 class SubPolicyState(Stateless):

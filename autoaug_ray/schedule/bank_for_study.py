@@ -1,4 +1,4 @@
-"""The generated images that a study mixes: of which pools, and a bank that holds them."""
+"""The generated images that a study mixes: its pools, and filling a bank with their edits."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place
 
 SHOWN = 12
+"""Classes on a study's sheet, at most."""
 
 
 def kinds_of(study: Study) -> tuple[ImageKind, ...]:
@@ -34,7 +35,7 @@ def pools_of(study: Study) -> dict[str, Pool]:
     for seed in study.seeds if mixing else ():
         wanted.setdefault(study.pool_name(seed, None), (seed, None))
     if any(is_searched(entry) for entry in mixing):
-        # What is compared is compared on images that its own pool, and so its captions, lack.
+        # Search trials are compared on images that their pool, and so its captions, must lack.
         first = study.seeds[0], study.val_fraction
         wanted[study.pool_name(*first)] = first
     pools = {}
@@ -46,28 +47,30 @@ def pools_of(study: Study) -> dict[str, Pool]:
 
 
 def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None]) -> list[Study]:
-    """Make what the bank lacks; the studies, with the plans of their pools filled in.
+    """Makes what the bank lacks; returns the studies with `bank_plans` filled in.
 
     Raises UserError or RunError if nothing can be made.
     """
     out = []
     for study in studies:
         if pools := pools_of(study):
-            from autoaug_ray.schedule import fill_bank as shards
+            from autoaug_ray.schedule.fill_bank import fill
 
-            made = shards.fill(
+            plan_keys = fill(
                 Bank(root), list(pools.values()), study.generate, study.workers,
                 kinds_of(study), watch,
             )  # fmt: skip
-            study = study.model_copy(update={"bank_plans": dict(zip(pools, made, strict=True))})
+            study = study.model_copy(
+                update={"bank_plans": dict(zip(pools, plan_keys, strict=True))}
+            )
         out.append(study)
     return out
 
 
 def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
-    """(captions, forecast by device) of the images that the studies need, before any is made.
+    """The number of captions, and a forecast by device, of the images that the studies need.
 
-    An upper limit: pools that share images share most of their edits.
+    Both are upper limits, since pools that share images share most of their edits. Nothing is made.
     """
     settings = studies[0].generate
     images: dict[str, int] = {}
@@ -86,23 +89,23 @@ def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
                 captions.update(pool.hashes)
     if not images:
         return 0, {}
-    once = flops.of_model(settings)
+    work = flops.of_model(settings)
     count, sources = sum(images.values()), len(images)
     return len(captions), {
-        name: flops.forecast(settings, count, device, sources=sources, work=once, shape=shape)
+        name: flops.forecast(settings, count, device, sources=sources, work=work, shape=shape)
         for name, device in flops.DEVICES.items()
     }
 
 
 def write_faults(study: Study, folder: Folder, root: Place) -> None:
-    """bank_faults.txt in the study's folder, for its report: a line for each."""
+    """Writes bank_faults.txt, a line for each fault, into the study's folder for its report."""
     keys = study.bank_plans.values()
     lines = dict.fromkeys(line for key in keys for line in Bank(root).faults(key))
     write_whole(folder.bank_faults, "".join(f"{line}\n" for line in lines).encode())
 
 
 def write_sheet(study: Study, folder: Folder, root: Place) -> None:
-    """sheet.png in the study's folder: an image of every class (12 at most), and edits of it."""
+    """Writes sheet.png into the study's folder: an image of SHOWN classes each, and its edits."""
     if not study.bank_plans:
         return
     key, bank = next(iter(study.bank_plans.values())), Bank(root)

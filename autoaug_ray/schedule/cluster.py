@@ -1,4 +1,4 @@
-"""Which machines the work runs on: the cluster that this process is on, or this machine alone."""
+"""The machines that the work runs on: the cluster around this process, or this machine alone."""
 
 import contextlib
 import logging
@@ -40,11 +40,11 @@ KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """KubeRay sets it in the pods of its clusters."""
 LOCAL = "local"
 TOKEN = Path("~/.ray/auth_token")
-"""Whoever has it may run anything on the cluster."""
+"""The file of the cluster's secret: its holder may run anything on the cluster."""
 
 
 def join(cpus: int | None = None) -> None:
-    """Join the cluster of `address`, or start one of `cpus` on this machine; once a process."""
+    """Joins the cluster of `address`, or starts one of `cpus` on this machine; once a process."""
     if ray.is_initialized():
         return
     where = address()
@@ -66,25 +66,25 @@ def join(cpus: int | None = None) -> None:
         raise UserError(f"cannot join the Ray cluster at {where}: {error}") from None
     with contextlib.suppress(OSError):  # Ray leaves its token for all users of the machine to read
         TOKEN.expanduser().chmod(0o600)
-    if where != LOCAL:  # whose launcher sets OMP_NUM_THREADS=1 for all that it starts
+    if where != LOCAL:  # its launcher sets OMP_NUM_THREADS=1 for all processes
         torch.set_num_threads(os.cpu_count() or 1)
 
 
 def leave() -> None:
-    """Or end the one that this process started."""
+    """Leaves the cluster, or ends the one that this process started."""
     ray.shutdown()
 
 
 def look() -> ClusterState:
-    """At the cluster that was joined, for its bill."""
+    """The state of the cluster that was joined, for its bill."""
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     return ClusterState(nodes, ray.available_resources())
 
 
 def address() -> str:
-    """Of the cluster that this process is on: host:port, or "local" for none.
+    """The address of the cluster that this process is on: host:port, or "local" for none.
 
-    That is RAY_ADDRESS (in which "local" asks for this machine alone), else the running cluster
+    It is RAY_ADDRESS (in which "local" asks for this machine alone), else the running cluster
     that `ray start` began or joined on this machine. Raises UserError on the head of a launched
     cluster and in a Kubernetes pod if Ray doesn't run there: this machine alone isn't what was
     meant.
@@ -107,22 +107,22 @@ def address() -> str:
 
 
 def most(kind: str) -> float:
-    """How many "CPU" or "GPU" one machine has, or one that the cluster may start; inf: unknown."""
+    """The most "CPU" or "GPU" that one machine has, or one that may be started; inf: unknown."""
     return max([n.get(kind, 0.0) for n in (*machines(), *_to_come())], default=0.0)
 
 
 def machines() -> list[dict[str, float]]:
-    """The resources of every machine that is there."""
+    """The resources of every machine of the cluster that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def may_grow() -> bool:
-    """Whether machines may come that are not there yet."""
+    """True if the cluster may start more machines."""
     return address() != LOCAL
 
 
 def _to_come() -> Iterator[Mapping[str, float]]:
-    """The resources of a machine of every type that may come."""
+    """The resources of one machine of each type that the cluster may start."""
     if not may_grow():
         return
     unknown = {"CPU": math.inf, "GPU": math.inf}

@@ -1,4 +1,4 @@
-"""Filling a bank with Ray actors: captions, neighbours, words, plans, edits; only what is missing.
+"""Filling a bank with Ray actors: captions, neighbours, words, plans and edits that it lacks.
 
 What has to be made is cut into pieces of fixed size and order, and an actor takes one piece at a
 time and writes its file itself. Who makes a piece, when, and how often it was tried before changes
@@ -19,16 +19,16 @@ import ray
 
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import plan
-from autoaug_ray.generate.bank import Bank, Plan, shard_name
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Plan, shard_name
+from autoaug_ray.generate.flops import PEAKS
 from autoaug_ray.generate.plan import Fingerprints, Pool
 from autoaug_ray.generate.settings import EDITS, Generation, ImageKind, Workers
 from autoaug_ray.generate.worker import Failure, PieceDone, Worker
 
 HOPELESS = 3
-"""So many failed shards, before any that worked, mean that none will."""
+"""If so many shards fail before any works, none will."""
 REPORT_SECONDS = 10.0
-PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "RTX 3090": 71.2, "L4": 121.0, "T4": 65.0}
-"""Dense bf16 or fp16 TFLOP/s, by a part of the device's name."""
 
 Watch = Callable[[str], None]
 T = TypeVar("T")
@@ -42,11 +42,11 @@ def fill(
     kinds: Sequence[ImageKind] = EDITS,
     watch: Watch = print,
 ) -> list[str]:
-    """Make all edits of these kinds that the bank lacks; returns each pool's plan key.
+    """Makes all edits of these kinds that the bank lacks; returns each pool's plan key.
 
-    `watch` is told lines of progress. A shard that fails again and again is set aside (see
-    `Bank.quarantined`); what else fails raises UserError or RunError. Nothing is started if nothing
-    is missing.
+    `watch` gets lines of progress. A shard that fails again and again is set aside (see
+    `Bank.quarantined`); any other failure raises UserError or RunError. Ray is not started if the
+    bank lacks nothing.
     """
     pools = [replace(pool, images=pool.images.cpu(), labels=pool.labels.cpu()) for pool in pools]
     with _Crew(bank, settings, workers, watch) as crew:
@@ -72,18 +72,18 @@ def keys(
 
 @dataclass
 class _Piece:
-    """What an actor does at a time: `Worker.work` of the first four."""
+    """What an actor does at a time: `Worker.work` of the first four fields."""
 
     what: str
     name: str  # in the ledger, and of the file, if it makes one
     phase: str
     arguments: Sequence[Any]
-    keys: Sequence[str] = ()  # of what it makes
+    keys: Sequence[str] = ()  # of the images or captions that it makes
     attempts: int = 0
 
 
 class _Crew:
-    """The actors; started with the first piece of work, and ended with the `with`."""
+    """The actors, which start with the first piece of work and end with the `with`."""
 
     def __init__(self, bank: Bank, settings: Generation, workers: Workers, watch: Watch) -> None:
         self.bank, self.settings, self.workers, self.watch = bank, settings, workers, watch
@@ -102,18 +102,18 @@ class _Crew:
         return bool(self._actors)
 
     def run(self, pieces: Sequence[_Piece], *, set_aside: bool = False) -> list[PieceDone | None]:
-        """All pieces, each on whoever is free first; what was told of each, in their order.
+        """Does all pieces, each on the actor that is free first; returns their figures, in order.
 
-        A piece that fails has `workers.retries` more attempts. Then it is set aside and None stands
-        in its place, or, without `set_aside`, RunError is raised. So are errors that every piece
-        would meet.
+        A piece that fails has `workers.retries` more attempts. After the last it is set aside and
+        its figures are None, or, without `set_aside`, RunError is raised. An error that every piece
+        would meet is raised at once.
         """
         if not pieces:
             return []
         most = min(len(pieces), self._most())
         self._actors.sort(key=lambda actor: actor is None)
         self._actors += [None] * (most - len(self._actors))
-        told: list[PieceDone | None] = [None] * len(pieces)
+        done: list[PieceDone | None] = [None] * len(pieces)
         waiting = deque(range(len(pieces)))
         free = deque(range(most))
         busy: dict[Any, tuple[int, int]] = {}  # result -> (actor, piece)
@@ -132,7 +132,7 @@ class _Crew:
             outcome = _outcome(result)
             piece = pieces[which]
             if isinstance(outcome, PieceDone):
-                told[which] = outcome
+                done[which] = outcome
                 progress.add(piece, outcome)
                 if outcome.rows:
                     self.watch(
@@ -165,8 +165,8 @@ class _Crew:
         if len(failures) >= HOPELESS or failures and not self.bank.shards():
             raise RunError(f"generate: no shard could be made ({failures[0][1]}).")
         self._quarantine(failures)
-        progress.say()
-        return told
+        progress.report()
+        return done
 
     def _dismiss(self, actors: Iterable[int]) -> None:
         for who in actors:
@@ -185,7 +185,7 @@ class _Crew:
         return actor.remote(str(self.bank.root.resolve()), self.settings, self.workers)
 
     def _most(self) -> int:
-        """How many actors the cluster has room for, or as many as were asked for if fewer."""
+        """How many actors may run: as many as there is room for, or as were asked for if fewer."""
         cluster.join()
         room = 0
         for node in cluster.machines():
@@ -205,38 +205,39 @@ class _Crew:
 
 
 class _Progress:
-    """Lines about a round of pieces, now and then and at the end."""
+    """Reports on a round of pieces in lines, now and then and at the end."""
 
     def __init__(self, watch: Watch, pieces: Sequence[_Piece]) -> None:
         self._watch, self._pieces = watch, pieces
-        self._begin = self._told = time.monotonic()
-        self.done = self._said = self._made = self._rejected = 0
+        self._begin = self._reported = time.monotonic()
+        self.done = self._reported_done = self._items = self._rejected = 0
         self._seconds = self._tflop = 0.0
         self._device = ""
 
     def add(self, piece: _Piece, done: PieceDone) -> None:
         self.done += 1
-        self._made += done.made
+        self._items += done.items
         self._rejected += done.rejected
         self._seconds += done.seconds
         self._tflop += done.tflop
         self._device = done.device
-        if time.monotonic() - self._told > REPORT_SECONDS:
-            self.say()
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self.report()
 
-    def say(self) -> None:
-        if not self._made or self._said == self.done:
+    def report(self) -> None:
+        if not self._items or self._reported_done == self.done:
             return
-        self._told, self._said = time.monotonic(), self.done
+        self._reported, self._reported_done = time.monotonic(), self.done
         thing = "captions" if self._pieces[0].phase == "caption" else "edits"
-        line = f"  {self.done}/{len(self._pieces)} shards, {self._made} {thing}"
-        line += f", {self._made / (self._told - self._begin):.3g} a second"
+        line = f"  {self.done}/{len(self._pieces)} shards, {self._items} {thing}"
+        line += f", {self._items / (self._reported - self._begin):.3g} a second"
         if self._rejected:
             line += f", {self._rejected} rejected"
         if self._tflop and self._seconds:
             speed = self._tflop / self._seconds
             line += f"; {speed:.3g} TFLOP/s per {self._device}"
-            if peak := next((v for name, v in PEAKS.items() if name in self._device), None):
+            peaks = (tflops for part, tflops in PEAKS.items() if part in self._device)
+            if peak := next(peaks, None):
                 line += f", {100 * speed / peak:.0f} % of its peak"
         self._watch(line)
 
@@ -255,7 +256,7 @@ def _outcome(result: Any) -> PieceDone | Failure:
 
 
 def _plans(pools: Sequence[Pool], kinds: Sequence[ImageKind], crew: _Crew) -> list[Plan]:
-    """Every pool's plan, from the bank, or made now and written there."""
+    """Every pool's plan, read from the bank, or made now and written to it."""
     bank, settings = crew.bank, crew.settings
     marks = [plan.fingerprints(pool, settings, kinds) for pool in pools]
     named = keys(pools, settings, kinds)
@@ -271,17 +272,17 @@ def _plans(pools: Sequence[Pool], kinds: Sequence[ImageKind], crew: _Crew) -> li
             for key, (pool, _) in new.items()
         }
         captions = _captions([(*new[key], draws[key]) for key in new], crew)
-        said = dict(zip(new, captions, strict=True))
+        continuations = dict(zip(new, captions, strict=True))
         _invert(new.values(), crew)
         for key, (pool, mark) in new.items():
-            _write_plan(key, pool, mark, draws[key], said[key], kinds, crew)
+            _write_plan(key, pool, mark, draws[key], continuations[key], kinds, crew)
     return [bank.read_plan(key) for key in named]
 
 
 def _neighbours(
     new: Iterable[tuple[Pool, Fingerprints]], crew: _Crew
 ) -> dict[tuple[str, ...], list[tuple[int, ...]]]:
-    """By the classes of a pool: of each class the nearest others."""
+    """The nearest other classes of each class, by the tuple of a pool's classes."""
     asked = {pool.classes: (pool.names, mark) for pool, mark in new}
     pieces = [
         _Piece("embed", plan.neighbours_name(classes, mark), "caption", (names,))
@@ -293,8 +294,11 @@ def _neighbours(
 def _captions(
     new: Sequence[tuple[Pool, Fingerprints, list[plan.Draw]]], crew: _Crew
 ) -> list[dict[int, str]]:
-    """What the drawn images of every pool show, by position; makes what is not in the bank."""
-    held = set(crew.bank.captions())
+    """The continuations of the drawn images of every pool, by position.
+
+    Captions that the bank lacks are made.
+    """
+    known = set(crew.bank.captions())
     pieces, wanted = [], []
     for pool, mark, draws in new:
         name_of = [pool.names[label] for label in pool.labels.tolist()]
@@ -305,8 +309,8 @@ def _captions(
             for i in plan.captioned(draws)
         }
         wanted.append(keys)
-        lacking = {key: i for i, key in keys.items() if key not in held}
-        held |= lacking.keys()
+        lacking = {key: i for i, key in keys.items() if key not in known}
+        known |= lacking.keys()
         for part in _cut(list(lacking), crew.workers.shard_size):
             places = [lacking[key] for key in part]
             arguments = (
@@ -319,16 +323,16 @@ def _captions(
     if pieces:
         crew.watch(f"{sum(len(piece.keys) for piece in pieces)} captions to make")
         crew.run(pieces)
-    said = crew.bank.captions()
-    return [{i: said[key] for i, key in keys.items()} for keys in wanted]
+    continuations = crew.bank.captions()
+    return [{i: continuations[key] for i, key in keys.items()} for keys in wanted]
 
 
 def _invert(new: Iterable[tuple[Pool, Fingerprints]], crew: _Crew) -> None:
-    """The words of every pool, learned on its own images only."""
+    """Learns the words of every pool, on its own images only."""
     pieces = {}
     for pool, mark in new:
         if mark.tokens is not None and not crew.bank.tokens_path(mark.tokens).exists():
-            # In an order of their own: the same images in another order are the same pool.
+            # Sorted by hash, since the same images in another order are the same pool.
             order = sorted(range(len(pool.hashes)), key=pool.hashes.__getitem__)
             arguments = (pool.images[order].numpy(), pool.labels[order].numpy(), pool.names)
             pieces[mark.tokens] = _Piece("invert", mark.tokens, "invert", (*arguments, mark.tokens))
@@ -342,17 +346,22 @@ def _write_plan(
     pool: Pool,
     mark: Fingerprints,
     draws: Sequence[plan.Draw],
-    said: dict[int, str],
+    continuations: dict[int, str],
     kinds: Sequence[ImageKind],
     crew: _Crew,
 ) -> None:
-    tokens: dict[str, int] = {}  # of the texts that the linter asks about: counted by the model
-    plan.build(pool, draws, said, crew.settings, mark, lambda text: tokens.setdefault(text, 0))
+    """Writes a pool's plan, and tells which captions the linter replaced."""
+    tokens: dict[str, int] = {}  # of the texts that the linter asks about, which an actor counts
+
+    def build(count_tokens: Callable[[str], int]) -> list[plan.Edit]:
+        return plan.build(pool, draws, continuations, crew.settings, mark, count_tokens)
+
+    build(lambda text: tokens.setdefault(text, 0))
     if tokens:
         (counted,) = crew.run([_Piece("count", key, "caption", (list(tokens), mark.tokens))])
         assert counted is not None
         tokens = dict(zip(tokens, counted.value, strict=True))
-    edits = plan.build(pool, draws, said, crew.settings, mark, tokens.__getitem__)
+    edits = build(tokens.__getitem__)
     crew.bank.write_plan(key, edits, pool, kinds, crew.settings, mark)
     crew.watch(f"plan {key}: {len(edits)} edits of {len(pool.labels)} images")
     for name, reasons in plan.lint_counts(edits).items():
@@ -361,15 +370,15 @@ def _write_plan(
 
 
 def _edit(pools: Sequence[Pool], plans: Sequence[Plan], crew: _Crew) -> None:
-    """All edits that are neither in the bank nor set aside."""
+    """Makes all edits that are neither in the bank nor set aside."""
     edits = {
         edit.key: (edit, pool, p.fingerprints)
         for p, pool in zip(plans, pools, strict=True)
         for edit in p.edits
     }
-    aside = {key for line in crew.bank.quarantined().values() for key in line["keys"]}
+    set_aside = crew.bank.quarantined_keys()
     lacking = crew.bank.missing(edits)
-    missing = [key for key in lacking if key not in aside]
+    missing = [key for key in lacking if key not in set_aside]
     crew.watch(f"{len(edits)} edits, {len(missing)} to make")
     if len(lacking) > len(missing):
         crew.watch(
@@ -381,13 +390,14 @@ def _edit(pools: Sequence[Pool], plans: Sequence[Plan], crew: _Crew) -> None:
         by_words[edits[key][2].tokens].append(key)
     pieces = [
         _shard([edits[key] for key in part])
-        for mine in by_words.values()
-        for part in _cut(mine, crew.workers.shard_size)
+        for keys_of_words in by_words.values()
+        for part in _cut(keys_of_words, crew.workers.shard_size)
     ]
     crew.run(pieces, set_aside=True)
 
 
 def _shard(rows: Sequence[tuple[plan.Edit, Pool, Fingerprints]]) -> _Piece:
+    """The piece of work that makes a shard of these edits, with each source image once."""
     images: dict[str, np.ndarray] = {}
     for edit, pool, _ in rows:
         images.setdefault(edit.source_hash, pool.images[edit.source].numpy())

@@ -1,4 +1,4 @@
-"""What a running study shows on the terminal."""
+"""The display of a running study on the terminal."""
 
 import time
 from collections import Counter, defaultdict
@@ -12,17 +12,17 @@ from rich.table import Table
 from autoaug_ray.schedule.queue import RunQueue
 from autoaug_ray.schedule.tune import Watch
 
-LINE_SECONDS = 20.0  # between two lines where there is no terminal to redraw
+LINE_SECONDS = 20.0  # between two lines if the output is no terminal
 
 
 class Progress(Watch):
-    """A live table on a terminal; a line now and then elsewhere."""
+    """Shows a live table on a terminal, and a line now and then elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.queues: Sequence[RunQueue] = ()
         self.live: Live | None = None
-        self.began = self.said = time.monotonic()
+        self.began = self.last_line = time.monotonic()
         self.hours: dict[str, dict[str, float]] = defaultdict(dict)
         self.best: dict[str, float] = {}
         self.running: dict[str, str] = {}
@@ -32,7 +32,7 @@ class Progress(Watch):
     def begin(self, queues: Sequence[RunQueue]) -> None:
         self.queues = queues
         self.already = self._done
-        self.began = self.said = time.monotonic()
+        self.began = self.last_line = time.monotonic()
         if self.already:
             self.console.print(f"{self.already} of {self._expected} runs are on disk already.")
         if self.console.is_terminal and not all(queue.complete for queue in queues):
@@ -71,8 +71,8 @@ class Progress(Watch):
                 self.best[label] = max(self.best.get(label, 0.0), result["score"])
         if self.live is not None:
             self.live.update(self._table())
-        elif time.monotonic() - self.said > LINE_SECONDS:
-            self.said = time.monotonic()
+        elif time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
             self.console.print(self._line(), highlight=False)
 
     def end(self) -> None:
@@ -88,7 +88,7 @@ class Progress(Watch):
         )
 
     def _left(self) -> str:
-        """From the epochs seen so far: runs that are under way count with what they have done."""
+        """The time left, by the epochs seen so far, in runs under way too."""
         total = (self._expected - self.already) * self.queues[0].study.train.epochs
         seen = sum(self.epochs.values())
         if not seen:

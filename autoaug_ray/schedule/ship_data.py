@@ -1,6 +1,6 @@
-"""A dataset from the driver to all machines: one copy in each one's shared memory.
+"""Shipping a dataset from the driver to all machines: one copy in each one's shared memory.
 
-Ray shares numpy arrays between the processes of a machine without copying them, torch's tensors it
+Ray shares numpy arrays between the processes of a machine without copying them; torch's tensors it
 would pickle.
 """
 
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor
 
 from autoaug_ray import data
-from autoaug_ray.data import Dataset, Source, Split
+from autoaug_ray.data import Source, Split
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.settings.dataset import Dataset
 
 
 class Handed(NamedTuple):
+    """A dataset as numpy arrays."""
+
     dataset: Dataset
     parts: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Images and labels of pool, held_out and test, where there are any."""
+    """Images and labels of pool, held_out and test, as far as the dataset has them."""
     classes: tuple[str, ...]
     groups: np.ndarray | None
     notes: tuple[str, ...]
@@ -42,7 +45,7 @@ def pack(dataset: Dataset) -> Handed | None:
 
 
 def take(dataset: Dataset, handed: Sequence[Handed]) -> None:
-    """From here on this process does not read from its disk what it was handed.
+    """Makes this process use the datasets that it was handed, and not read them from its disk.
 
     Raises RunError for a dataset that stays on disk and cannot be read on this machine.
     """

@@ -10,11 +10,11 @@ from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 MARKET = "InstanceMarketOptions"
-"""Of a node_config, as in EC2's RunInstances; without it a machine is on demand."""
+"""The field of a node_config, as in EC2's RunInstances, without which a machine is on demand."""
 
 
 class SpotFirst(AWSNodeProvider):
-    """Ray's provider of EC2 machines, but for what is asked of EC2."""
+    """Ray's provider of EC2 machines, which asks for machines on demand where there is no spot."""
 
     def _create_node(
         self, node_config: dict[str, Any], tags: dict[str, str], count: int
@@ -24,16 +24,16 @@ class SpotFirst(AWSNodeProvider):
         EC2 may start fewer than it is asked for. The rest is asked for again until it is refused,
         then on demand. Raises NodeLaunchException if nothing could be started.
         """
-        made: dict[str, Any] = {}
-        while len(made) < count:
+        instances: dict[str, Any] = {}
+        while len(instances) < count:
             try:
-                short = count - len(made)
-                made |= super()._create_node(node_config, tags, short)  # type: ignore[no-untyped-call]
+                missing = count - len(instances)
+                instances |= super()._create_node(node_config, tags, missing)  # type: ignore[no-untyped-call]
             except NodeLaunchException:
                 if MARKET in node_config:
                     node_config = {k: v for k, v in node_config.items() if k != MARKET}
-                elif made:
+                elif instances:
                     break
                 else:
                     raise
-        return made
+        return instances

@@ -32,7 +32,7 @@ from ray.tune.search import Searcher
 from autoaug_ray import data, policy, train
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.errors import RunError, StorageError, UserError, storing
-from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank import shared_bank
 from autoaug_ray.methods.discrete import PopulationBased, explore
 from autoaug_ray.schedule.queue import RunQueue, is_population
 from autoaug_ray.schedule.ship_data import Handed, pack, take
@@ -209,7 +209,7 @@ def _train(
     with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
         if handed is not None:
             take(asked.dataset, handed)
-        images = Bank(place(bank)) if bank and asked.bank_plan else None
+        images = shared_bank(bank) if bank and asked.bank_plan else None
         for epoch in train.run(attempt.run, meter, attempt.resume, images):
             if attempt.keep(epoch):
                 meter.keep()

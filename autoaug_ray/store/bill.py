@@ -1,7 +1,7 @@
-"""What the machines cost while a study ran: device-hours billed, allotted, held and useful.
+"""The bill of a study's machines: device-hours billed, allotted, held and useful.
 
-The meter charges what attempts held; whoever pays for a cluster pays for its nodes. Between the two
-lie nodes that wait for work or start up, and actors that import torch. A thread of the driver looks
+The meter charges what attempts held, but a cluster costs what its nodes do. Between the two lie
+nodes that wait for work or start up, and actors that import torch. A thread of the driver looks
 at the cluster every few seconds, and keeps one small file per session, written anew every time:
 kill -9 loses no more than the time since. Nodes that stay on between two sessions are not seen.
 """
@@ -26,16 +26,16 @@ INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
 
 
 class ClusterState(NamedTuple):
-    """At a cluster, now."""
+    """The nodes of a cluster at one moment."""
 
     nodes: Mapping[str, Mapping[str, float]]
     """Resources ("CPU", "GPU") of every node that is alive, by its id."""
     free: Mapping[str, float]
-    """Resources that nothing has been given."""
+    """Resources that no trial or actor holds."""
 
 
 class Bill:
-    """The bill of one session, below `folder`; a context manager."""
+    """The bill of one session, as a file below `folder`; a context manager."""
 
     def __init__(
         self,
@@ -66,11 +66,11 @@ class Bill:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if kind is None or not issubclass(kind, UserError):  # of which nothing comes to be
+        if kind is None or not issubclass(kind, UserError):  # a refused input leaves no session
             self.note()
 
     def note(self, *, write: bool = True) -> None:
-        """Charge the time since the last look to what was there then, and look again."""
+        """Charges the time since the last look to the nodes seen then, and looks again."""
         with self._lock, contextlib.suppress(OSError, RunError):
             now = self._clock()
             passed, self._then = now - self._then, now
@@ -79,8 +79,8 @@ class Bill:
                     for kind in ("CPU", "GPU"):
                         self._billed[node][kind] += passed * resources.get(kind, 0.0)
                 for kind in ("CPU", "GPU"):
-                    there = sum(r.get(kind, 0.0) for r in self._last.nodes.values())
-                    self._allotted[kind] += passed * (there - self._last.free.get(kind, 0.0))
+                    total = sum(r.get(kind, 0.0) for r in self._last.nodes.values())
+                    self._allotted[kind] += passed * (total - self._last.free.get(kind, 0.0))
             with contextlib.suppress(Exception):  # a cluster that is going away
                 self._last = self._look()
             if not write:
@@ -102,35 +102,35 @@ class Bill:
 
 
 class Sum(NamedTuple):
-    """Device-hours of all sessions, of the kind of device that the trainings ran on."""
+    """The device-hours of all sessions, counting the kind of device that the trainings ran on."""
 
     device: str
-    """GPU or CPU."""
+    """The kind of device: GPU or CPU."""
     sessions: int
     nodes: int
     billed: float
-    """Alive time of the nodes x their devices."""
+    """Device-hours of nodes while they were alive."""
     allotted: float
-    """Given to trials and actors by the scheduler, from their start to their end."""
+    """Device-hours that trials and actors were given, from their start to their end."""
     held: float
-    """By attempts, as the ledgers say: what methods are charged."""
+    """Device-hours of attempts in the ledgers: what methods are charged."""
     useful: float
-    """Of that, in a phase of the work: training, evaluation, generation."""
+    """The part of `held` in a phase of the work: training, evaluation, generation."""
     lost: float
-    """After the last checkpoint of attempts whose process, machine or driver was lost."""
+    """Device-hours after the last checkpoint of attempts that were lost with process or machine."""
 
 
 def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
-    """The bills in the folder, and what the ledgers say of the same sessions; None if no bill."""
+    """Adds up the bills in the folder and the ledgers of the same sessions; None without a bill."""
     bills = [json.loads(data) for data in read_all(listed(folder, "*.json"))]
     lines = [line for ledger in ledgers for line in meter.read(ledger)]
-    mine = [line for line in lines if any(_within(line, bill) for bill in bills)]
+    attempts = [line for line in lines if any(_within(line, bill) for bill in bills)]
     if not bills:
         return None
-    kind = "GPU" if any(line["device"] != "CPU" for line in mine) else "CPU"
-    mine = [line for line in mine if (line["device"] != "CPU") == (kind == "GPU")]
-    held = sum(map(meter.spent, mine)) / 3600
-    idle = sum(line["share"] * line["seconds"]["other"] for line in mine) / 3600
+    kind = "GPU" if any(line["device"] != "CPU" for line in attempts) else "CPU"
+    attempts = [line for line in attempts if (line["device"] != "CPU") == (kind == "GPU")]
+    held = sum(map(meter.spent, attempts)) / 3600
+    idle = sum(line["share"] * line["seconds"]["other"] for line in attempts) / 3600
     return Sum(
         device=kind,
         sessions=len(bills),
@@ -139,12 +139,12 @@ def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
         allotted=sum(bill["allotted"].get(kind, 0) for bill in bills) / 3600,
         held=held,
         useful=held - idle,
-        lost=sum(meter.in_vain(line) for line in mine if line.get("open")) / 3600,
+        lost=sum(meter.in_vain(line) for line in attempts if line.get("open")) / 3600,
     )
 
 
 def sentence(s: Sum) -> str:
-    """For people, in the order in which the hours melt away."""
+    """The bill as a sentence, from the hours billed to the useful ones."""
     text = (
         f"The bill: {s.billed:.3g} {s.device}-hours of {s.nodes} "
         f"{'node' if s.nodes == 1 else 'nodes'}, of which {_share(s.allotted, s.billed)} were "
@@ -161,6 +161,6 @@ def _share(part: float, whole: float) -> str:
 
 
 def _within(line: Mapping[str, Any], bill: Mapping[str, Any]) -> bool:
-    """Whether the attempt began in the session; clocks of two machines differ a little."""
+    """True if the attempt began in the session; clocks of two machines differ a little."""
     began = line["at"] - sum(line["seconds"].values())
     return bool(bill["began"] - 1 <= began <= bill["at"] + 1)

@@ -1,4 +1,4 @@
-"""What a study leaves on disk, or on a store that many machines share: rows, checkpoints, policies.
+"""A study's folder, on disk or on a store that many machines share: rows, checkpoints, policies.
 
     OUT/<study>/
       study.json             the study as it was run
@@ -95,9 +95,9 @@ class Folder:
         return self.root / "bank_faults.txt"
 
     def check(self) -> None:
-        """Raises StorageError if the folder is gone: to write would make another in its place.
+        """Raise StorageError if the folder was deleted.
 
-        From then on rows and checkpoints are written into this folder or not at all.
+        Call this first: from then on writes never recreate it.
         """
         if not isinstance(self.root, Remote) and not self.root.is_dir():
             raise StorageError(f"{self.root} cannot be used (it is not there any more).")
@@ -107,7 +107,7 @@ class Folder:
         return self.policies / label / f"seed-{seed}"
 
     def write_rows(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All rows of a run so far; whoever reads sees the old file or the new one, whole."""
+        """Writes all rows of a run so far; a reader sees the old file or the new one, whole."""
         columns = {
             name: [
                 list((row.get(name) or {}).items()) if name in MAPS else row.get(name)
@@ -120,7 +120,7 @@ class Folder:
         write_whole(self.rows / f"{key}.parquet", buffer.getvalue(), parents=not self._seen)
 
     def read_rows(self, key: str | None = None) -> list[dict[str, Any]]:
-        """Rows of one run, or of all, as dicts with `log` a dict."""
+        """The rows of one run, or of all, as dicts, in which columns of MAPS are dicts."""
         if key is None:
             paths = listed(self.rows, "*.parquet")
         else:
@@ -160,16 +160,16 @@ def save_state(path: Place, state: Mapping[str, Any], *, parents: bool = True) -
 
 
 def load_state(path: Place) -> dict[str, Any]:
-    """Tensors and plain values only: nothing in the file can run."""
+    """Reads what `save_state` wrote. Only tensors and plain values are read: no code can run."""
     data = io.BytesIO(path.read_bytes())
     state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
     return state
 
 
 def write_whole(path: Place, data: bytes, *, parents: bool = True) -> None:
-    """Atomically: a reader, or a crash, never meets half a file. Raises StorageError.
+    """Writes a file atomically: a reader, or a crash, never meets half of it. Raises StorageError.
 
-    Makes the file's folder if it is not there; with `parents` also those that it is in.
+    Makes the file's folder if it is missing; with `parents` also those above it.
     """
     if isinstance(path, Remote):
         path.write_bytes(data)
@@ -189,7 +189,7 @@ def write_whole(path: Place, data: bytes, *, parents: bool = True) -> None:
 
 
 def append_line(path: Place, line: Mapping[str, Any]) -> None:
-    """Add a line of JSON; atomically, so only for files of one writer. Raises StorageError."""
+    """Adds a line of JSON; rewrites the file, which must have one writer. Raises StorageError."""
     with storing(path):
         before = path.read_bytes() if path.exists() else b""
     write_whole(path, before + json.dumps(line).encode() + b"\n")

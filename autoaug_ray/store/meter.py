@@ -1,4 +1,4 @@
-"""What an attempt at a run costs: wall-clock seconds held x device share, by phase.
+"""The meter: what an attempt at a run costs, as wall-clock seconds x device share, by phase.
 
 Every attempt has a file of its own in the ledger, `ledger/<run key>-<attempt>.jsonl`, whose lines
 only ever get more: its last line is what the attempt has cost so far. A thread writes one every few
@@ -28,11 +28,12 @@ from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 PHASES = ("caption", "invert", "generate", "search", "final", "eval", "other")
 """caption, invert and generate make a bank of edited images; search and final are the training
-steps of those stages; other is the time that an attempt held
-its device without being in a phase: loading data, building models, checkpoints, reporting."""
+steps of those stages; other is the time that an attempt held its device without being in a phase:
+loading data, building models, checkpoints, reporting."""
 TRAINING = ("search", "final")
+"""The phases of training, without evaluation and overhead."""
 BANK = ("caption", "invert", "generate")
-"""Relative cost counts these two: all but evaluation and overhead."""
+"""The phases that make generated images."""
 HEARTBEAT, REMOTE_HEARTBEAT = 2.0, 20.0
 """Seconds between lines of a ledger on this machine, and on an object store."""
 
@@ -74,9 +75,9 @@ class Meter:
             if not isinstance(ledger, Remote):
                 with storing(ledger):
                     ledger.mkdir(parents=True, exist_ok=True)
-            mine = read(ledger, key)
-            self.attempt = 1 + len(mine)
-            for line in mine:
+            earlier = read(ledger, key)
+            self.attempt = 1 + len(earlier)
+            for line in earlier:
                 for phase, seconds in line["seconds"].items():
                     self.earlier[phase] += seconds
             self._line = {
@@ -103,7 +104,7 @@ class Meter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time in here is charged to `name`; phases do not nest."""
+        """Charges the time in here to `name`; phases do not nest."""
         assert name in PHASES and self._open is None
         self._synchronise()
         with self._lock:
@@ -117,17 +118,17 @@ class Meter:
                 self._open = None
 
     def keep(self) -> None:
-        """What was done so far is on disk: were the attempt lost now, none of it would be."""
+        """Notes that all work so far is on disk, and would not be lost with the attempt."""
         self._kept = sum(self.seconds().values())
         self._beat()
 
     def note(self, **about: Any) -> None:
-        """Something more about the attempt, for its ledger."""
+        """Adds fields about the attempt to its line of the ledger."""
         with self._lock:
             self._line |= about
 
     def seconds(self) -> dict[str, float]:
-        """Of this attempt so far, by phase; they add up to the time since it began."""
+        """The seconds of this attempt so far, by phase; they add up to the time since it began."""
         with self._lock:
             now = self._clock()
             out = {p: self._seconds[p] for p in PHASES}
@@ -137,7 +138,7 @@ class Meter:
             return out
 
     def device_hours(self) -> dict[str, float]:
-        """Of all attempts at this run so far, by phase.
+        """The device-hours of all attempts at this run so far, by phase.
 
         Earlier attempts held the same share: it is part of what the study asks for.
         """
@@ -173,28 +174,38 @@ class Meter:
                 file.write(line)
 
 
-def read(ledger: Place, key: str = "*") -> list[dict[str, Any]]:
-    """The last whole line of every attempt (at one run, or at all); what a crash cut short does not
-    count."""
-    out = []
-    for data in read_all(listed(ledger, f"{key}-*.jsonl")):
+def read(
+    ledger: Place, key: str = "*", *, ended: dict[Place, dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """The last whole line of every attempt (at one run, or at all).
+
+    A line that a crash cut short does not count. Whoever reads a ledger again and again keeps
+    `ended`, an empty dict at first: it remembers the attempts that have ended, whose files do not
+    change any more and are then not read again.
+    """
+    ended = {} if ended is None else ended
+    files = listed(ledger, f"{key}-*.jsonl")
+    lines = {file: ended[file] for file in files if file in ended}
+    others = [file for file in files if file not in ended]
+    for file, data in zip(others, read_all(others), strict=True):
         for text in reversed(data.decode().splitlines()):
             with contextlib.suppress(json.JSONDecodeError):
-                out.append(json.loads(text))
+                lines[file] = json.loads(text)
                 break
-    return out
+    ended |= {file: line for file, line in lines.items() if not line.get("open", True)}
+    return [lines[file] for file in files if file in lines]
 
 
 def spent(line: Mapping[str, Any]) -> float:
-    """Device-seconds of an attempt, by its last line."""
+    """The device-seconds of an attempt, by its last line."""
     return float(line["share"] * math.fsum(line["seconds"].values()))
 
 
 def in_vain(line: Mapping[str, Any]) -> float:
-    """Of these, those after the last checkpoint, of an attempt that was lost."""
+    """The device-seconds after the last checkpoint of an attempt that was lost."""
     return spent(line) - float(line["share"] * line["kept"])
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device had too little memory; a CPU's allocator says so in words only."""
+    """True if a device had too little memory; a CPU's allocator says so in words only."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -21,7 +21,7 @@ from autoaug_ray.errors import StorageError, UserError
 SCHEMES = ("s3", "gs", "abfs")
 """Amazon's, Google's and Microsoft's stores, by pyarrow's file systems."""
 PATIENCE = 600.0
-"""Seconds for which a store may be out before whoever waits for it gives up."""
+"""Seconds for which operations on a store that does not answer are repeated."""
 READERS = 16
 """Files that are fetched at a time."""
 HOPELESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "credentials")
@@ -45,7 +45,7 @@ class Remote:
         self.scheme, self.path, self.query = scheme, path.strip("/"), query
 
     def __str__(self) -> str:
-        """As `place` reads it."""
+        """The URI, as `place` reads it."""
         return f"{self.scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
 
     __repr__ = __str__
@@ -84,11 +84,11 @@ class Remote:
         return self._is("Directory")
 
     def glob(self, pattern: str) -> list["Remote"]:
-        """Files directly below whose names match."""
+        """The files directly below whose names match."""
         return [one for one in self._below("File") if fnmatchcase(one.name, pattern)]
 
     def folders(self) -> list["Remote"]:
-        """Prefixes directly below."""
+        """The prefixes directly below."""
         return self._below("Directory")
 
     def read_bytes(self) -> bytes:
@@ -159,10 +159,10 @@ Place = Path | Remote
 
 
 def place(text: str | Path | Remote) -> Place:
-    """s3://bucket/prefix, or a path on this machine.
+    """The place that a text names: s3://bucket/prefix, or a path on this machine.
 
-    Raises UserError for a store that is not known, or credentials in the URI: it would stand in
-    rows and logs.
+    Raises UserError for a store that is not known, and for credentials in the URI, which would
+    stand in rows and logs.
     """
     if not isinstance(text, str) or "://" not in text:
         return text if isinstance(text, Remote) else Path(text)
@@ -185,7 +185,7 @@ def place(text: str | Path | Remote) -> Place:
 
 
 def check(root: Place) -> None:
-    """That it can be written and read. Raises UserError if it cannot."""
+    """Raises UserError if the place cannot be written and read."""
     if isinstance(root, Path):
         return
     probe = root / "probe"
@@ -202,7 +202,7 @@ def check(root: Place) -> None:
 
 
 def opened(file: Place) -> Path | pa.NativeFile:
-    """For readers that need only parts of it, as pyarrow's do."""
+    """The file for readers that read only parts of it, as pyarrow's do."""
     return file.open_input() if isinstance(file, Remote) else file
 
 
@@ -217,7 +217,7 @@ def read_all(places: Iterable[Place]) -> Iterator[bytes]:
 
 
 def size(file: Place) -> int:
-    """In bytes."""
+    """The file's size in bytes."""
     if isinstance(file, Remote):
         return int(file._patiently(lambda: file._system.get_file_info(file.path).size))
     return file.stat().st_size
@@ -238,7 +238,7 @@ def folders(folder: Place) -> list[Place]:
 
 
 def relative(file: Place, folder: Place) -> str:
-    """For a link in a page of the folder to another file in the same storage."""
+    """The path of a file from a folder in the same storage, for links in pages of the folder."""
     paths = [one.path if isinstance(one, Remote) else str(one) for one in (file, folder)]
     return Path(os.path.relpath(*paths)).as_posix()
 

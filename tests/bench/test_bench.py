@@ -13,9 +13,9 @@ from autoaug_ray.bench import __main__ as command
 from autoaug_ray.bench import hypergradient, tune
 from autoaug_ray.bench.hypergradient import Place
 from autoaug_ray.bench.tune import Attempt, in_lanes, slot_time
-from autoaug_ray.data import Dataset
 from autoaug_ray.methods.bilevel import Bilevel
-from autoaug_ray.models import Classifier
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.dataset import Dataset
 from autoaug_ray.store.meter import Meter
 
 SMALL = Dataset(name="fashion-mnist-mini", train_size=320, test_size=60)
@@ -76,7 +76,7 @@ def test_places_share_nothing(place):
     before = everything(*place.start(method))
     learner, state = place.start(method)
     for _ in range(2):
-        hypergradient._one(learner, method.step, place.batch(), state)
+        hypergradient._train_step(learner, method.step, place.batch(), state)
     after = everything(learner, state)
     assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     again = everything(*place.start(method))
@@ -90,7 +90,7 @@ def test_all_variants_look_from_the_same_weights(place):
         if variant.estimates:
             learner, state = place.start(variant.method)
             for batch in lead:
-                hypergradient._one(learner, variant.step, batch, state)
+                hypergradient._train_step(learner, variant.step, batch, state)
             ends.append(torch.cat([w.detach().flatten() for w in learner.weights().values()]))
     for end in ends[1:]:
         torch.testing.assert_close(end, ends[0], rtol=1e-3, atol=1e-4)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from autoaug_ray import config, data
-from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import main
 from autoaug_ray.commands.propose import SIZES, nearest, study_text
 from autoaug_ray.data.inspect import inspect
 from autoaug_ray.errors import UserError
@@ -40,7 +40,7 @@ def test_a_folder_is_looked_at_a_study_is_written_and_its_steps_are_timed(
     pets, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["init", "pets"]) == 0
+    assert main(["init", "pets"]) == 0
     said = capsys.readouterr().out
     for line in (
         "pets: 20 images of 2 classes in CLASS/*",
@@ -66,11 +66,11 @@ def test_a_study_is_replaced_only_if_asked_to(pets, tmp_path, monkeypatch, capsy
     path = tmp_path / "other.yaml"
     path.write_text("mine")
     arguments = ["init", str(pets), "--study", str(path)]
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert error == f"error: {path} exists; --force replaces it, --study names another file.\n"
     assert path.read_text() == "mine"
-    assert cli.main([*arguments, "--force", "--flip", "none"]) == 0
+    assert main([*arguments, "--force", "--flip", "none"]) == 0
     (study,) = config.load(path)
     flips = [e.hyperparameters.get("flip") for e in study.entries]
     assert set(flips) == {None, "none"} and flips.count(None) == 1
@@ -102,7 +102,7 @@ def test_copies_are_counted_and_told_apart(tmp_path, capsys, monkeypatch):
         ("cat", "train/cat/copy.png"), ("cat", "train/dog/copy.png"), ("dog", "test/dog/copy.png"),
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["init", "mine"]) == 0
+    assert main(["init", "mine"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "copies 3 (files of the same bytes as another one)" in said
     assert "recognised rather than classified: mine/test/dog/copy.png." in said
@@ -114,7 +114,7 @@ def test_what_cannot_be_read_is_named_and_left_out(pets, tmp_path, capsys, monke
     whole = (pets / "dog/007.jpg").read_bytes()
     (pets / "dog/007.jpg").write_bytes(whole[: len(whole) // 2])
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["init", "pets"]) == 0
+    assert main(["init", "pets"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "unreadable 2" in said
     assert (
@@ -129,7 +129,7 @@ def test_more_than_eight_bits_are_warned_of(pets, tmp_path, capsys, monkeypatch)
     deep = np.arange(600, dtype=np.uint16).reshape(30, 20) * 100
     Image.fromarray(deep).save(pets / "cat/deep.png")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["init", "pets"]) == 0
+    assert main(["init", "pets"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "more than 8 bits, of which all above 255 would be white: pets/cat/deep.png." in said
     assert "20 in colour, 1 grey" in said
@@ -139,7 +139,7 @@ def test_only_the_largest_classes_are_listed(tmp_path, capsys, monkeypatch):
     for i in range(23):
         draw_class(tmp_path / f"mine/c{i:02}", 3 + (i == 22), size=(8, 8))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["init", "mine"]) == 0
+    assert main(["init", "mine"]) == 0
     said = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert said.index(["c22", "4"]) < said.index(["c00", "3"]) < said.index(["c18", "3"])
     assert ["and", "3", "more", "9"] in said and ["c19", "3"] not in said
@@ -259,5 +259,5 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path, fault, capsys):
     with pytest.raises(UserError, match=expected):
         inspect(tmp_path / "mine")
     study = tmp_path / "mine.yaml"
-    assert cli.main(["init", str(tmp_path / "mine"), "--study", str(study)]) == 2
+    assert main(["init", str(tmp_path / "mine"), "--study", str(study)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1 and not study.exists()

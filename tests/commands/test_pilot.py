@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from autoaug_ray.commands import main
 from autoaug_ray.commands import pilot_rule as pilot
-from autoaug_ray.commands import run as cli
 from autoaug_ray.commands.pilot_rule import LOOKS, decide
 from autoaug_ray.errors import UserError
 from autoaug_ray.store.folder import Folder
@@ -296,7 +296,7 @@ def test_the_whole_study_is_extrapolated_run_by_run(tiny):
 def test_wrong_input_is_one_sentence(arguments, message, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text("dataset: {name: fashion-mnist-mini}\nmethods: {none: , bilevel: }\n")
-    assert cli.main(["pilot", *(a.format(path) for a in arguments)]) == 2
+    assert main(["pilot", *(a.format(path) for a in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.strip().splitlines()) == 1
 

@@ -7,11 +7,10 @@ import pytest
 from rich.console import Console
 
 from autoaug_ray import config
-from autoaug_ray.commands import run as cli
-from autoaug_ray.commands import smoke
+from autoaug_ray.commands import main, smoke
 from autoaug_ray.data import standins
-from autoaug_ray.data.settings import OPTIONS
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import OPTIONS
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 
@@ -78,7 +77,7 @@ def test_what_fails_is_named_and_the_others_still_run(tmp_path):
 def test_two_studies_for_real(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     paths = [str(SPACES / name) for name in ("shift_color.yaml", "bilevel_table3.yaml")]
-    assert cli.main(["--smoke", *paths]) == 0
+    assert main(["--smoke", *paths]) == 0
     said = capsys.readouterr().out
     assert "2 passed, 0 failed" in said and "bach" in said
     assert list(tmp_path.iterdir()) == [], "a smoke run leaves nothing behind"
@@ -87,7 +86,7 @@ def test_two_studies_for_real(capsys, tmp_path, monkeypatch):
 def test_of_several_studies_the_wrong_one_is_named(tmp_path, capsys):
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("dataset: {name: fashion-mnist-mini}\nmethods: {nothing: {}}\n")
-    assert cli.main(["--smoke", str(SPACES / "shift_color.yaml"), str(wrong)]) == 2
+    assert main(["--smoke", str(SPACES / "shift_color.yaml"), str(wrong)]) == 2
     assert f"error: {wrong}: methods.nothing.method: unknown method" in capsys.readouterr().err
 
 

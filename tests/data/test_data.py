@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from autoaug_ray import data, train
-from autoaug_ray.data import Dataset, Shift, files
+from autoaug_ray.data import files
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.tiny import excerpt
+from autoaug_ray.settings.dataset import Dataset, Shift
 
 MINI = Dataset(name="fashion-mnist-mini")
 
@@ -153,8 +154,8 @@ def test_the_cut_is_the_same_wherever_the_folder_lies(flat, tmp_path_factory):
     here = load_folder(flat, test_fraction=0.2)
     copy = tmp_path_factory.mktemp("elsewhere") / "copy"
     shutil.copytree(flat, copy)
-    there = load_folder(copy, test_fraction=0.2, image_size=16)
-    assert here.test.labels.tolist() == there.test.labels.tolist()
+    elsewhere = load_folder(copy, test_fraction=0.2, image_size=16)
+    assert here.test.labels.tolist() == elsewhere.test.labels.tolist()
     again = load_folder(copy, test_fraction=0.2)
     assert pictures(here.test) == pictures(again.test)
 
@@ -327,13 +328,13 @@ def test_long_tails_are_the_published_ones():
 
 
 def test_a_long_tail_has_an_order_of_classes_per_seed():
-    made = tail(factor=0.1, largest=50)
-    first, second = counts(made), counts(made, seed=1)
-    assert sorted(first, reverse=True) == data.counts_of(made.imbalance, 10, 50)
+    dataset = tail(factor=0.1, largest=50)
+    first, second = counts(dataset), counts(dataset, seed=1)
+    assert sorted(first, reverse=True) == data.counts_of(dataset.imbalance, 10, 50)
     assert sorted(first) == sorted(second) and first != second
     assert counts(tail(factor=0.1, largest=50, order="index")) == sorted(first, reverse=True)
     assert max(counts(tail(factor=0.5))) == 400  # the smallest class of the pool has 400
-    shared = made.model_copy(update={"redraw": False})
+    shared = dataset.model_copy(update={"redraw": False})
     assert counts(shared, seed=1) == first
 
 
@@ -370,7 +371,7 @@ def test_impossible_subsets_are_refused():
 
 
 def test_stored_images_are_the_same_images(folder):
-    """Decoded when drawn, ahead and on threads: what training sees does not depend on it."""
+    """Training sees the same images if they are decoded when drawn, ahead and on threads."""
     inside, outside = (load_folder(folder, memory_gb=gb) for gb in (4.0, 0.0))
     assert isinstance(inside.train, data.Split) and isinstance(outside.train, data.Stored)
     for name in ("train", "val", "test"):

@@ -2,9 +2,7 @@
 
 import os
 import pathlib
-import pickle
 import shutil
-import struct
 import sys
 
 import datasets
@@ -13,39 +11,13 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from standin_files import load
 from torchvision.transforms import v2
 
 from autoaug_ray import data, train
-from autoaug_ray.data import Dataset
 from autoaug_ray.data.standins import natural
 from autoaug_ray.data.standins.natural import WRITERS
 from autoaug_ray.errors import UserError
-
-PER_CLASS = 4
-SMALL = {"bach": {"image_size": 32}, "imagenet": {"image_size": 64}}
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture
-def made(tmp_path):
-    """Writes a stand-in, once, and says where and how it is read: `made("bach", image_size=16)`."""
-
-    def make(name, **settings):
-        root = tmp_path / (f"{name}.npz" if name == "npz" else name)
-        if not root.exists():
-            WRITERS[name](root, PER_CLASS, 0)
-        return Dataset(name=name, root=str(root), **{**SMALL.get(name, {}), **settings})
-
-    return make
-
-
-def load(dataset, val_fraction=0.25):
-    data._read.cache_clear()
-    return data.load(dataset, val_fraction=val_fraction, device="cpu")
 
 
 def parts(splits):
@@ -62,8 +34,8 @@ def test_every_reader_here_has_a_stand_in():
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_parts_are_disjoint_and_can_be_learned(made, name):
-    dataset = made(name)
+def test_parts_are_disjoint_and_can_be_learned(stand_in, name):
+    dataset = stand_in(name)
     splits = load(dataset)
     train_part, val, test = parts(splits)
     hashes = [{i.numpy().tobytes() for i in part.images} for part in (train_part, val, test)]
@@ -96,8 +68,8 @@ class Listed(list):
 
 
 @pytest.mark.parametrize("name", ["tiny-imagenet", "imagenet", "bach", "folder"])
-def test_the_order_on_disk_does_not_matter(made, monkeypatch, name):
-    dataset = made(name)
+def test_the_order_on_disk_does_not_matter(stand_in, monkeypatch, name):
+    dataset = stand_in(name)
     before = parts(load(dataset))
     scandir, listdir = os.scandir, os.listdir
     monkeypatch.setattr(os, "scandir", lambda at: Listed(reversed(sorted(scandir(at), key=str))))
@@ -106,8 +78,8 @@ def test_the_order_on_disk_does_not_matter(made, monkeypatch, name):
         assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
-def test_tiny_imagenet_tests_on_the_publishers_val(made):
-    dataset = made("tiny-imagenet")
+def test_tiny_imagenet_tests_on_the_publishers_val(stand_in):
+    dataset = stand_in("tiny-imagenet")
     splits = load(dataset)
     assert splits.classes == (
         "goldfish", "crane (n02012849)", "Egyptian cat", "beer bottle", "crane (n03126707)"
@@ -131,8 +103,8 @@ def test_tiny_imagenet_tests_on_the_publishers_val(made):
     assert torch.equal(inside.train.images, splits.train.images)
 
 
-def test_imagenet_lists_what_torchvision_lists(made):
-    dataset = made("imagenet", memory_gb=0)
+def test_imagenet_lists_what_torchvision_lists(stand_in):
+    dataset = stand_in("imagenet", memory_gb=0)
     splits = load(dataset, None)
     for part, split in (("train", splits.train), ("val", splits.test)):
         oracle = torchvision.datasets.ImageFolder(f"{dataset.root}/{part}")
@@ -144,8 +116,8 @@ def test_imagenet_lists_what_torchvision_lists(made):
     assert load(dataset).classes == tuple(sorted(natural.WORDS))
 
 
-def test_imagenet_is_256_with_the_middle_kept(made):
-    dataset = made("imagenet", image_size=None)
+def test_imagenet_is_256_with_the_middle_kept(stand_in):
+    dataset = stand_in("imagenet", image_size=None)
     usual = v2.Compose([v2.Resize(256), v2.CenterCrop(256)])
     for part, split in (("train", load(dataset, None).train), ("val", load(dataset).test)):
         folder = torchvision.datasets.ImageFolder(f"{dataset.root}/{part}", usual)
@@ -154,12 +126,12 @@ def test_imagenet_is_256_with_the_middle_kept(made):
             assert image.shape == wanted.shape == (3, 256, 256)
             # Cropped first, then scaled: the window is the same to a fraction of a pixel.
             assert (image.float() - wanted.float()).abs().mean() < 3
-    stretched = load(made("imagenet", fit="stretch", image_size=None)).test.images
+    stretched = load(stand_in("imagenet", fit="stretch", image_size=None)).test.images
     assert (stretched.float() - load(dataset).test.images.float()).abs().mean() > 5
 
 
-def test_imagenet_as_kaggle_packs_it(made, tmp_path):
-    dataset = made("imagenet")
+def test_imagenet_as_kaggle_packs_it(stand_in, tmp_path):
+    dataset = stand_in("imagenet")
     before = load(dataset)
     inner = tmp_path / "kaggle/ILSVRC/Data/CLS-LOC"
     shutil.copytree(f"{dataset.root}/train", inner / "train")
@@ -184,9 +156,9 @@ def test_imagenet_as_kaggle_packs_it(made, tmp_path):
     assert torch.equal(after.test.labels, before.test.labels[order])
 
 
-def test_a_streamed_imagenet_trains_as_one_in_memory(made, final_run):
+def test_a_streamed_imagenet_trains_as_one_in_memory(stand_in, final_run):
     def rows(**settings):
-        dataset = made("imagenet", image_size=16, **settings).model_dump(exclude_defaults=True)
+        dataset = stand_in("imagenet", image_size=16, **settings).model_dump(exclude_defaults=True)
         run = final_run("predefined", dataset=dataset, train={"epochs": 1, "batch_size": 8})
         data._read.cache_clear()
         return [epoch.row for epoch in train.run(run)]
@@ -202,8 +174,8 @@ def test_a_streamed_imagenet_trains_as_one_in_memory(made, final_run):
         assert streamed[name] == pytest.approx(inside[name], rel=1e-4)
 
 
-def test_bach_halves_are_whole_photographs(made):
-    dataset = made("bach", memory_gb=0)
+def test_bach_halves_are_whole_photographs(stand_in):
+    dataset = stand_in("bach", memory_gb=0)
     splits = load(dataset)
     assert splits.classes == ("Benign", "InSitu", "Invasive", "Normal")
     sets = [set(files(part)) for part in (splits.train, splits.val, splits.test)]
@@ -215,13 +187,13 @@ def test_bach_halves_are_whole_photographs(made):
         for path, label in zip(files(part), part.labels, strict=True):
             assert path.split("/")[-2] == splits.classes[label]
     for settings in ({"shots": 9}, {"imbalance": {"factor": 0.3}}, {"train_size": 48}):
-        part = load(made("bach", memory_gb=0, **settings))
+        part = load(stand_in("bach", memory_gb=0, **settings))
         assert not set(files(part.train)) & set(files(part.val))
         assert set(files(part.test)) == sets[2]
 
 
-def test_bach_trains_on_patches_and_tests_on_whole_photographs(made):
-    dataset = made("bach", memory_gb=0)
+def test_bach_trains_on_patches_and_tests_on_whole_photographs(stand_in):
+    dataset = stand_in("bach", memory_gb=0)
     splits = load(dataset, None)
     whole = {}
     for path, patch in zip(files(splits.train), splits.train.load().images, strict=True):
@@ -234,33 +206,33 @@ def test_bach_trains_on_patches_and_tests_on_whole_photographs(made):
     assert splits.test.shape == (3, 64, 96)
     first = np.array(Image.open(files(splits.test)[0])).transpose(2, 0, 1)
     assert np.array_equal(splits.test.load().images[0], first)
-    assert load(made("bach", image_size=40), None).train.images.shape == (32, 3, 40, 40)
+    assert load(stand_in("bach", image_size=40), None).train.images.shape == (32, 3, 40, 40)
 
 
 @pytest.mark.parametrize("memory_gb", [0, 4])
-def test_bach_photographs_are_classified_at_once(made, final_run, memory_gb):
-    dataset = made("bach", memory_gb=memory_gb).model_dump(exclude_defaults=True)
+def test_bach_photographs_are_classified_at_once(stand_in, final_run, memory_gb):
+    dataset = stand_in("bach", memory_gb=memory_gb).model_dump(exclude_defaults=True)
     run = final_run("none", dataset=dataset, train={"epochs": 1, "batch_size": 8})
     data._read.cache_clear()
     (epoch,) = train.run(run)
     assert len(epoch.row["class_accuracy"]) == 4
 
 
-def test_npz(made):
-    dataset = made("npz")
+def test_npz(stand_in):
+    dataset = stand_in("npz")
     splits = load(dataset)
-    held = np.load(dataset.root)
+    arrays = np.load(dataset.root)
     assert splits.classes == ("0", "1", "2")
     for part, split in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        assert np.array_equal(split.images.permute(0, 2, 3, 1), held[f"{part}_images"])
-        assert np.array_equal(split.labels, held[f"{part}_labels"][:, 0])
+        assert np.array_equal(split.images.permute(0, 2, 3, 1), arrays[f"{part}_images"])
+        assert np.array_equal(split.labels, arrays[f"{part}_labels"][:, 0])
 
 
-def test_npz_may_be_grey_have_names_and_lack_val(made):
-    dataset = made("npz")
-    held = dict(np.load(dataset.root))
-    arrays = {k: v[..., 0] for k, v in held.items() if not k.startswith("val")}
-    np.savez(dataset.root, classes=np.array(["a", "b", "c"]), **arrays)
+def test_npz_may_be_grey_have_names_and_lack_val(stand_in):
+    dataset = stand_in("npz")
+    arrays = dict(np.load(dataset.root)).items()
+    grey = {name: array[..., 0] for name, array in arrays if not name.startswith("val")}
+    np.savez(dataset.root, classes=np.array(["a", "b", "c"]), **grey)
     splits = load(dataset)
     assert splits.classes == ("a", "b", "c") and splits.train.shape == (1, 28, 28)
     assert [len(p) for p in parts(splits)] == [9, 3, 6]
@@ -276,9 +248,9 @@ def hub_table(root, **columns):
     for part in ("train", "val", "test"):
         paths = sorted(root.glob(f"{part}/*/*.png"))
         labels = [natural.OWN_CLASSES.index(path.parent.name) for path in paths]
-        held = {"picture": [{"bytes": p.read_bytes()} for p in paths], "kind": labels}
+        own = {"picture": [{"bytes": p.read_bytes()} for p in paths], "kind": labels}
         more = {name: [value] * len(paths) for name, (_, value) in columns.items()}
-        tables[part] = datasets.Dataset.from_dict({**held, **more}, features=features)
+        tables[part] = datasets.Dataset.from_dict({**own, **more}, features=features)
     return datasets.DatasetDict(tables)
 
 
@@ -293,9 +265,9 @@ def save_to_disk(tables, root):
 
 
 @pytest.mark.parametrize("save", [save_parquet, save_to_disk, None])
-def test_hub_formats_hold_what_the_folder_holds(made, tmp_path, save):
-    wanted = load(made("folder"))
-    dataset = made("hub")
+def test_hub_formats_hold_what_the_folder_holds(stand_in, tmp_path, save):
+    wanted = load(stand_in("folder"))
+    dataset = stand_in("hub")
     if save is not None:
         save(hub_table(tmp_path / "hub", id=(datasets.Value("int64"), 7)), tmp_path / "saved")
         dataset = dataset.model_copy(update={"root": str(tmp_path / "saved")})
@@ -308,122 +280,54 @@ def test_hub_formats_hold_what_the_folder_holds(made, tmp_path, save):
     assert grey.train.shape == (1, 16, 16)
 
 
-def test_hub_without_datasets_names_the_extra(made, monkeypatch):
-    dataset = made("hub")
+def test_hub_without_datasets_names_the_extra(stand_in, monkeypatch):
+    dataset = stand_in("hub")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"needs the package datasets; pip install .*\[hub\]"):
         load(dataset)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_what_torchvision_reads(made, name, monkeypatch):
-    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    dataset = made(name)
-    splits = load(dataset, None)
-    oracle = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}
-    for is_train, split in ((True, splits.train), (False, splits.test)):
-        wanted = oracle[name](dataset.root, train=is_train)
-        assert np.array_equal(split.images.permute(0, 2, 3, 1), wanted.data)
-        assert split.labels.tolist() == wanted.targets
-        assert list(splits.classes) == wanted.classes
-
-
-def python2_batch(raw, labels):
-    """A batch in the opcodes of Python 2's cPickle, protocol 2, as the publisher's are."""
-
-    def text(s):
-        return b"U" + bytes([len(s)]) + s
-
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
-        + b"M" + struct.pack("<H", len(labels)) + b"M\x00\x0c\x86"
-        + b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
-        + b"K\x00tb\x89T" + struct.pack("<i", len(raw)) + raw + b"tb"
-    )  # fmt: skip
-    listed = b"](" + b"".join(b"K" + bytes([c]) for c in labels) + b"e"
-    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + listed + b"u."
-
-
-def test_cifar_batches_as_python_2_wrote_them(made):
-    dataset = made("cifar10")
-    wanted = load(dataset, None)
-    pixels = wanted.test.images.numpy().tobytes()
-    written = python2_batch(pixels, wanted.test.labels.tolist())
-    assert np.array_equal(
-        pickle.loads(written, encoding="latin1")["data"], wanted.test.images.flatten(1)
-    )
-    with open(f"{dataset.root}/cifar-10-batches-py/test_batch", "wb") as file:
-        file.write(written)
-    again = load(dataset, None)
-    assert torch.equal(again.test.images, wanted.test.images)
-    assert torch.equal(again.test.labels, wanted.test.labels)
-
-
-class Harmful:
-    def __init__(self, at):
-        self.at = at
-
-    def __reduce__(self):
-        return os.mkdir, (self.at,)
-
-
-def test_a_pickle_that_would_run_something_is_refused(made, tmp_path):
-    dataset = made("cifar10")
-    path = tmp_path / "cifar10/cifar-10-batches-py/data_batch_2"
-    path.write_bytes(pickle.dumps({"data": Harmful(str(tmp_path / "harm"))}))
-    with pytest.raises(UserError, match="data_batch_2 is not a whole batch.*mkdir"):
-        load(dataset)
-    assert not (tmp_path / "harm").exists()
-
-
-def test_cifar10_lt_keeps_the_counts_of_ldam(made):
-    """Cao et al. 2019: class c of C keeps int(n f^(c / (C-1))) images, class 0 most."""
-    dataset = made("cifar10", imbalance={"factor": 0.5, "order": "index"})
-    counts = torch.bincount(load(dataset, None).train.labels).tolist()
-    assert counts == [int(PER_CLASS * 0.5 ** (c / 9)) for c in range(10)]
-
-
 def rewrite(path, change):
-    held = dict(np.load(path))
-    change(held)
-    np.savez(path, **held)
+    arrays = dict(np.load(path))
+    change(arrays)
+    np.savez(path, **arrays)
 
 
-def several_labels(held):
-    held["train_labels"] = np.zeros((len(held["train_labels"]), 14), np.uint8)
+def several_labels(arrays):
+    arrays["train_labels"] = np.zeros((len(arrays["train_labels"]), 14), np.uint8)
 
 
-def volumes(held):
-    held["train_images"] = np.zeros((12, 28, 28, 28), np.uint8)
+def volumes(arrays):
+    arrays["train_images"] = np.zeros((12, 28, 28, 28), np.uint8)
 
 
-def fewer(held):
-    held["val_labels"] = held["val_labels"][1:]
+def fewer(arrays):
+    arrays["val_labels"] = arrays["val_labels"][1:]
 
 
-def without_test(held):
-    del held["test_images"]
+def without_test(arrays):
+    del arrays["test_images"]
 
 
-def other_size(held):
-    held["test_images"] = held["test_images"][:, :14]
+def other_size(arrays):
+    arrays["test_images"] = arrays["test_images"][:, :14]
 
 
-def too_few_names(held):
-    held["classes"] = np.array(["a", "b"])
+def too_few_names(arrays):
+    arrays["classes"] = np.array(["a", "b"])
 
 
-def floats(held):
-    held["train_images"] = held["train_images"] / 255
+def floats(arrays):
+    arrays["train_images"] = arrays["train_images"] / 255
 
 
-def objects(held):
-    held["classes"] = np.array([{}], dtype=object)
+def objects(arrays):
+    arrays["classes"] = np.array([{}], dtype=object)
 
 
 def cut(path):
-    held = path.read_bytes()
-    path.write_bytes(held[: len(held) // 2])
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def save_hub(root, change, **columns):
@@ -526,17 +430,17 @@ FAULTS = {
     ("name", "fault", "words"),
     [(name, *fault) for name, faults in FAULTS.items() for fault in faults],
 )
-def test_errors_are_one_sentence(made, name, fault, words):
-    dataset = made(name)
+def test_errors_are_one_sentence(stand_in, name, fault, words):
+    dataset = stand_in(name)
     fault(pathlib.Path(dataset.root))
     with pytest.raises(UserError, match=words) as caught:
         load(dataset)
-    said = str(caught.value)
-    assert said.endswith(".") and "\n" not in said
+    message = str(caught.value)
+    assert message.endswith(".") and "\n" not in message
 
 
-def test_patches_must_fit(made):
+def test_patches_must_fit(stand_in):
     with pytest.raises(
         UserError, match="dataset.image_size: patches of 80 pixels do not fit.*96x64"
     ):
-        load(made("bach", image_size=80))
+        load(stand_in("bach", image_size=80))

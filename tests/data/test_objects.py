@@ -44,12 +44,12 @@ both = pytest.mark.parametrize("protocol", ["clean", "dafusion"])
 
 
 def read(name, root, protocol="clean", **settings):
-    """Straight from the reader: nothing is cached, and nothing decoded."""
+    """The reader's own source, neither cached nor decoded."""
     settings = {"protocol": protocol, **SOME, **settings}
     return objects.__dict__[name](data.Dataset(name=name, root=str(root), **settings))
 
 
-def said(source):
+def file_classes(source):
     """{file: name of its class} of the pool and of the test set."""
     parts = []
     for part in (source.pool, source.test):
@@ -60,7 +60,7 @@ def said(source):
 
 
 def frequent(pool, test, least=2):
-    """What is left of two such dicts without the classes that are too small."""
+    """Two dicts of `file_classes` without the classes that are too small."""
     have, tested = Counter(pool.values()), Counter(test.values())
     kept = {c for c in have if have[c] >= least and tested[c]}
     return [{f: c for f, c in part.items() if c in kept} for part in (pool, test)]
@@ -94,7 +94,7 @@ def test_files_are_256_pixels_wide_if_nothing_else_is_said(standins, name):
 @pytest.mark.parametrize("name", WRITERS)
 def test_pool_and_test_are_disjoint_and_classes_dense(standins, name):
     source = read(name, standins[name])
-    pool, test = said(source)
+    pool, test = file_classes(source)
     assert not pool.keys() & test.keys()
     for part in (source.pool, source.test):
         assert part.labels.unique().tolist() == list(range(len(source.classes)))
@@ -132,7 +132,7 @@ def test_a_listed_image_that_is_missing_is_named(standins, tmp_path, name):
         with pytest.raises(UserError, match=r"CLASS/image_0001.jpg; unpack 101_ObjectCategories"):
             read(name, tree)
         return
-    lost = sorted(said(read(name, tree))[0])[2:5]
+    lost = sorted(file_classes(read(name, tree))[0])[2:5]
     for path in lost:
         path.unlink()
     with pytest.raises(UserError, match=f"3 of .* files are missing, the first is {tree}.*unpack"):
@@ -143,7 +143,7 @@ def test_a_listed_image_that_is_missing_is_named(standins, tmp_path, name):
 
 
 def voc_label(base, name, protocol):
-    """By loops over pixels: None, or the name of the class."""
+    """The class's name, or None without an instance, found by loops over pixels."""
     masks = [
         np.array(Image.open(base / f"Segmentation{which}/{name}.png")).tolist()
         for which in ("Class", "Object")
@@ -175,7 +175,7 @@ def voc_expected(base, protocol):
 def test_voc_labels(standins, protocol):
     base = standins["voc2012"] / "VOCdevkit/VOC2012"
     source = read("voc2012", standins["voc2012"], protocol)
-    assert said(source) == frequent(*voc_expected(base, protocol))
+    assert file_classes(source) == frequent(*voc_expected(base, protocol))
     assert source.classes == ("airplane", "cat", "dog", "person", "train")
     # One image without objects in each part; dafusion also loses the only ones without a border.
     lost = {"clean": 2, "dafusion": 7}[protocol]
@@ -220,7 +220,8 @@ def test_voc_traps(tree, mask, clean, dafusion):
     for protocol, label in (("clean", clean), ("dafusion", dafusion)):
         assert voc_label(base, name, protocol) == label
         assert (
-            said(read("voc2012", tree, protocol))[0].get(base / f"JPEGImages/{name}.jpg") == label
+            file_classes(read("voc2012", tree, protocol))[0].get(base / f"JPEGImages/{name}.jpg")
+            == label
         )
 
 
@@ -248,7 +249,7 @@ def voc_cut_short(base):
 def voc_colour(base):
     path = base / "SegmentationClass/2007_000003.png"
     Image.open(path).convert("RGB").save(path)
-    return r"2007_000003.png is in colour \(RGB\), but a mask of numbers is expected"
+    return r"^\S+2007_000003.png is in colour \(RGB\), but a mask of numbers is expected"
 
 
 def voc_size(base):
@@ -289,10 +290,12 @@ def test_coco_labels(standins, protocol):
     root = standins["coco2017"]
     source = read("coco2017", root, protocol)
     expected = coco_expected(root, crowds=protocol == "dafusion")
-    assert said(source) == frequent(*expected)
+    assert file_classes(source) == frequent(*expected)
     assert source.classes == ("person", "car", "cat", "dog")  # by their ids
     # A crowd of persons is the largest in one image of each of four classes.
-    assert Counter(said(source)[0].values())["person"] == PER_CLASS + 3 * (protocol == "dafusion")
+    assert Counter(file_classes(source)[0].values())["person"] == PER_CLASS + 3 * (
+        protocol == "dafusion"
+    )
     assert source.notes == (
         f"4 of {4 * PER_CLASS + 5 + 4 * PER_CLASS // 2} images have no instance that counts and "
         "are not used.",
@@ -310,7 +313,7 @@ def test_a_coco_class_without_a_test_image_is_dropped(tree):
     path.write_text(json.dumps(content))
     source = read("coco2017", tree)
     assert source.classes == ("person", "car", "dog") and "cat (4 + 0)" in source.notes[-1]
-    assert said(source) == frequent(*coco_expected(tree, crowds=False))
+    assert file_classes(source) == frequent(*coco_expected(tree, crowds=False))
 
 
 @of("coco2017")
@@ -324,7 +327,10 @@ def test_of_equal_areas_the_first_in_the_file_counts(tree):
     for a in content["annotations"]:
         first.setdefault(a["image_id"], a["category_id"])
     names = {c["id"]: c["name"] for c in content["categories"]}
-    labels = {int(p.stem): c for p, c in said(read("coco2017", tree, min_class_count=1))[0].items()}
+    labels = {
+        int(p.stem): c
+        for p, c in file_classes(read("coco2017", tree, min_class_count=1))[0].items()
+    }
     assert labels == {i: names[c] for i, c in first.items() if names[c] != "toaster"}
 
 
@@ -360,9 +366,9 @@ def test_lvis_labels(standins, frequencies):
     root = standins["lvis"]
     expected = lvis_expected(root, frequencies)
     source = read("lvis", root, "dafusion", min_class_count=1, frequencies=frequencies)
-    assert said(source) == frequent(*expected, least=1)
+    assert file_classes(source) == frequent(*expected, least=1)
     assert source.classes == tuple(sorted(set(expected[0].values()), key=str.lower))
-    assert {p.parent.name for p in said(source)[1]} == {"train2017", "val2017"}
+    assert {p.parent.name for p in file_classes(source)[1]} == {"train2017", "val2017"}
     other = {("c",): PER_CLASS * 3 // 2 + 2, ("f", "c"): 2, ("r", "c", "f"): 0}[frequencies]
     noted = [n for n in source.notes if "of a frequency other than" in n]
     assert [int(n.split()[0]) for n in noted] == [other] * bool(other)
@@ -371,7 +377,7 @@ def test_lvis_labels(standins, frequencies):
 def test_lvis_clean_cuts_each_class_in_halves(standins):
     root = standins["lvis"]
     train, val = lvis_expected(root)
-    pool, test = said(read("lvis", root))
+    pool, test = file_classes(read("lvis", root))
     assert pool | test == train | val
     have, tested = Counter(pool.values()), Counter(test.values())
     assert have == tested == dict.fromkeys(have, PER_CLASS * 3 // 4)
@@ -383,10 +389,10 @@ def test_lvis_clean_cuts_each_class_in_halves(standins):
 
 @of("lvis")
 def test_lvis_files_may_lie_beside_the_images(tree):
-    a = said(read("lvis", tree))
+    a = file_classes(read("lvis", tree))
     for path in (tree / "annotations").iterdir():
         path.rename(tree / path.name)
-    assert said(read("lvis", tree)) == a
+    assert file_classes(read("lvis", tree)) == a
 
 
 FILES = {"coco2017": "annotations/instances_{}2017.json", "lvis": "annotations/lvis_v1_{}.json"}
@@ -453,7 +459,7 @@ def test_caltech_as_dafusion_cuts_it(standins):
         for part, half in zip((pool, test), np.array_split(order, 2), strict=True):
             part |= {by_class[name][i]: name for i in half}
     source = read("caltech101", standins["caltech101"], "dafusion")
-    assert said(source) == [pool, test]
+    assert file_classes(source) == [pool, test]
     assert source.classes == (
         "accordion", "background google", "faces", "faces easy", "water lilly"
     )  # fmt: skip
@@ -461,7 +467,7 @@ def test_caltech_as_dafusion_cuts_it(standins):
 
 
 def test_caltech_clean(standins):
-    pool, test = said(source := read("caltech101", standins["caltech101"]))
+    pool, test = file_classes(source := read("caltech101", standins["caltech101"]))
     assert source.classes == ("accordion", "faces", "faces easy", "water lilly")
     assert Counter(pool.values()) == Counter(test.values()) == dict.fromkeys(source.classes, 4)
     # One photograph, whole and cut out, is in one half.
@@ -472,14 +478,14 @@ def test_caltech_clean(standins):
 @of("caltech101")
 def test_caltech_halves_of_a_class_depend_on_that_class_only(tree):
     base = tree / "caltech-101/101_ObjectCategories"
-    before = said(read("caltech101", tree))[0]
+    before = file_classes(read("caltech101", tree))[0]
     (base / "accordion/image_0001.jpg").unlink()
-    after = said(source := read("caltech101", tree))[0]
+    after = file_classes(source := read("caltech101", tree))[0]
     for name in ("faces", "water lilly"):
         assert {p for p, c in before.items() if c == name} == {
             p for p, c in after.items() if c == name
         }
-    # Of 7 the first half has 4.
+    # The first half of 7 images has 4.
     assert torch.bincount(source.pool.labels).tolist() == [4] * 4
     assert torch.bincount(source.test.labels).tolist() == [3, 4, 4, 4]
 

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -8,11 +9,12 @@ import torch
 from PIL import Image
 from planted_bank import CLASSES, MARK, SETTINGS, SHAPE, edited, make_plan, make_pool, write
 
-from autoaug_ray.commands import bank as bank_command
+from autoaug_ray.commands import main
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import bank as bank_module
-from autoaug_ray.generate import plan
-from autoaug_ray.generate.bank import Bank, Caption, decode, encode, shard_name
+from autoaug_ray.generate import bank_files, plan
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
+from autoaug_ray.generate.bank_files import Caption, decode, encode, shard_name
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store.meter import Meter
 
@@ -65,7 +67,7 @@ def test_a_shard_is_the_same_file_whenever_it_is_written(filled, tmp_path):
 def test_what_is_missing(filled):
     bank, _, edits = filled
     keys = [e.key for e in edits]
-    assert bank.has(keys[0]) and not bank.has("0" * 32)
+    assert keys[0] in bank.index() and "0" * 32 not in bank.index()
     assert bank.missing(["b", keys[0], "a", "b", keys[-1]]) == ["b", "a"]
     assert not Bank(bank.root / "nowhere").missing([])
 
@@ -198,6 +200,37 @@ def test_who_needs_half_of_a_shard_pays_for_half_of_all_its_attempts(tmp_path):
     assert bank.cost(key, ["fixed"])["caption"] == 0
 
 
+def test_the_cost_reads_what_never_changes_once_and_sees_what_other_processes_add(
+    tmp_path, monkeypatch
+):
+    bank, elsewhere = Bank(tmp_path), Bank(tmp_path)
+    key, edits = make_plan(bank, make_pool())
+    fixed = [e for e in edits if e.kind == "fixed"]
+    spend(bank, write(bank, fixed[:4]).stem, "generate", 9)
+    assert bank.cost(key, ["fixed"])["generate"] == 10
+
+    read = []
+    parquet, whole = pq.ParquetFile, Path.read_bytes
+    monkeypatch.setattr(pq, "ParquetFile", lambda file: read.append(file) or parquet(file))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or whole(path))
+    assert bank.cost(key, ["fixed"])["generate"] == 10
+    assert read == []
+
+    now = [0.0]
+    shard = write(elsewhere, fixed[4:])
+    with Meter(bank.ledger, key=shard.stem, clock=lambda: now[0], heartbeat=1e6) as meter:
+        for seconds in (5, 8):  # under way
+            now[0] = seconds
+            meter.keep()
+            assert bank.cost(key, ["fixed"])["generate"] == 10 + seconds
+        now[0] = 20
+    assert bank.cost(key, ["fixed"])["generate"] == 10 + 20
+    elsewhere.quarantine("bad", [fixed[0].key], "out of memory")
+    spend(elsewhere, "bad", "generate", 99)
+    assert bank.cost(key, ["fixed"])["generate"] == 30 + 100
+    assert bank.cost(key, ["fixed"]) == Bank(tmp_path).cost(key, ["fixed"])
+
+
 def test_learned_words_cost_all_that_they_took(tmp_path):
     bank, mark = Bank(tmp_path), MARK._replace(tokens="words")
     key, _ = make_plan(bank, make_pool(), mark=mark)
@@ -219,7 +252,7 @@ def test_captions_come_back(tmp_path):
 def rewritten(path, change):
     rows = pq.read_table(path).to_pylist()
     change(rows)
-    table = bank_module.pa.Table.from_pylist(rows, schema=pq.read_schema(path))
+    table = bank_files.pa.Table.from_pylist(rows, schema=pq.read_schema(path))
     pq.write_table(table, path)
 
 
@@ -282,26 +315,26 @@ def test_verify_finds_what_is_broken(filled):
 def test_export_imagefolder(filled, tmp_path):
     bank, key, edits = filled
     out = tmp_path / "out"
-    assert bank.export_imagefolder(key, out) == 4 + 24
+    assert export_imagefolder(bank, key, out) == 4 + 24
     assert {p.name for p in out.iterdir()} == {"cat", "dog_wolf"}
     edit = edits[-1]
     path = out / "dog_wolf" / f"{edit.source:06d}-{edit.kind}-{edit.number:03d}.png"
     assert torch.equal(decode(path.read_bytes()), edited(edit))
-    assert bank.export_imagefolder(key, tmp_path / "some", ["local"], sources=False) == 8
+    assert export_imagefolder(bank, key, tmp_path / "some", ["local"], sources=False) == 8
 
 
 def test_what_was_rejected_is_not_exported(tmp_path):
     bank = Bank(tmp_path)
     key, edits = make_plan(bank, make_pool())
     write(bank, edits, rejects={edits[0].key: "flat", edits[5].key: "not finite"})
-    assert bank.export_imagefolder(key, tmp_path / "a", sources=False) == 22
-    assert bank.export_webdataset(key, tmp_path / "b", sources=False) == 22
+    assert export_imagefolder(bank, key, tmp_path / "a", sources=False) == 22
+    assert export_webdataset(bank, key, tmp_path / "b", sources=False) == 22
 
 
 def test_export_webdataset(filled, tmp_path):
     bank, key, edits = filled
-    assert bank.export_webdataset(key, tmp_path / "a", per_tar=20) == 28
-    assert bank.export_webdataset(key, tmp_path / "b", per_tar=20) == 28
+    assert export_webdataset(bank, key, tmp_path / "a", per_tar=20) == 28
+    assert export_webdataset(bank, key, tmp_path / "b", per_tar=20) == 28
     tars = sorted((tmp_path / "a").iterdir())
     assert [p.name for p in tars] == ["000000.tar", "000001.tar"]
     assert tars[0].read_bytes() == (tmp_path / "b" / tars[0].name).read_bytes()
@@ -323,7 +356,7 @@ def test_the_command(filled, tmp_path, capsys):
     bank.quarantine("bad shard", ["x"], "out of memory")
 
     def run(*arguments):
-        status = bank_command.main(["--bank", str(bank.root), *map(str, arguments)])
+        status = main(["bank", "--bank", str(bank.root), *map(str, arguments)])
         said = capsys.readouterr()
         return status, said.out, said.err
 
@@ -349,4 +382,4 @@ def test_the_command(filled, tmp_path, capsys):
     bank.shards()[0].write_bytes(b"PAR1")
     status, out, _ = run("verify")
     assert status == 1 and bank.shards()[0].name in out
-    assert bank_command.main(["--bank", str(tmp_path / "no"), "ls"]) == 2
+    assert main(["bank", "--bank", str(tmp_path / "no"), "ls"]) == 2

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import img2img, inversion
+from autoaug_ray.generate import inversion, pipeline
 from autoaug_ray.generate.img2img import Editor, Job
 from autoaug_ray.generate.settings import Generation, Tokens
 
@@ -47,18 +47,18 @@ def test_only_the_words_learn(model, monkeypatch):
     pipes = []
 
     def load(*arguments):
-        pipes.append(img2img_load(*arguments))
+        pipes.append(pipeline_load(*arguments))
         return pipes[-1]
 
-    img2img_load = img2img.load
-    monkeypatch.setattr(img2img, "load", load)
+    pipeline_load = pipeline.load
+    monkeypatch.setattr(pipeline, "load", load)
     learned = inversion.invert(settings(model), *pool(), NAMES, device=CPU)
-    (pipe,), fresh = pipes, img2img_load(settings(model), CPU)
+    (pipe,), fresh = pipes, pipeline_load(settings(model), CPU)
     for part in ("unet", "vae", "text_encoder"):
         theirs = getattr(fresh, part).state_dict()
-        for name, mine in getattr(pipe, part).state_dict().items():
-            assert torch.equal(mine[: len(theirs[name])] if mine.ndim else mine, theirs[name])
-            assert not mine.requires_grad
+        for name, weight in getattr(pipe, part).state_dict().items():
+            assert torch.equal(weight[: len(theirs[name])] if weight.ndim else weight, theirs[name])
+            assert not weight.requires_grad
     the = fresh.tokenizer("the", add_special_tokens=False).input_ids
     start = fresh.text_encoder.get_input_embeddings().weight[the]
     for vectors in learned.values():
@@ -70,7 +70,7 @@ def test_only_the_words_learn(model, monkeypatch):
 def test_a_class_that_is_not_drawn_keeps_its_word(model):
     one = settings(model, steps=1, batch_size=1, vectors=1, lr=0.1)
     learned = inversion.invert(one, *pool(), NAMES, device=CPU)
-    pipe = img2img.load(one, CPU)
+    pipe = pipeline.load(one, CPU)
     the = pipe.tokenizer("the", add_special_tokens=False).input_ids
     start = pipe.text_encoder.get_input_embeddings().weight[the]
     moved = [float((vectors - start).abs().max()) for vectors in learned.values()]
@@ -84,9 +84,9 @@ def test_the_loss_of_a_planted_class_falls(model):
     learned = inversion.invert(how, images, labels, NAMES, device=CPU)
 
     def loss(tokens):
-        pipe = img2img.load(how, CPU)
+        pipe = pipeline.load(how, CPU)
         inversion.add(pipe, tokens)
-        noising = DDPMScheduler(**img2img.noise_levels(pipe))
+        noising = DDPMScheduler(**pipeline.noise_levels(pipe))
         generator = torch.Generator().manual_seed(1)
         x0 = inversion._encode(pipe, images[3:], 32).repeat(20, 1, 1, 1)
         t = torch.randint(1000, (60,), generator=generator)
@@ -95,7 +95,7 @@ def test_the_loss_of_a_planted_class_falls(model):
             text = ["a photo of a <ankle_boot>"] * 60
             return float(inversion.denoising_loss(pipe, noising, x0, text, t, eps))
 
-    pipe = img2img.load(how, CPU)
+    pipe = pipeline.load(how, CPU)
     the = inversion._embedding_of("the", pipe)[None]
     before, after = loss(dict.fromkeys(learned, the)), loss(learned)
     assert after < before - 1e-3

@@ -32,8 +32,9 @@ def policy_of(ops, tau=0.7, seed=1) -> RelaxedPolicy:
 
 
 def plain(theta, at, ops, tau, images: Tensor, seed: int) -> Tensor:
-    """Sample by sample: drawn and fired as at the parameters `at`; only the relaxed variables and
-    the magnitudes follow `theta`. Its derivative in theta, there, is what is to be had."""
+    """The policy in a loop over samples: the parameters `at` decide what is drawn and fires; only
+    the relaxed variables and the magnitudes follow `theta`. The policy's gradient must be the
+    derivative of this in theta, at theta = at."""
     g = seeded(seed)
     n = len(images)
     noise = gumbel(torch.zeros(n, len(ops)), g)
@@ -92,7 +93,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 def test_the_forward_pass_is_that_of_the_discrete_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of the ops without derivatives, to the last bit."""
+    """To the last bit, and for the ops without derivatives too."""
     images = torch.rand(200, 3, 8, 8, generator=seeded())
     seen = []
 

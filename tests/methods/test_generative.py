@@ -10,9 +10,10 @@ from autoaug_ray import data, train
 from autoaug_ray.bench.alpha import Planted, learned
 from autoaug_ray.data import Edits, Split
 from autoaug_ray.errors import UserError
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.methods import Task
 from autoaug_ray.methods.generative import AutoGenDA, Mix, edited
+from autoaug_ray.settings.training import Training
 
 CPU = torch.device("cpu")
 

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from autoaug_ray import train
 from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.learner import Learner, Training
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths.policies import SubPolicies
 from autoaug_ray.maths.relaxed_policy import RelaxedPolicy
 from autoaug_ray.methods import METHODS, Task, dada, fast_autoaugment
 from autoaug_ray.methods.dada import Dada
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import Meter
 
 FEW = {"samples": 40, "keep": 3, "images": 50, "num_policies": 2, "num_ops": 3}

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import wandb_files
 
-from autoaug_ray.commands import report as report_command
+from autoaug_ray.commands import main
 from autoaug_ray.report import wandb as track
 from autoaug_ray.store.folder import Folder
 
@@ -225,7 +225,7 @@ def test_online_the_server_gets_every_row_once_and_a_report(interrupted, online,
         pass
     assert not failures
     folder.write_rows(key, rows)
-    assert report_command.main([str(folder.root), "--wandb"]) == 0
+    assert main(["report", str(folder.root), "--wandb"]) == 0
     said = capsys.readouterr()
     assert "W&B cannot" not in said.out and "W&B: not" not in said.out and not online.unknown
     assert {k.split("-", 1)[1]: steps for k, steps in online.steps.items()} == {
@@ -258,12 +258,12 @@ def test_online_the_server_gets_every_row_once_and_a_report(interrupted, online,
 def test_the_local_page_is_written_anew(copied, capsys):
     page = copied.root / "report.html"
     page.unlink()
-    assert report_command.main([str(copied.root)]) == 0
+    assert main(["report", str(copied.root)]) == 0
     assert page.stat().st_size > 10_000 and f"report: {page}" in capsys.readouterr().out
 
 
 def test_a_folder_without_a_study_is_one_sentence(tmp_path, capsys):
-    assert report_command.main([str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 2
     assert f"STUDY_FOLDER: {tmp_path} holds no study.json" in capsys.readouterr().err
 
 

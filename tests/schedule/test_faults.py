@@ -1,4 +1,4 @@
-"""Every fault is caused for real, and meets the policy that README gives for it."""
+"""Every fault is caused for real, and meets the policy that clusters/README.md gives for it."""
 
 import json
 import os
@@ -150,8 +150,8 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
     marks = fingerprints(pool, settings, ["fixed"])
     edits = build(pool, draw(pool, (), settings, ["fixed"]), {}, settings, marks, len)
     bank = Bank(tmp_path / "bank")
-    maker = Worker(str(bank.root), settings, Workers())
-    unet = maker._editor_with(None)._pipe.unet
+    worker = Worker(str(bank.root), settings, Workers())
+    unet = worker._editor_with(None)._pipe.unet
     forward = unet.forward
 
     def small(rows, *arguments, **more):
@@ -161,7 +161,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
 
     monkeypatch.setattr(unet, "forward", small)
     work = (edits[:6], list(pool.images.numpy()), [e.source for e in edits[:6]], marks)
-    outcome = maker.work("edit", "shard", "generate", work)
+    outcome = worker.work("edit", "shard", "generate", work)
     (line,) = meter.read(bank.ledger)
     if not fits:
         assert outcome == Failure(
@@ -169,7 +169,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
             "or generate.precision lower, or workers.gpus higher.", RunError,
         )  # fmt: skip
         return
-    assert outcome.made == 6 and outcome.rows == line["rows"] == 4
+    assert outcome.items == 6 and outcome.rows == line["rows"] == 4
     assert bank.verify() == [] and len(bank.shards()) == 1
 
 

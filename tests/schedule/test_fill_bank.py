@@ -19,12 +19,12 @@ import ray
 import torch
 
 from autoaug_ray.errors import RunError, StorageError, UserError
-from autoaug_ray.generate.bank import Bank, decode
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import decode
 from autoaug_ray.generate.plan import Pool
 from autoaug_ray.generate.settings import EDITS, Generation, Tokens, Workers
 from autoaug_ray.generate.worker import PieceDone, Worker
-from autoaug_ray.schedule import cluster
-from autoaug_ray.schedule import fill_bank as shards
+from autoaug_ray.schedule import cluster, fill_bank
 from autoaug_ray.store import meter
 
 pytestmark = pytest.mark.ray
@@ -80,7 +80,7 @@ def noisy(image, prompt, seed):
 
 
 class FakeWorker(Worker):
-    """A maker without models, and without the seconds that importing their library takes."""
+    """A worker without models, and without the seconds that importing their library takes."""
 
     def edit(self, *arguments):
         sys.modules["autoaug_ray.generate.img2img"] = SimpleNamespace(Job=Job)
@@ -112,19 +112,19 @@ class FakeWorker(Worker):
         return 0.0
 
 
-class BrokenMaker(FakeWorker):
+class BrokenWorker(FakeWorker):
     """Whatever it is given, its process dies."""
 
     def _editor_with(self, tokens):
         os._exit(1)
 
 
-class ModellessMaker(FakeWorker):
+class ModellessWorker(FakeWorker):
     def _editor_with(self, tokens):
         raise UserError("generate.model: there is none.")
 
 
-def fill(root, pools, kinds=FIXED, maker=FakeWorker, settings=None, **workers):
+def fill(root, pools, kinds=FIXED, worker=FakeWorker, settings=None, **workers):
     """A bank, its plan keys, and what was said."""
     workers = {"cpus": 0.5, "actors": 2, "shard_size": 7, "retries": 1} | workers
     models = root.parent.parent / "models"  # of all tests: a plan says where they were
@@ -136,21 +136,21 @@ def fill(root, pools, kinds=FIXED, maker=FakeWorker, settings=None, **workers):
     } | (settings or {})  # fmt: skip
     said = []
     bank = Bank(root)
-    keys = with_maker(
-        maker,
-        lambda: shards.fill(
+    keys = with_worker(
+        worker,
+        lambda: fill_bank.fill(
             bank, pools, Generation(**settings), Workers(**workers), kinds, said.append
         ),
     )
     return bank, keys, said
 
 
-def with_maker(maker, work):
-    own, shards.Worker = shards.Worker, maker
+def with_worker(worker, work):
+    own, fill_bank.Worker = fill_bank.Worker, worker
     try:
         return work()
     finally:
-        shards.Worker = own
+        fill_bank.Worker = own
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -274,11 +274,11 @@ def test_a_poisoned_shard_is_set_aside_and_the_rest_is_there(tmp_path):
 
 def test_if_every_shard_fails_it_is_not_the_shards(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"no shard could be made \(its process died\)"):
-        fill(tmp_path / "bank", [make_pool(3)], maker=BrokenMaker, retries=0, shard_size=99)
-    monkeypatch.setattr(shards, "HOPELESS", 2)
+        fill(tmp_path / "bank", [make_pool(3)], worker=BrokenWorker, retries=0, shard_size=99)
+    monkeypatch.setattr(fill_bank, "HOPELESS", 2)
     begun = Bank(tmp_path / "bank")
     with pytest.raises(RunError, match="no shard could be made"):
-        fill(begun.root, [make_pool()], maker=BrokenMaker, retries=0, actors=1)
+        fill(begun.root, [make_pool()], worker=BrokenWorker, retries=0, actors=1)
     assert len(meter.read(begun.ledger)) == 1 + 2  # of its 4 shards
     assert not begun.quarantined()
 
@@ -329,7 +329,7 @@ def test_an_actor_whose_machine_is_gone_needs_the_room_of_an_idle_one(tmp_path):
 
 def test_what_every_shard_would_meet_is_said_once(tmp_path):
     with pytest.raises(UserError, match="^generate.model: there is none.$"):
-        fill(tmp_path / "bank", [make_pool()], maker=ModellessMaker, actors=1)
+        fill(tmp_path / "bank", [make_pool()], worker=ModellessWorker, actors=1)
     assert len(meter.read(tmp_path / "bank" / "ledger")) == 1
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from autoaug_ray import config, data, train
-from autoaug_ray.data import Dataset, Imbalance
 from autoaug_ray.errors import RunError
 from autoaug_ray.methods import METHODS
 from autoaug_ray.schedule.ship_data import pack, take
+from autoaug_ray.settings.dataset import Dataset, Imbalance
 from autoaug_ray.store.folder import Folder
 
 FEW = {"samples": 2, "keep": 1, "images": 40}

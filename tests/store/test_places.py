@@ -14,10 +14,10 @@ import planted_bank
 import pytest
 import torch
 
-from autoaug_ray.commands import bank as bank_command
-from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import main
 from autoaug_ray.errors import StorageError, UserError
-from autoaug_ray.generate.bank import Bank, Caption
+from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store import meter, places
 from autoaug_ray.store.folder import Folder, append_line, load_state, save_state, write_whole
@@ -179,7 +179,7 @@ def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
         here.variants(key, EDITS, planted_bank.SHAPE).images,
         there.variants(key, EDITS, planted_bank.SHAPE).images,
     )
-    assert bank_command.main(["--bank", str(there.root), "ls"]) == 0
+    assert main(["bank", "--bank", str(there.root), "ls"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_wrong_uris_are_one_sentence_without_secrets(text, said):
 
 def test_an_unusable_store_is_said_before_any_work(store, capsys):
     uri = store.uri("x").replace(BUCKET, "nobody-made-this", 1)
-    assert cli.main(["--storage", uri]) == 2
+    assert main(["--storage", uri]) == 2
     assert f"error: storage {uri}: cannot be used (" in capsys.readouterr().err
-    assert cli.main(["--storage", "s4://bucket/x"]) == 2
+    assert main(["--storage", "s4://bucket/x"]) == 2
     assert "unknown kind 's4'; allowed:" in capsys.readouterr().err
 
 
@@ -228,7 +228,7 @@ def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
 @pytest.mark.ray
 def test_a_study_on_a_store_is_the_study_on_a_disk(store, real_study, capsys):
     uri, path = store.uri("runs"), str(real_study.yaml)
-    assert cli.main([path, "--storage", uri]) == 0
+    assert main([path, "--storage", uri]) == 0
     said = capsys.readouterr().out
     assert f"report: {place(uri) / 'tiny' / 'report.html'}" in said
     there, here = Folder(place(uri) / "tiny"), Folder(real_study.root)
@@ -239,9 +239,9 @@ def test_a_study_on_a_store_is_the_study_on_a_disk(store, real_study, capsys):
     assert rows[0] == rows[1] and len(rows[0]) == 6
     assert b"<html" in (there.root / "report.html").read_bytes()
     assert (there.policy("bilevel", 0) / "policy.pt").is_file()
-    assert cli.main([path, "--storage", uri, "--resume"]) == 0
+    assert main([path, "--storage", uri, "--resume"]) == 0
     assert "6 of 6 runs are on disk already" in capsys.readouterr().out
-    assert cli.main([path, "--storage", uri]) == 2
+    assert main([path, "--storage", uri]) == 2
     assert "holds rows of an earlier run; add --resume" in capsys.readouterr().err
     assert not (real_study.yaml.parent / "s3:").exists() and not Path("s3:").exists()
     json.loads((there.root / "study.json").read_text())

@@ -8,10 +8,10 @@ WRITERS = objects.WRITERS | natural.WRITERS
 
 
 def write(name: str, root: Path, *, per_class: int = 6, seed: int = 0) -> None:
-    """A stand-in for the dataset of that name at `root`, its `dataset.root`; of npz, the file.
+    """Writes a stand-in for the dataset of that name to `root`, unless that exists.
 
-    It has `per_class` training images of every class, as far as its format lets that be chosen,
-    and pictures that a classifier could learn. What is there already is kept.
+    `root` is what `dataset.root` will name: a folder, or for npz a file. Each class has `per_class`
+    training images, as far as the format leaves that open, and a classifier could learn them.
     """
     if not root.exists():
         WRITERS[name](root, per_class, seed)

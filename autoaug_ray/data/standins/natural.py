@@ -26,15 +26,15 @@ WORDS = {
     "n02124075": "Egyptian cat",
     "n02823428": "beer bottle",
 }
-"""Names of WordNet ids; two of them share one, as in ImageNet."""
+"""WordNet ids and their names; two ids share a name, as in ImageNet."""
 BACH_CLASSES = {"Normal": "n", "Benign": "b", "InSitu": "is", "Invasive": "iv"}
-"""Folders, and what the names of the files in them begin with."""
+"""Folder of each class -> the beginning of its files' names."""
 
 
 def picture(
     rng: np.random.Generator, label: int, classes: int, height: int, width: int
 ) -> np.ndarray:
-    """(height, width, 3) uint8."""
+    """An image (height, width, 3) uint8 of the class `label`."""
     turn = 2 * np.pi * label / classes
     colour = 110 + 70 * np.cos(turn + 2 * np.pi / 3 * np.arange(3))
     y, x = np.mgrid[0:height, 0:width] / [[[height]], [[width]]] - 0.5
@@ -45,6 +45,7 @@ def picture(
 
 
 def fashion_mnist(root: Path, per_class: int, seed: int) -> None:
+    """The four packed IDX files, of grey images."""
     rng = np.random.default_rng(seed)
     root.mkdir(parents=True, exist_ok=True)
     for stem, count in (("train", per_class), ("t10k", _tested(per_class))):
@@ -57,6 +58,7 @@ def fashion_mnist(root: Path, per_class: int, seed: int) -> None:
 
 
 def cifar10(root: Path, per_class: int, seed: int) -> None:
+    """Five training batches and a test batch, pickled as the publisher's are."""
     rng = np.random.default_rng(seed)
     folder = root / "cifar-10-batches-py"
     images, labels = _arrays(rng, len(CIFAR10_CLASSES), per_class, 32)
@@ -68,6 +70,7 @@ def cifar10(root: Path, per_class: int, seed: int) -> None:
 
 
 def cifar100(root: Path, per_class: int, seed: int) -> None:
+    """One training batch and one test batch, with fine and coarse labels."""
     rng = np.random.default_rng(seed)
     folder = root / "cifar-100-python"
     for name, count in (("train", per_class), ("test", _tested(per_class))):
@@ -82,7 +85,7 @@ def cifar100(root: Path, per_class: int, seed: int) -> None:
 
 
 def tiny_imagenet(root: Path, per_class: int, seed: int) -> None:
-    """One of the training images is grey, as some of the publisher's are."""
+    """Five classes; one of the training images is grey, as some of the publisher's are."""
     rng = np.random.default_rng(seed)
     top = root / "tiny-imagenet-200"
     for wnid, i, image in _pictures(rng, tuple(WORDS), per_class, 64, 64):
@@ -100,7 +103,7 @@ def tiny_imagenet(root: Path, per_class: int, seed: int) -> None:
 
 
 def imagenet(root: Path, per_class: int, seed: int) -> None:
-    """Images of several sizes, in `val` sorted by class."""
+    """Five classes of images of two sizes, with a val/ that is sorted by class."""
     rng = np.random.default_rng(seed)
     for part, count in (("train", per_class), ("val", _tested(per_class))):
         for wnid, i, image in _pictures(rng, tuple(WORDS), count, 72, 96):
@@ -118,7 +121,7 @@ def bach(root: Path, per_class: int, seed: int) -> None:
 
 
 def npz(root: Path, per_class: int, seed: int) -> None:
-    """`root` is the file, as it is for this reader."""
+    """Writes the file `root`, in the layout of MedMNIST."""
     rng = np.random.default_rng(seed)
     counts = {"train": per_class, "val": _tested(per_class), "test": _tested(per_class)}
     arrays: dict[str, np.ndarray] = {}
@@ -149,12 +152,13 @@ WRITERS: dict[str, Callable[[Path, int, int], None]] = {
     "npz": npz,
     "folder": folder,
 }
-"""By the name of the dataset: (root, training images per class, seed)."""
-if importlib.util.find_spec("datasets"):  # what reads it is an optional extra
+"""Name of a dataset -> function of (root, training images per class, seed)."""
+if importlib.util.find_spec("datasets"):  # its reader needs this optional extra
     WRITERS["hub"] = folder
 
 
 def _tested(per_class: int) -> int:
+    """Images of each class in a part for validation or testing."""
     return max(2, per_class // 2)
 
 
@@ -169,7 +173,7 @@ def _arrays(
 def _pictures(
     rng: np.random.Generator, classes: Sequence[str], count: int, height: int, width: int
 ) -> Iterator[tuple[str, int, Image.Image]]:
-    """(class, number in the class from 0, image)."""
+    """Yields (class, number in the class from 0, image)."""
     for label, name in enumerate(classes):
         for i in range(count):
             yield name, i, Image.fromarray(picture(rng, label, len(classes), height, width))

@@ -2,9 +2,9 @@
 
 A thing is a regular polygon, and its class is its colour (and its number of corners). The largest
 thing of a photograph may be alone, beside a small one, or beside two of another class that together
-cover more. What the publishers' files hold and a reader must cope with is here too: crowds, void,
+cover more. The trees have whatever a reader of the publishers' files must cope with: crowds, void,
 masks without a void border, images without objects, classes with a single image. Fields that nobody
-reads are not.
+reads are left out.
 """
 
 import json
@@ -26,6 +26,7 @@ Thing = tuple[int, list[tuple[float, float]]]  # its kind, and the corners of it
 
 
 def _thing(kind: int, x: float, y: float, area: float) -> Thing:
+    """A polygon of 4 + kind corners around (x, y), in pixels."""
     n = 4 + kind
     angle = 2 * np.pi * np.arange(n) / n
     radius = np.sqrt(2 * area / (n * np.sin(2 * np.pi / n)))
@@ -33,7 +34,7 @@ def _thing(kind: int, x: float, y: float, area: float) -> Thing:
 
 
 def _things(kind: int, number: int, kinds: int) -> list[Thing]:
-    """One of LARGE, the last; what is beside it differs by the number of the photograph."""
+    """The things of a photograph: the last is of area LARGE, its number says what is beside it."""
     other = (kind + 1 + number) % kinds
     beside = [
         [],
@@ -44,6 +45,7 @@ def _things(kind: int, number: int, kinds: int) -> list[Thing]:
 
 
 def _photograph(rng: np.random.Generator, things: list[Thing]) -> Image.Image:
+    """The things on a noisy background, in their order."""
     image = Image.fromarray(rng.integers(70, 180, (SIDE, SIDE, 3), dtype=np.uint8))
     for kind, corners in things:
         ImageDraw.Draw(image).polygon(corners, fill=COLOURS[kind % len(COLOURS)])
@@ -112,10 +114,11 @@ def coco2017(root: Path, per_class: int, seed: int) -> None:
             _save(_photograph(rng, things), root / f"{part}2017" / name)
             url = f"http://images.cocodataset.org/{part}2017/{name}"
             images.append(_record(key) | {"file_name": name, "coco_url": url})
-            made = [_annotation(key, categories[k]["id"], c) | {"iscrowd": 0} for k, c in things]
+            annotations += [
+                _annotation(key, categories[k]["id"], c) | {"iscrowd": 0} for k, c in things
+            ]
             if things and (key - first) // 4 % 4 == 3:
-                made.append(_crowd(key, categories[0]["id"]))
-            annotations += made
+                annotations.append(_crowd(key, categories[0]["id"]))
         first += len(shown)
         _dump(root / f"annotations/instances_{part}2017.json", images, annotations, categories)
 

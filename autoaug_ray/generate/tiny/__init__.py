@@ -1,1 +1,1 @@
-"""The shipped models, for whoever asks how they were trained and how good they are."""
+"""The shipped models: how they were trained, how good they are, and their weights."""

@@ -27,7 +27,7 @@ FOREGROUND = 0.12  # grey level in [0, 1] above which a pixel is garment; the ba
 
 
 def measure(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Six numbers per image for images (n, H, W) uint8 with even H and W; each (n,) float32.
+    """Six measures, each (n,) float32, of images (n, H, W) uint8 with even H and W.
 
     All are taken on the means of 2x2 pixels, which removes most of the noise of weave and scan.
     """
@@ -53,7 +53,7 @@ def measure(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def words(images: np.ndarray) -> list[list[str]]:
-    """One word per attribute, in the order of WORDS, for each image of (n, H, W) uint8."""
+    """The word for each attribute, in the order of WORDS, of each image of (n, H, W) uint8."""
     measured = measure(images)
     level = {k: np.searchsorted(cuts, measured[k]) for k, cuts in THRESHOLDS.items()}
     stripes = np.where(measured["down"] > measured["across"], 2, 1)
@@ -72,7 +72,7 @@ def caption(name: str, words: list[str]) -> str:
 
 
 def parse(text: str) -> dict[str, str]:
-    """The word said of each attribute; those of which none or several are said are left out."""
-    said = set(text.replace(",", " ").split())
-    found = {k: [w for w in choices if w in said] for k, choices in WORDS.items()}
+    """The word for each attribute in a text; attributes with none or several words are left out."""
+    spoken = set(text.replace(",", " ").split())
+    found = {k: [w for w in choices if w in spoken] for k, choices in WORDS.items()}
     return {k: hits[0] for k, hits in found.items() if len(hits) == 1}

@@ -74,7 +74,7 @@ class Recipe:
     captioner_steps: int = 1500
     captioner_batch: int = 64
     save_every: int = 500
-    """UNet steps; so much is lost by an interruption."""
+    """UNet steps between two saves; an interruption loses no more."""
     seed: int = 0
 
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain(
     images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Path, recipe: Recipe
 ) -> None:
-    """A text-guided latent diffusion pipeline of images (n, 28, 28) uint8, saved to `out`."""
+    """Trains a text-guided latent diffusion on images (n, 28, 28) uint8, and saves it to `out`."""
     torch.manual_seed(recipe.seed)
     tokenizer = clip_tokenizer([*SPOKEN, *names])
     text_encoder, vae, unet, scheduler = diffusion_parts(tokenizer)
@@ -136,7 +136,7 @@ def pretrain(
 def pretrain_captioner(
     images: np.ndarray, labels: np.ndarray, names: Sequence[str], out: Path, recipe: Recipe
 ) -> None:
-    """A BLIP that continues `a photo of a NAME which` for such images, saved to `out`."""
+    """Trains a BLIP to continue `a photo of a NAME which` for such images; saves it to `out`."""
     torch.manual_seed(recipe.seed)
     model, processor = blip([*SPOKEN, *names])
     show("captioner", blip=model)
@@ -244,7 +244,7 @@ def blip(phrases: Sequence[str]) -> tuple[BlipForConditionalGeneration, BlipProc
 
 
 def train_autoencoder(vae: Diffusers, x: Tensor, recipe: Recipe) -> None:
-    """Squared and absolute error, and a KL term so small that latents stay nearly noiseless."""
+    """Minimises squared and absolute error, and a KL term too small to make latents noisy."""
     optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4, fused=True)
     batches = draw(len(x), recipe.vae_batch, recipe.vae_steps, recipe.seed)
     log = Log("autoencoder", recipe.vae_steps)
@@ -279,7 +279,7 @@ def train_denoiser(
     recipe: Recipe,
     save: Callable[[nn.Module, nn.Module], None],
 ) -> None:
-    """UNet and text encoder together predict the noise; what is saved is their moving average."""
+    """Trains UNet and text encoder together to predict the noise; saves their moving average."""
 
     @cache
     def ids(text: str) -> Tensor:
@@ -318,8 +318,8 @@ def train_denoiser(
 def captions_of(
     images: np.ndarray, labels: np.ndarray, names: Sequence[str]
 ) -> Callable[[int, np.random.Generator], str]:
-    """A callable that writes a caption of image i: 10 % are empty, which guidance needs."""
-    said = attributes.words(images)
+    """A function that writes a caption of image i; 10 % are empty, which guidance needs."""
+    words = attributes.words(images)
 
     def caption(i: int, rng: np.random.Generator) -> str:
         name, dice = names[labels[i]], rng.random()
@@ -328,7 +328,7 @@ def captions_of(
         if dice < 0.2:
             article = "a" if dice < 0.15 else "the"  # learned words start as "the"
             return f"a photo of {article} {name}"
-        some = [w for w in said[i] if dice < 0.85 or rng.random() < 0.6]
+        some = [w for w in words[i] if dice < 0.85 or rng.random() < 0.6]
         return attributes.caption(name, some)
 
     return caption
@@ -342,9 +342,9 @@ def train_captioner(
     names: Sequence[str],
     recipe: Recipe,
 ) -> None:
-    """Cross entropy of what follows `which`; the words before it are always given."""
+    """Minimises the cross entropy of what follows `which`; the words before it are always given."""
     tokenizer = processor.tokenizer
-    x, said = frame(images), attributes.words(images)
+    x, words = frame(images), attributes.words(images)
 
     @cache
     def ids(text: str) -> Tensor:
@@ -354,16 +354,16 @@ def train_captioner(
         tokens[0] = tokenizer.bos_token_id  # as BLIP's `generate` does
         return tokens
 
-    given = [len(tokenizer(f"a photo of a {name} which").input_ids) - 1 for name in names]
+    prefix_lengths = [len(tokenizer(f"a photo of a {name} which").input_ids) - 1 for name in names]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=1e-2)
     batches = draw(len(x), recipe.captioner_batch, recipe.captioner_steps, recipe.seed)
     log = Log("captioner", recipe.captioner_steps)
     model.train()
     for step, index in enumerate(batches):
-        text = torch.stack([ids(attributes.caption(names[labels[i]], said[i])) for i in index])
+        text = torch.stack([ids(attributes.caption(names[labels[i]], words[i])) for i in index])
         targets = text.masked_fill(text == tokenizer.pad_token_id, -100)
         for row, i in enumerate(index):
-            targets[row, : given[labels[i]]] = -100
+            targets[row, : prefix_lengths[labels[i]]] = -100
         loss = model(
             pixel_values=rgb(x[index]),
             input_ids=text,
@@ -376,14 +376,14 @@ def train_captioner(
 
 
 def draw(n: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """`steps` batches of indices below n, drawn with replacement."""
+    """Yields `steps` batches of indices below n, drawn with replacement."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         yield torch.randint(n, (batch,), generator=generator)
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
-    """Share of the learning rate: linearly from nothing, then half a cosine down."""
+    """The share of the learning rate: linear from nothing, then half a cosine down."""
     return min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
@@ -435,7 +435,7 @@ def save_pipeline(
     unet: Diffusers,
     scheduler: Diffusers,
 ) -> None:
-    """In half precision under the plain names, so that `from_pretrained` needs no `variant`."""
+    """Saves half precision under the plain names, so that `from_pretrained` needs no `variant`."""
     parts: dict[str, nn.Module] = {"text_encoder": text_encoder, "vae": vae, "unet": unet}
     half: dict[str, Any] = {name: copy.deepcopy(p).half().eval() for name, p in parts.items()}
     pipeline: Diffusers = StableDiffusionImg2ImgPipeline(

@@ -30,6 +30,7 @@ from autoaug_ray.generate.settings import Generation
 from autoaug_ray.generate.tiny import attributes
 from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.generate.weights import EMBEDDED
+from autoaug_ray.settings.classifier import Classifier
 
 NAMES = FASHION_MNIST_CLASSES
 PREFIX = Generation().prefix
@@ -69,7 +70,7 @@ class Judge:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, epochs: int = 3) -> None:
         x, y = scaled(images), torch.from_numpy(labels.astype(np.int64))
-        cnn = models.Classifier(width=32)
+        cnn = Classifier(width=32)
         self.model = models.build(cnn, len(NAMES), x.mean()[None], x.std()[None], seed=1)
         order, steps = torch.Generator().manual_seed(1), len(x) // 64
         optimiser = torch.optim.AdamW(self.model.parameters(), weight_decay=1e-2)
@@ -102,13 +103,13 @@ def evaluate_captions(
     blip: Path, images: np.ndarray, labels: np.ndarray, test_images: np.ndarray,
     test_labels: np.ndarray, count: int = 1000,
 ) -> None:  # fmt: skip
-    """Prints how many words are right, beside those of who always says the class's usual word."""
+    """Prints the share of right words, beside that of always giving the class's usual word."""
     captioner = Captioner(str(blip), device=CPU)
     x, y = test_images[:count], test_labels[:count]
     start = time.process_time()
-    said = captioner.continuations(torch.tensor(x)[:, None], [NAMES[c] for c in y], PREFIX)
+    texts = captioner.continuations(torch.tensor(x)[:, None], [NAMES[c] for c in y], PREFIX)
     seconds = (time.process_time() - start) / count
-    found, true = [attributes.parse(text) for text in said], attributes.words(x)
+    found, true = [attributes.parse(text) for text in texts], attributes.words(x)
     known = np.array(attributes.words(images))
     print(f"captions of {count} test images, {1000 * seconds:.1f} ms each   right %   usual word %")
     for k, attribute in enumerate(attributes.WORDS):
@@ -132,8 +133,8 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Prints and returns a row per kind of edit: shares in [0, 1], spread, CPU seconds per image.
 
-    local: the caption of another image of the class. change: only the name of another class, at
-    strength 0.9. text: strength 1, of which the source is nearly gone.
+    local: edits by the caption of another image of the class. change: edits at strength 0.9 by the
+    name of another class only. text: edits at strength 1, which leaves little of the source.
     """
     rng = np.random.default_rng(0)
     some = [rng.permutation(np.flatnonzero(labels == c))[:per_class] for c in range(len(NAMES))]
@@ -183,17 +184,17 @@ def evaluate(
             first = slice(per_class * c, per_class * c + 6)
             lines.append(np.concatenate([x[first], *(p[first] for p in pictures.values())]))
         sheet(lines, sheets / "edits.png")
-        said = [w for choices in attributes.WORDS.values() for w in choices]
+        words = [w for choices in attributes.WORDS.values() for w in choices]
         lines = []
         for c in range(len(NAMES)):
             source = x[per_class * c : per_class * c + 1]
-            texts = [attributes.caption(NAMES[c], [w]) for w in said]
+            texts = [attributes.caption(NAMES[c], [w]) for w in words]
             edited, _ = edit(
-                diffusion, source.repeat(len(said), 0), texts, 0.7, guidance, same_noise=True
+                diffusion, source.repeat(len(words), 0), texts, 0.7, guidance, same_noise=True
             )
             lines.append(np.concatenate([source, edited]))
         sheet(lines, sheets / "words.png")
-        print(f"{sheets}: edits.png (6 sources, then 6 of each row in turn), words.png ({said})")
+        print(f"{sheets}: edits.png (6 sources, then 6 of each row in turn), words.png ({words})")
     return rows
 
 

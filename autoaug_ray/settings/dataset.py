@@ -11,15 +11,15 @@ class Shift(Settings):
     """How the target domain differs; every image draws its own values, uniformly and once."""
 
     translate: float = Field(0.0, ge=0, le=1000)
-    """Pixels, +-, in x and in y."""
+    """Largest translation in x and in y, in pixels."""
     rotate: float = Field(0.0, ge=0, le=180)
-    """Degrees, +-."""
+    """Largest rotation, in degrees."""
     zoom: float = Field(1.0, ge=1, le=10)
-    """Factor: log-uniform between 1/zoom and zoom."""
+    """Images are zoomed by factors between 1/zoom and zoom, log-uniformly."""
     brightness: float = Field(0.0, ge=0, le=1)
-    """Factor 1 +- this."""
+    """Images are multiplied by factors between 1 - brightness and 1 + brightness."""
     hue: float = Field(0.0, ge=0, le=0.5)
-    """Turns of the colour circle, +-; nothing happens to grey images."""
+    """Largest turn of the hue, in turns of the colour circle; grey images stay as they are."""
 
 
 class Imbalance(Settings):
@@ -30,11 +30,11 @@ class Imbalance(Settings):
     """
 
     factor: float = Field(gt=0, le=1)
-    """f: nominal ratio of the smallest to the largest class."""
+    """Nominal ratio of the smallest to the largest class."""
     largest: int | None = Field(None, ge=2)
-    """Images of the largest class; None: as many as the smallest class of the whole pool has."""
+    """Number of images of the largest class; None: that of the whole pool's smallest class."""
     order: Literal["seeded", "index"] = "seeded"
-    """Which class gets most: a permutation, or class 0 first as in CIFAR-10-LT."""
+    """Which class has which rank: a permutation by the seed, or class 0 first as in CIFAR-10-LT."""
 
 
 OPTIONS: dict[str, frozenset[str]] = {
@@ -53,8 +53,9 @@ OPTIONS: dict[str, frozenset[str]] = {
     "hub": frozenset({"image_size", "channels", "fit"}),
     "folder": frozenset({"image_size", "channels", "fit", "test_fraction", "unreadable"}),
 }
-"""The datasets, and which of the fields that not all of them have each understands."""
+"""The datasets, and the fields that each understands, besides those that all understand."""
 SOME_ONLY = frozenset().union(*OPTIONS.values())
+"""The fields that not all datasets understand."""
 
 
 class Dataset(Settings):
@@ -69,26 +70,26 @@ class Dataset(Settings):
     """Keep this many images of the pool, class-balanced as the pool is."""
     test_size: int | None = Field(None, ge=2)
     image_size: int | None = Field(None, ge=8, le=2048)
-    """Side in pixels to which image files are read: 32 for folder and hub, 256 for the others;
-    of bach, the side of the patches that train (512)."""
+    """Side in pixels to which image files are resized (default: 32 for folder and hub, 256 for the
+    others); for bach, the side of the patches that train (512)."""
     channels: Literal[1, 3] | None = None
     """3 (default), or 1 to read images as grey."""
     fit: Literal["stretch", "crop"] | None = None
-    """How files get that size: stretched (default), or, of imagenet by default, with the shorter
-    side scaled to it and the middle of the longer one kept."""
+    """How files get that size: stretch (default) scales both sides to it; crop (default for
+    imagenet) scales the shorter side to it, and keeps the middle of the longer one."""
     protocol: Literal["clean", "dafusion"] | None = None
-    """Of classes made from objects: clean (default) as each dataset's reader says, or with the
+    """How classes are made from objects: clean (default) as each dataset's reader says, or with the
     choices of DAFusion's public code, which AutoGenDA follows."""
     min_class_count: int | None = Field(None, ge=1)
-    """Of classes made from objects: classes with fewer training images are dropped, and named (32
-    of coco2017, 20 of lvis, else 1)."""
+    """Classes made from objects are dropped, and named, if they have fewer training images
+    (default: 32 for coco2017, 20 for lvis, else 1)."""
     frequencies: tuple[Literal["r", "c", "f"], ...] | None = None
-    """Of lvis: rare, common and frequent classes (default: common, AutoGenDA's tail)."""
+    """The classes of lvis to use: rare, common, frequent (default: common, AutoGenDA's tail)."""
     test_fraction: float | None = Field(None, gt=0, lt=1)
-    """Of a folder without train/ and test/: this share of every class is the test set, the same on
+    """For a folder without train/ and test/: the test set is this share of every class, the same on
     every machine; files of the same bytes are on one side."""
     unreadable: Literal["error", "skip"] | None = None
-    """Of a folder: what to do about images that cannot be read (default error)."""
+    """What to do about images in a folder that cannot be read (default error)."""
     closed_test: bool = False
     """No run sees the test set: a fifth of the pool stands in for it, so that what is decided
     before the whole study is not decided by its test set."""
@@ -98,7 +99,7 @@ class Dataset(Settings):
     shift: Shift = Shift()
     imbalance: Imbalance | None = None
     shots: int | None = Field(None, ge=1)
-    """So many images of every class."""
+    """The pool keeps this many images of every class."""
     redraw: bool = True
     """Every seed has its own class order and images in an imbalanced or low-shot pool; False: all
     seeds share those of seed 0, and one bank of generated images."""

@@ -1,0 +1,178 @@
+"""What is said at once: help, and what is wrong in a study, without a heavy import."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autoaug_ray
+from autoaug_ray import methods
+from autoaug_ray.commands import main, quickstart
+from autoaug_ray.report import wandb
+
+ROOT = Path(__file__).parents[1]
+WORDS = ("run", "init", "pilot", "report", "bank")
+HEAVY = {
+    "torch", "torchvision", "kornia", "ray", "diffusers", "transformers", "accelerate", "scipy",
+    "matplotlib", "plotly", "scikit_posthocs", "statsmodels", "pandas", "wandb", "optuna",
+    "sentence_transformers", "datasets", "numpy", "pyarrow", "PIL",
+}  # fmt: skip
+ASK = """
+import json, sys
+from autoaug_ray.commands import main
+status = main(json.loads(sys.argv[1]))
+loaded = sorted({name.split(".")[0] for name in sys.modules})
+print(json.dumps([status, loaded]), file=sys.stderr)
+"""
+
+
+def run(*arguments, cwd=None):
+    """(exit status, heavy libraries that it imported, stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps([str(a) for a in arguments])],
+        capture_output=True, text=True, cwd=cwd, check=True,
+    )  # fmt: skip
+    error, _, last = done.stderr.rstrip("\n").rpartition("\n")
+    status, loaded = json.loads(last)
+    return status, HEAVY & set(loaded), done.stdout, error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["--version"], *([word, "--help"] for word in WORDS),
+     ["x.yaml", "--help"], *(["bank", verb, "--help"] for verb in ("ls", "sheet", "export"))],
+    ids=" ".join,
+)  # fmt: skip
+def test_help_imports_nothing_heavy(arguments):
+    status, heavy, out, error = run(*arguments)
+    assert (status, heavy, error) == (0, set(), "") and out
+
+
+def test_a_test_of_imports_sees_torch(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("dataset: {name: fashion-mnist-mini}\nmethods: {none: {flip: 1}}\n")
+    status, heavy, _, error = run(path)
+    assert status == 2 and "torch" in heavy and "ray" not in heavy
+    assert error.startswith("error: methods.none.flip: unknown key")
+
+
+FINE = "dataset: {name: fashion-mnist-mini}\n"
+METHODS = "methods: {none: {}, bilevel: {}}\n"
+WRONG = {
+    None: "cannot be read",
+    "dataset: [": "is not valid YAML: line 1",
+    FINE + METHODS + METHODS: 'line 3, column 1: found duplicate key "methods"',
+    "- 1": "must hold a mapping",
+    FINE: "methods must map at least one label",
+    FINE + METHODS + "epochs: 3": "epochs: unknown key",
+    FINE + METHODS + "seeds: 0": "seeds must be at least 1",
+    METHODS + "dataset: {name: fashion}": "dataset.name: unknown dataset",
+    METHODS + "dataset: {name: bach, image_sise: 3}": "dataset.image_sise: unknown key (did you",
+    FINE + METHODS + "model: resnet9": "model.name: unknown classifier",
+    FINE + METHODS + "train: {epochs: 0}": "train.epochs: input should be greater",
+    FINE + METHODS + "generate: {calls: many}": "generate.calls: input should be a valid integer",
+    FINE + "methods: {none: {}, bilvel: {}}":
+        "methods.bilvel.method: unknown method 'bilvel' (did you mean bilevel?)",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not hasattr(methods, "method_class"), reason="methods are not lazy yet")
+@pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
+@pytest.mark.parametrize("word", [(), ("run",), ("pilot",)], ids=["no word", "run", "pilot"])
+def test_what_is_wrong_in_a_study_is_said_without_a_heavy_import(text, word, tmp_path):
+    path = tmp_path / "study.yaml"
+    if text is not None:
+        path.write_text(text)
+    status, heavy, out, error = run(*word, path, cwd=tmp_path)
+    assert (status, heavy, out) == (2, set(), "")
+    assert error.startswith("error: ") and WRONG[text] in error and "\n" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_lists_the_words(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    listed = out.split("Commands:")[1].split("\n")
+    assert [line.split()[0] for line in listed if line.strip()] == list(WORDS)
+    assert "Install completion" in out and not set("╭│─") & set(out)
+
+
+def test_the_version_is_the_package_s(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"autoaug-ray {autoaug_ray.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--dryrun"], "No such option"),
+        (["x.yaml", "--seeds", "two"], "Invalid value for '--seeds'"),
+        (["--wandb", "sometimes"], "Invalid value for '--wandb'"),
+        (["report"], "Missing argument"),
+        (["bank"], "Missing command"),
+        (["bank", "look"], "No such command 'look'"),
+        (["bank", "sheet", "abc"], "Missing option '--out'"),
+        (["init", "x", "--flip", "diagonal"], "Invalid value for '--flip'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_line_is_said_in_plain_text(arguments, message, capsys):
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    last = error.strip().splitlines()[-1]
+    assert not out and last.startswith("Error: ") and message in last
+    assert not set("╭│─") & set(error)
+
+
+def options_of(monkeypatch, *arguments):
+    """What `run` hands to its work."""
+    from autoaug_ray import config
+    from autoaug_ray.commands import run
+
+    called = []
+    monkeypatch.setattr(config, "load", lambda path, **settings: [path, settings])
+    monkeypatch.setattr(run, "run_studies", lambda studies, **o: called.append((studies, o)) or 1)
+    monkeypatch.setattr(run, "smoke_studies", lambda studies: called.append((studies, None)) or 0)
+    status = main(arguments)
+    ((studies, options),) = called
+    return status, studies, options
+
+
+DEFAULTS = {"out": "runs", "bank": None, "resume": False, "dry_run": False, "wandb": None}
+
+
+@pytest.mark.parametrize("word", [(), ("run",)])
+def test_every_option_arrives(word, monkeypatch):
+    status, studies, options = options_of(
+        monkeypatch, *word, "a.yaml", "--set", "x=1", "--resume", "b.yaml", "--set", "y.z=[2, 3]",
+        "--seeds", "5", "--dry-run", "--wandb", "off", "--bank", "B", "--storage", "s3://b/x",
+    )  # fmt: skip
+    settings = {"changes": ["x=1", "y.z=[2, 3]"], "seeds": 5}
+    assert status == 1 and studies == [[Path("a.yaml"), settings], [Path("b.yaml"), settings]]
+    assert options == {
+        "out": "s3://b/x", "bank": "B", "resume": True, "dry_run": True, "wandb": "off",
+    }  # fmt: skip
+
+
+def test_a_line_without_a_study_is_the_quick_start(monkeypatch):
+    ((path, settings),) = options_of(monkeypatch)[1]
+    assert path == quickstart() == ROOT / "search_spaces/quickstart.yaml"
+    assert settings == {"changes": (), "seeds": None}
+    assert options_of(monkeypatch, "--out", "o")[2] == DEFAULTS | {"out": "o"}
+    assert options_of(monkeypatch, "--smoke")[::2] == (0, None)
+
+
+def test_what_w_and_b_can_be_asked_for_is_what_it_knows(monkeypatch):
+    for mode in wandb.MODES:
+        assert options_of(monkeypatch, "--wandb", mode)[2]["wandb"] == mode
+
+
+@pytest.mark.parametrize("line", [["run_all.py"], ["-m", "autoaug_ray"]], ids=" ".join)
+def test_every_door_leads_to_the_same_words(line):
+    done = subprocess.run(
+        [sys.executable, *line, "nowhere.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: nowhere.yaml cannot be read")
