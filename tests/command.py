@@ -4,7 +4,7 @@ import contextlib
 import io
 from subprocess import CompletedProcess
 
-from autoaug_ray.commands import run
+from autoaug_ray.commands import main
 
 
 def run_all(*arguments) -> CompletedProcess:
@@ -12,5 +12,5 @@ def run_all(*arguments) -> CompletedProcess:
     out, err = io.StringIO(), io.StringIO()
     words = list(map(str, arguments))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = run.main(words)
+        status = main(words)
     return CompletedProcess(words, status, out.getvalue(), err.getvalue())
