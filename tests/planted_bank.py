@@ -21,8 +21,8 @@ def make_pool(seed=0):
 
 def make_plan(bank, some, kinds=EDITS, settings=SETTINGS, mark=MARK):
     draws = plan.draw(some, NEAR, settings, kinds)
-    said = {i: f"that is number {i}" for i in plan.captioned(draws)}
-    edits = plan.build(some, draws, said, settings, mark, len)
+    continuations = {i: f"that is number {i}" for i in plan.captioned(draws)}
+    edits = plan.build(some, draws, continuations, settings, mark, len)
     key = plan.plan_key(some, settings, mark, kinds)
     bank.write_plan(key, edits, some, kinds, settings, mark)
     return key, edits

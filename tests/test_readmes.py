@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import rooms
 
 from autoaug_ray import config
 from autoaug_ray.bench.__main__ import BENCHES
@@ -102,11 +103,14 @@ def test_the_readme_can_be_finished():
     assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST
 
 
-def test_readmes_list_every_method_dataset_benchmark_and_study():
+def test_readmes_list_every_room_method_dataset_benchmark_and_study():
     def missing(readme, names):
         text = (ROOT / readme).read_text()
         return [name for name in names if name not in text]
 
+    files = [p.name if p.suffix else f"{p.name}/" for p in rooms.ROOT.iterdir()]
+    named = [f for f in files if f.removesuffix(".py").removesuffix("/") in rooms.BELOW]
+    assert len(named) == len(rooms.BELOW) and missing("autoaug_ray/README.md", named) == []
     assert missing("README.md", [f"`{name}`" for name in METHODS]) == []
     assert missing("autoaug_ray/methods/README.md", [f"`{name}`" for name in METHODS]) == []
     assert missing("autoaug_ray/data/README.md", [f"`{name}`" for name in SOURCES]) == []

@@ -1,6 +1,8 @@
 """What is said at once: help, and what is wrong in a study, without a heavy import."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +178,36 @@ def test_every_door_leads_to_the_same_words(line):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: nowhere.yaml cannot be read")
+
+
+@pytest.mark.nightly
+def test_a_wheel_runs_the_quick_start_from_anywhere(tmp_path):
+    """Built from the files alone, without git, and installed where nothing else is."""
+    source, wheels, target, cwd = (
+        tmp_path / name for name in ("source", "wheels", "target", "cwd")
+    )
+    cwd.mkdir()
+    for name in ("autoaug_ray", "search_spaces"):
+        hidden = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=hidden)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+
+    def call(*line):
+        variables = os.environ | {"PYTHONPATH": str(target)}
+        done = subprocess.run(
+            [sys.executable, *map(str, line)], cwd=cwd, env=variables, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    alone = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check")
+    call("-m", "pip", "wheel", *alone, "--wheel-dir", wheels, source)
+    (wheel,) = wheels.iterdir()
+    call("-m", "pip", "install", *alone, "--no-index", "--target", target, wheel)
+    asked = "from autoaug_ray.commands import quickstart; print(quickstart())"
+    study = target / "autoaug_ray/search_spaces/quickstart.yaml"
+    assert call("-c", asked).strip() == str(study)
+    assert study.read_bytes() == (ROOT / "search_spaces/quickstart.yaml").read_bytes()
+    assert "1 passed, 0 failed" in call("-m", "autoaug_ray", "--smoke")

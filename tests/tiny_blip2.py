@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tiny_sd import merges_of
 from tokenizers import pre_tokenizers
 from transformers import (
     BertTokenizer,
@@ -39,7 +40,7 @@ _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 def save_blip2(
     path: Path, *, queries: int | None = QUERIES, padding_side: str = "left", seed: int = 0
 ) -> Path:
-    """`queries` is what the processor says it puts in; the model always reads QUERIES."""
+    """The processor says that it puts in `queries`; the model always reads QUERIES."""
     torch.manual_seed(seed)
     tokenizer = _gpt2(WORDS, padding_side)
     images = BlipImageProcessor(size={"height": SIDE, "width": SIDE})
@@ -144,16 +145,9 @@ def _bert() -> tuple[list[str], BertTokenizer]:
 
 def _gpt2(words: Sequence[str], padding_side: str) -> GPT2Tokenizer:
     """OPT's kind: byte-level BPE whose merges build each word, at a start and after a space."""
+    merges, merged = merges_of(spelling for word in words for spelling in (word, f"Ġ{word}"))
     tokens = ["<s>", "<pad>", "</s>", "<unk>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        for first, *rest in (word, f"Ġ{word}"):
-            for part in rest:
-                if (first, part) not in merges:
-                    merges.append((first, part))
-                first += part
-                if first not in tokens:
-                    tokens.append(first)
+    tokens += [token for token in merged if token not in tokens]
     return GPT2Tokenizer(
         vocab={token: i for i, token in enumerate(tokens)}, merges=merges, unk_token="</s>",
         bos_token="</s>", eos_token="</s>", pad_token="<pad>", padding_side=padding_side,

@@ -1,6 +1,6 @@
 """A whole Stable Diffusion of 0.3 M random parameters: its layout on disk, and nothing learned."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +15,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WORDS = ("a", "photo", "of", "the", "which", "is", "cat", "dog", "red", "blue", "on", "grass")
 SIDE = 64
-"""Pixels; the VAE takes 8 of them to 1, as Stable Diffusion's."""
+"""The side in pixels; the VAE takes 8 of them to 1, as Stable Diffusion's does."""
 
 
 def save(path: Path, words: Sequence[str] = WORDS, seed: int = 0) -> Path:
-    """As `save_pretrained` writes it; the tokenizer has a token per word and can spell others."""
+    """Saves the pipeline; its tokenizer has a token per word of `words`, and spells others."""
     torch.manual_seed(seed)
     tokenizer = _tokenizer(words)
     text_encoder = CLIPTextModel(
@@ -54,16 +54,19 @@ def save(path: Path, words: Sequence[str] = WORDS, seed: int = 0) -> Path:
 def _tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     """Byte-level BPE whose merges build each of `words`, letter by letter."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = alphabet + [letter + "</w>" for letter in alphabet]
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        first, *rest = [*word[:-1], word[-1] + "</w>"]
-        for part in rest:
-            if (first, part) not in merges:
-                merges.append((first, part))
-            first += part
-            if first not in tokens:
-                tokens.append(first)
+    spellings = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges, merged = merges_of(spellings)
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *merged]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def merges_of(spellings: Iterable[Sequence[str]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Merges that build each spelling from its left, and the different tokens that they make."""
+    merges: dict[tuple[str, str], str] = {}
+    for first, *rest in spellings:
+        for part in rest:
+            merges[first, part] = first + part
+            first += part
+    return list(merges), list(dict.fromkeys(merges.values()))

@@ -38,8 +38,8 @@ class Driver(NamedTuple):
     result: float  # of the driver, for a result; its trial waits
     start: float = 0.0  # until an actor that is asked for can work, libraries imported
     together: bool = True
-    """False: one actor at a time is started, and one that falls idle takes over the trial that the
-    next one was started for, which is given up: Tune's way with one pending trial."""
+    """If False, actors start one at a time, as with Tune's one pending trial. An actor that falls
+    idle takes over the trial that the next one was started for, and that start is given up."""
 
 
 class Simulated(NamedTuple):
@@ -58,7 +58,7 @@ def simulate(trials: Sequence[float], slots: int, driver: Driver, results: int =
     # (when the slot needs the driver, slot, seconds from one result to the next, results to come)
     asking = [(driver.start, slot, 0.0, 0) for slot in range(slots if driver.together else 1)]
     working = slots if driver.together else 0
-    """Slots below it have an actor; the one at it is starting, where they start one at a time."""
+    """Slots below this number have an actor; if they start one at a time, this one is starting."""
     free = worked = end = 0.0
     while asking:
         at, slot, step, left = heapq.heappop(asking)

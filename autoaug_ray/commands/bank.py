@@ -25,21 +25,21 @@ def open_bank(root: str) -> Bank:
 
 def ls(bank: Bank, *, classes: bool) -> int:
     """Print plans, counts of images and device-hours."""
-    held = bank.index()
-    rejected = {key for key, _, reject in bank.encoded(held) if reject is not None}
+    stored = bank.index()
+    rejected = {key for key, _, reject in bank.encoded(stored) if reject is not None}
     for plan_key in bank.plans():
         plan = bank.read_plan(plan_key)
         hours = sum(bank.cost(plan_key, plan.kinds).values()) / 3600
-        said = plan.settings
+        settings = plan.settings
         print(
-            f"plan {plan_key}  {plan.images} images, {len(plan.classes)} classes, {said.model}, "
-            f"strength {said.strength:g}, {said.calls} calls ({said.solver}), "
-            f"{hours:.3g} device-hours"
+            f"plan {plan_key}  {plan.images} images, {len(plan.classes)} classes, "
+            f"{settings.model}, strength {settings.strength:g}, {settings.calls} calls "
+            f"({settings.solver}), {hours:.3g} device-hours"
         )
-        for line in _counts(plan, held, rejected, classes=classes):
+        for line in _counts(plan, stored, rejected, classes=classes):
             print(f"  {line}")
     size = sum(places.size(path) for path in bank.shards())
-    line = f"{len(bank.shards())} shards, {len(held)} images, {size / 1e6:.1f} MB"
+    line = f"{len(bank.shards())} shards, {len(stored)} images, {size / 1e6:.1f} MB"
     print(f"{line}, {sum(bank.spent().values()) / 3600:.3g} device-hours ({_devices(bank)})")
     for name, entry in bank.quarantined().items():
         print(f"quarantined: shard {name}, {len(entry['keys'])} images: {entry['error']}")
@@ -47,17 +47,17 @@ def ls(bank: Bank, *, classes: bool) -> int:
 
 
 def _counts(
-    plan: Plan, held: Iterable[str], rejected: Iterable[str], *, classes: bool
+    plan: Plan, stored: Iterable[str], rejected: Iterable[str], *, classes: bool
 ) -> Iterator[str]:
-    held, rejected = set(held), set(rejected)
+    stored, rejected = set(stored), set(rejected)
     for class_name in (None, *(plan.classes if classes else ())):
         edits = [e for e in plan.edits if class_name in (None, e.class_name)]
         parts = []
         for kind in plan.kinds:
             keys = [e.key for e in edits if e.kind == kind]
-            here = sum(key in held for key in keys)
+            count = sum(key in stored for key in keys)
             bad = sum(key in rejected for key in keys)
-            parts.append(f"{kind} {here}/{len(keys)}" + (f" ({bad} rejected)" if bad else ""))
+            parts.append(f"{kind} {count}/{len(keys)}" + (f" ({bad} rejected)" if bad else ""))
         notes = Counter(e.note for e in edits if e.note is not None)
         why = ", ".join(f"{number} {note}" for note, number in notes.most_common())
         line = f"{class_name or 'all classes'}: {', '.join(parts)}"

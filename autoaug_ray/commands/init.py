@@ -17,10 +17,11 @@ from autoaug_ray.methods.base import Flip
 from autoaug_ray.store.folder import write_whole
 
 SHOWN = 20
-"""Classes in the table."""
+"""Number of classes that the table lists, the largest first."""
 NAMED = 5
-"""Files that are named where there are many."""
+"""Number of files that a sentence names, if it is about more."""
 FEW = 5
+"""A class with fewer images may have none in the test set."""
 
 
 def propose_study(folder: Path, path: Path, flip: Flip) -> int:

@@ -49,7 +49,7 @@ def _pilot(whole: Study, study: Study, options: Options, console: Console) -> bo
     classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
     for seeds in pilot.LOOKS:
         asked = study.model_copy(update={"seeds": tuple(range(seeds))})
-        (ran,), failed = cli.run([asked], [folder], options.out / "bank", console)
+        (ran,), failed = cli.run_cases([asked], [folder], options.out / "bank", console)
         page = report.write(ran, folder, classes)
         summary = report.summarise(ran, folder)
         verdict = pilot.decide(summary, searches, free, worth=options.worth)

@@ -13,9 +13,9 @@ SIZES = (28, 32, 64, 96, 128, 224)
 LARGEST_ON_CPU = 64
 EPOCHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200)
 STEPS, STEPS_ON_GPU = 1000, 8000
-"""What a training is proposed to be long; a small network is done sooner."""
+"""Steps that a proposed training takes on a CPU, where networks are small, and on a GPU."""
 UNEVEN = 5.0
-"""Images of the largest class over those of the smallest from which on batches are balanced."""
+"""Batches are balanced if the largest class has this many times the images of the smallest."""
 
 
 def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
@@ -117,11 +117,11 @@ def _model(size: float, pool: int, gpu: bool) -> tuple[str, str]:
 
 
 def nearest(value: float, choices: Sequence[int]) -> int:
-    """By ratio."""
+    """The choice whose ratio to `value` is nearest to 1."""
     return min(choices, key=lambda c: abs(math.log(c / value)))
 
 
 def _beside(lines: Sequence[tuple[str, str]], indent: str = "") -> list[str]:
-    """`key: value` lines with their reasons beside them."""
+    """Lines of (`key: value`, reason), with the reasons in one column of comments."""
     widest = max(len(code) for code, why in lines if why)
     return [indent + (f"{code:<{widest}}  # {why}" if why else code) for code, why in lines]

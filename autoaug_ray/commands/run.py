@@ -14,7 +14,6 @@ from rich.table import Table
 from autoaug_ray import data, models
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
-from autoaug_ray.report import wandb as track
 from autoaug_ray.schedule import forecast
 from autoaug_ray.schedule.bank_for_study import (
     fill_bank,
@@ -60,10 +59,12 @@ def run_studies(
 
     `bank` None: a folder of `out`. `wandb` None: what the environment asks for.
     """
+    from autoaug_ray.report import wandb as tracker
+
     root = place(out)
     kept = place(bank) if bank else root / "bank"
     places.check(root)
-    options = Options(root, kept, resume, dry_run, wandb or track.default_mode())
+    options = Options(root, kept, resume, dry_run, wandb or tracker.default_mode())
     console = new_console()
     failed = [_run_study(cases, options, console) for cases in studies]
     return 1 if any(failed) else 0
@@ -119,7 +120,7 @@ def carry_out(
 ) -> bool:
     """Run the cases of a study, and report them; returns whether any of its runs failed."""
     folders = _folders(studies, out)
-    studies, failed = run(studies, folders, bank, console, wandb)
+    studies, failed = run_cases(studies, folders, bank, console, wandb)
     page = show(list(zip(studies, folders, strict=True)), out / studies[0].name, console)
     say_failed(failed, console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
@@ -161,14 +162,15 @@ def show(cases: Sequence[tuple[Study, Folder]], root: Place, console: Console) -
     return page
 
 
-def run(
+def run_cases(
     studies: Sequence[Study],
     folders: Sequence[Folder],
     bank: Place,
     console: Console,
     wandb: str = "off",
 ) -> tuple[list[Study], list[Done]]:
-    """Run what the folders lack; the studies as they were run, and the runs that failed."""
+    """Run what the folders lack; returns the studies as they were run, and the runs that failed."""
+    from autoaug_ray.report import wandb as tracker
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
     from autoaug_ray.schedule.tune import execute
@@ -181,7 +183,7 @@ def run(
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
             write_sheet(study, folder, bank)
             write_faults(study, folder, bank)
-        with track.tracking(folders, wandb, say):
+        with tracker.tracking(folders, wandb, say):
             queues = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
     if paid := bill.read(_bills(studies[0], folders[0]), ledgers):

@@ -25,13 +25,13 @@ from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import OPTIONS, Dataset
 
 SIDE = 32
-"""Of the images, in pixels, where a dataset does not fix it."""
+"""Side of the images in pixels, where a dataset does not fix it."""
 PER_CLASS = 6
-"""Images of each class that a stand-in trains on."""
+"""Number of images of each class that a stand-in trains on."""
 
 
 def smaller(study: Study, place: Path) -> Study:
-    """The study on a stand-in for its data, which is written to `place` if it is not there."""
+    """A small version of the study, on a stand-in for its data that is written to `place`."""
     return study.model_copy(
         update={
             "dataset": _dataset(study.dataset, place),
@@ -117,20 +117,20 @@ def run(
     execute: Callable[[Sequence[Study], Path, Console], bool],
     console: Console,
 ) -> list[Outcome]:
-    """Every study, in one case of each of its datasets.
+    """Run every study, in one case of each of its datasets.
 
     `execute(studies, out, console)` runs the cases of a study and says whether any run failed.
     """
     outcomes = []
     for studies in several:
-        began, fault, said = time.monotonic(), None, io.StringIO()
+        began, fault, log = time.monotonic(), None, io.StringIO()
         by_dataset = {study.dataset.name: study for study in reversed(studies)}
         try:
             chosen = [smaller(s, place / "data") for s in studies if s in by_dataset.values()]
-            with redirect_stdout(said), redirect_stderr(said):
-                failed = execute(chosen, place / "runs", Console(file=said, width=120))
+            with redirect_stdout(log), redirect_stderr(log):
+                failed = execute(chosen, place / "runs", Console(file=log, width=120))
             if failed:
-                lines = [x for x in said.getvalue().splitlines() if x.startswith("failed")]
+                lines = [x for x in log.getvalue().splitlines() if x.startswith("failed")]
                 fault = next(iter(lines), "some of its runs failed")
         except (UserError, RunError) as error:
             fault = str(error)

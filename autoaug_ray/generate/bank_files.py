@@ -228,7 +228,7 @@ def write_plan(path: Place, plan: Plan) -> None:
 
 
 def _write(path: Place, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
-    """The same bytes for the same rows; images are compressed already, text is not."""
+    """Writes a Parquet file, the same bytes for the same rows; images are compressed already."""
     text = [name for name in schema.names if name != "image"]
     buffer = io.BytesIO()
     pq.write_table(

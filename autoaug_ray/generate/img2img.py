@@ -139,7 +139,7 @@ class Editor:
         return edited
 
     def _denoise(self, x0: Tensor, prompts: Tensor, empty: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Latents (n, 4, h, w) -> edited ones; embeddings (n, tokens, width).
+        """Edits latents (n, 4, h, w) towards embeddings (n, tokens, width).
 
         Latents are float32 between calls of the UNet, whatever its precision.
         """
@@ -158,7 +158,7 @@ class Editor:
         return x
 
     def _start(self) -> Tensor:
-        """Set the solver back to its start; returns the timesteps that it will go through."""
+        """Sets the solver back to its start; returns the timesteps that it will go through."""
         pipe, settings = self._pipe, self._settings
         if settings.solver == "pndm":
             pipe.scheduler.set_timesteps(settings.calls, device=pipe.device)

@@ -93,7 +93,7 @@ def invert(
 def denoising_loss(
     pipe: Pipeline, noising: Any, x0: Tensor, text: Sequence[str], t: Tensor, eps: Tensor
 ) -> Tensor:
-    """Mean squared error of what the model predicts: noise, velocity or x0.
+    """The mean squared error of the model's prediction, which is noise, velocity or x0.
 
     x0, eps: latents (n, 4, h, w); t: (n,); `noising`: a DDPMScheduler.
     """
@@ -110,7 +110,7 @@ def denoising_loss(
 
 
 def add(pipe: Pipeline, tokens: Mapping[str, Tensor]) -> None:
-    """Teach the tokenizer the placeholders and the text encoder their embeddings."""
+    """Teaches the tokenizer the placeholders, and the text encoder their embeddings."""
     width = pipe.text_encoder.get_input_embeddings().weight.shape[1]
     more = sum(len(vectors) for vectors in tokens.values())
     for name, vectors in tokens.items():
@@ -125,7 +125,7 @@ def add(pipe: Pipeline, tokens: Mapping[str, Tensor]) -> None:
 
 
 def save(path: Place, tokens: Mapping[str, Tensor]) -> None:
-    """A safetensors file, in place once it is whole."""
+    """Writes a safetensors file whole."""
     write_whole(path, safetensors.torch.save({k: v.contiguous() for k, v in tokens.items()}))
 
 

@@ -26,6 +26,6 @@ def quiet() -> Iterator[None]:
 
 
 def cannot_load(field: str, what: str, error: Exception) -> UserError:
-    """The error that `field` of `generate:` names what cannot be loaded, and why in one line."""
+    """The error that a model, named by a `field` of `generate:`, cannot be loaded, and why."""
     reason = str(error).strip().partition("\n")[0].rstrip(".")
     return UserError(f"generate.{field}: cannot load {what} ({reason}).")

@@ -194,10 +194,10 @@ def draw(
     settings: Generation,
     kinds: Sequence[ImageKind] = EDITS,
 ) -> list[Draw]:
-    """All edits, by source, then kind, then number; `neighbours[c]` are the classes near c.
+    """Draws all edits, by source, then kind, then number; `neighbours[c]` are the classes near c.
 
-    local: the caption of another image of the class (its own if there is no other). transfer: the
-    caption of any image of the neighbouring classes, each image as likely as another.
+    A local edit gets the caption of another image of the class (its own if there is no other), a
+    transfer edit that of any image of the neighbouring classes, each as likely as another.
     """
     labels = pool.labels.numpy()
     words = np.array([int(h[:16], 16) for h in pool.hashes], dtype=np.uint64)
@@ -245,7 +245,7 @@ def build(
     fingerprints: Fingerprints,
     count_tokens: Callable[[str], int],
 ) -> list[Edit]:
-    """The plan: every draw with its prompt. `continuations`: by position, text after the prefix.
+    """The plan: every draw with its prompt. `continuations`: texts after the prefix, by position.
 
     A caption that the linter rejects leaves its place to the fixed prompt, with the reason.
     """

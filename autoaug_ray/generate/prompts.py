@@ -21,7 +21,7 @@ from autoaug_ray.errors import UserError
 
 
 def prompt_name(class_name: str) -> str:
-    """How a class is said in a prompt: "bat_(animal)" -> "bat", "T-shirt/top" -> "t-shirt"."""
+    """The name of a class in a prompt: "bat_(animal)" -> "bat", "T-shirt/top" -> "t-shirt"."""
     return _spaced(re.sub(r"\([^)]*\)", " ", class_name).split("/")[0])
 
 

@@ -42,20 +42,20 @@ class Generation(Settings):
     neighbours: int = Field(3, ge=1, le=1000)
     """m of section 3.2: the number of classes whose captions may be transferred."""
     strength: float = Field(0.7, gt=0, le=1)
-    """Noise level: the edit starts at timestep round(1000 * strength) - 1."""
+    """The noise level: the edit starts at timestep round(1000 * strength) - 1."""
     guidance: float = Field(4.0, ge=1, le=50)
     calls: int = Field(10, ge=2, le=1000)
-    """UNet calls per image, whatever the strength (pndm: steps of the whole schedule)."""
+    """UNet calls per image, whatever the strength; for pndm, steps of the whole schedule."""
     solver: Solver = "dpm++"
     per_source: int = Field(1, ge=1, le=1000)
     per_class: int = Field(30, ge=1, le=100_000)
     """`per_source` edits of each kind per image, and more where a class would get fewer than
     `per_class`."""
     size: int | None = Field(None, ge=8, le=2048)
-    """Side in pixels that the model works at; None: what the model was trained at."""
+    """The side in pixels at which the model works; None: the side that it was trained at."""
     precision: Precision = "fp32"
     tokens: Tokens | None = None
-    """None: prompts say the class's name."""
+    """How words are learned for the classes; None: prompts say the class's name."""
     seed: int = 0
 
     @field_validator("prefix", "fixed_prompt")
@@ -67,16 +67,16 @@ class Generation(Settings):
 
 
 class Workers(Settings):
-    """Who makes the images; nothing of this changes what is made."""
+    """The actors that make the images; nothing here changes what they make."""
 
     actors: int | None = Field(None, ge=1, le=10_000)
-    """None: as many as the cluster's resources allow."""
+    """The number of actors; None: as many as the cluster's resources allow."""
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     """What each actor holds, as `cpus`."""
     batch_size: int = Field(32, ge=1, le=4096)
     shard_size: int = Field(256, ge=1, le=100_000)
-    """Images per Parquet file: what a crash may lose, and what one actor takes at a time."""
+    """Images per Parquet file. An actor makes one file at a time, which a crash may lose."""
     compile: bool = False
     retries: int = Field(2, ge=0, le=100)
     """Further attempts at a shard that fails; then it is set aside, and the rest goes on."""

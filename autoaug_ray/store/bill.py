@@ -22,7 +22,7 @@ from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 LOOK_SECONDS = 1.0
 INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
-"""Seconds between two lines, with files on this machine and on a store."""
+"""Seconds between two writes of the file, on this machine and on a store."""
 
 
 class ClusterState(NamedTuple):

@@ -186,11 +186,11 @@ def test_who_needs_half_of_a_shard_pays_for_half_of_all_its_attempts(tmp_path):
     assert bank.cost(key, ["fixed", "local"])["generate"] == 60 + 7 + 100
     assert bank.cost(key, [])["generate"] == 0
 
-    some, said = make_pool(), []
+    some, captions = make_pool(), []
     for i in range(4):
         name = some.names[some.labels[i]]
-        said.append(Caption(some.hashes[i], name, SETTINGS.prefix, "blip", f"that is {i}"))
-    spend(bank, bank.write_captions(said).stem, "caption", 3)
+        captions.append(Caption(some.hashes[i], name, SETTINGS.prefix, "blip", f"that is {i}"))
+    spend(bank, bank.write_captions(captions).stem, "caption", 3)
     spend(bank, key, "caption", 1)
     used = {e.caption for e in by_kind["local"]}
     assert bank.cost(key, ["local"])["caption"] == 4 * len(used) / 4 + 2
@@ -242,11 +242,12 @@ def test_learned_words_cost_all_that_they_took(tmp_path):
 
 def test_captions_come_back(tmp_path):
     bank = Bank(tmp_path)
-    said = [Caption("a", "cat", "a {name} which", "blip", "sleeps"), Caption("b", "", "", "", "")]
-    bank.write_captions(said)
-    assert bank.captions() == {said[0].key: "sleeps", said[1].key: ""}
-    others = [said[0]._replace(**{f: "x"}) for f in ("image_hash", "name", "prefix", "captioner")]
-    assert len({c.key for c in (said[0], *others)}) == 5
+    first = Caption("a", "cat", "a {name} which", "blip", "sleeps")
+    empty = Caption("b", "", "", "", "")
+    bank.write_captions([first, empty])
+    assert bank.captions() == {first.key: "sleeps", empty.key: ""}
+    others = [first._replace(**{f: "x"}) for f in ("image_hash", "name", "prefix", "captioner")]
+    assert len({c.key for c in (first, *others)}) == 5
 
 
 def rewritten(path, change):
@@ -357,8 +358,8 @@ def test_the_command(filled, tmp_path, capsys):
 
     def run(*arguments):
         status = main(["bank", "--bank", str(bank.root), *map(str, arguments)])
-        said = capsys.readouterr()
-        return status, said.out, said.err
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
 
     status, out, _ = run("ls", "--classes")
     assert status == 0 and f"plan {key}" in out and "2 shards, 24 images" in out

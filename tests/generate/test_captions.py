@@ -78,12 +78,12 @@ def by_hand(folder, kind, image, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_continuation_is_what_greedy_choice_by_hand_says_after_the_prompt(folders, kind, images):
-    said = Captioner(str(folders[kind]), device=CPU).continuations(images[:4], NAMES[:4], PREFIX)
-    assert said == [
+    texts = Captioner(str(folders[kind]), device=CPU).continuations(images[:4], NAMES[:4], PREFIX)
+    assert texts == [
         by_hand(folders[kind], kind, image, name)
         for image, name in zip(images[:4], NAMES[:4], strict=True)
     ]
-    assert len(set(said)) == 4, "the image, too, decides"
+    assert len(set(texts)) == 4, "the image, too, decides"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,8 +99,8 @@ def test_a_caption_does_not_depend_on_the_batch_it_was_made_in(folders, kind, im
 
 def test_what_side_a_tokenizer_pads_is_no_matter(tmp_path, blip2, images):
     right = tiny_blip2.save_blip2(tmp_path, padding_side="right")
-    said = Captioner(str(right), device=CPU).continuations(images, NAMES, PREFIX)
-    assert said == blip2.continuations(images, NAMES, PREFIX)
+    texts = Captioner(str(right), device=CPU).continuations(images, NAMES, PREFIX)
+    assert texts == blip2.continuations(images, NAMES, PREFIX)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -140,18 +140,18 @@ def test_a_checkpoints_own_way_to_decode_is_not_used(tmp_path, folders, kind, im
         do_sample=True, temperature=9.0, num_beams=3, max_length=5, min_length=4,
         repetition_penalty=5.0,
     ).save_pretrained(folder)  # fmt: skip
-    said = [
+    texts = [
         Captioner(str(f), device=CPU).continuations(images, NAMES, PREFIX)
         for f in (folders[kind], folder)
     ]
-    assert said[0] == said[1]
+    assert texts[0] == texts[1]
 
 
 def test_grey_images_are_seen_as_their_copies_in_three_channels(blip2, images):
     for grey in (images[:, :1], images[:, :1, :20, :24]):
         coloured = grey.repeat(1, 3, 1, 1)
-        said = blip2.continuations(grey, NAMES, PREFIX)
-        assert said == blip2.continuations(coloured, NAMES, PREFIX)
+        texts = blip2.continuations(grey, NAMES, PREFIX)
+        assert texts == blip2.continuations(coloured, NAMES, PREFIX)
 
 
 def test_images_that_nearly_fit_are_padded_with_black_and_others_resized(blip2, images):
@@ -199,9 +199,9 @@ def test_the_shipped_captioner_says_what_is_measured_of_clothes_it_never_saw():
     names = prompts.prompt_names(splits.classes)
     names = [names[label] for label in splits.test.labels[:150].tolist()]
     captioner = Captioner(weights.resolve("embedded", "blip"), device=CPU)
-    said = captioner.continuations(images, names, PREFIX)
-    assert said[:10] == singly(captioner, images[:10], names[:10])
-    for text, name in zip(said, names, strict=True):
+    texts = captioner.continuations(images, names, PREFIX)
+    assert texts[:10] == singly(captioner, images[:10], names[:10])
+    for text, name in zip(texts, names, strict=True):
         assert text.startswith("is ") and "[" not in text and name not in text
         caption = prompts.rebuild(PREFIX, name, text)
         assert prompts.lint(caption, name, lambda c: len(c.split()) + 2) is None
@@ -211,15 +211,15 @@ def test_the_shipped_captioner_says_what_is_measured_of_clothes_it_never_saw():
         pairs = zip(texts, true, strict=True)
         return sum(len(words & set(attributes.parse(t).values())) for t, words in pairs) / len(true)
 
-    assert right(said) / 4 > 0.8
+    assert right(texts) / 4 > 0.8
     # And not because it knows what such clothes look like: another image of the class says less.
     of_name = {name: [i for i, n in enumerate(names) if n == name] for name in names}
     other = [of_name[n][(of_name[n].index(i) + 1) % len(of_name[n])] for i, n in enumerate(names)]
-    assert right([said[i] for i in other]) / 4 < 0.7
+    assert right([texts[i] for i in other]) / 4 < 0.7
 
 
 def test_the_shipped_captioner_spells_names_that_it_does_not_know():
-    """By letters, of which it reads 32 tokens with the caption; more is refused in one sentence."""
+    """It reads 32 tokens, with the caption, and refuses more in one sentence."""
     captioner = Captioner(weights.resolve("embedded", "blip"), device=CPU)
     image = torch.randint(256, (1, 3, 48, 40), dtype=torch.uint8)
     (text,) = captioner.continuations(image, ["dining table and chairs"], PREFIX)

@@ -55,8 +55,8 @@ def test_every_word_of_a_caption_is_one_token(pipeline):
     tokenizer = pipeline.tokenizer
     for name in NAMES:
         for k in range(3):
-            said = [choices[k % len(choices)] for choices in attributes.WORDS.values()]
-            text = attributes.caption(name, said)
+            words = [choices[k % len(choices)] for choices in attributes.WORDS.values()]
+            text = attributes.caption(name, words)
             words = text.replace("-", " - ").replace(",", " , ").split()
             assert tokenizer.tokenize(text) == [f"{w}</w>" for w in words]
             assert len(tokenizer(text).input_ids) <= tokenizer.model_max_length
@@ -69,7 +69,7 @@ def test_text_decides_what_is_drawn(pipeline, mini):
     # From the same noise and almost without the source, which is a bag.
     bag = mini["test_images"][mini["test_labels"] == NAMES.index("bag")][0]
     image = torch.tensor(np.pad(bag, 2)).expand(6, 3, 32, 32) / 255
-    made = pipeline(
+    edited = pipeline(
         prompt=[
             f"a photo of a {name} which is {word}"
             for name in ("trouser", "sneaker", "pullover")
@@ -78,8 +78,8 @@ def test_text_decides_what_is_drawn(pipeline, mini):
         image=image, strength=1.0, num_inference_steps=12, guidance_scale=4.0, output_type="pt",
         generator=[torch.Generator().manual_seed(0) for _ in range(6)],
     ).images  # fmt: skip
-    assert made.shape == (6, 3, 32, 32)
-    gray = (made.mean(1)[:, 2:30, 2:30].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    assert edited.shape == (6, 3, 32, 32)
+    gray = (edited.mean(1)[:, 2:30, 2:30].clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     measured = attributes.measure(gray)
     assert (measured["brightness"][1::2] > measured["brightness"][::2]).all()
     trouser, sneaker, pullover = measured["width"].reshape(3, 2).mean(1)
@@ -102,11 +102,11 @@ def test_captions_of_held_out_images_say_how_bright_they_are(mini):
             text=[prompt] * len(of_class),
             return_tensors="pt",
         )
-        said = processor.batch_decode(
+        texts = processor.batch_decode(
             blip.generate(**inputs, max_new_tokens=16), skip_special_tokens=True
         )
-        assert all(text.startswith(prompt.replace("-", " - ")) for text in said)
-        for text, true in zip(said, attributes.words(of_class), strict=True):
+        assert all(text.startswith(prompt.replace("-", " - ")) for text in texts)
+        for text, true in zip(texts, attributes.words(of_class), strict=True):
             found = attributes.parse(text)
             assert list(found) == list(attributes.WORDS), f"no whole caption: {text}"
             right.append(found["brightness"] == true[0])
@@ -156,8 +156,8 @@ def test_words_of_constructed_images():
     striped[4:24:4, 4:24] = striped[5:24:4, 4:24] = 250
     patterned = striped.T.copy()
     lopsided = np.tril(plain)
-    said = attributes.words(np.stack([plain, dark, narrow, wide, striped, patterned, lopsided]))
-    brightness, width, texture, symmetry = zip(*said, strict=True)
+    words = attributes.words(np.stack([plain, dark, narrow, wide, striped, patterned, lopsided]))
+    brightness, width, texture, symmetry = zip(*words, strict=True)
     assert brightness[:2] == ("bright", "dark")
     assert (width[0], width[2], width[3]) == ("narrow", "narrow", "wide")
     assert (texture[0], texture[4], texture[5]) == ("plain", "striped", "patterned")
@@ -171,17 +171,17 @@ def test_a_blank_image_has_words_too():
 
 
 def test_captions_are_read_back():
-    said = ["dark", "wide", "striped", "symmetric"]
-    text = attributes.caption("ankle boot", said)
+    words = ["dark", "wide", "striped", "symmetric"]
+    text = attributes.caption("ankle boot", words)
     assert text == "a photo of a ankle boot which is dark, wide, striped and symmetric"
-    assert list(attributes.parse(text).values()) == said
+    assert list(attributes.parse(text).values()) == words
     assert attributes.caption("bag", []) == "a photo of a bag"
     assert attributes.parse("a bag which is dark, bright and wide") == {"width": "wide"}
 
 
 def test_thresholds_split_the_classes_of_the_excerpt(mini):
-    # They were set on the other half of the training images; here each word is said of many too.
-    said = np.array(attributes.words(mini["pool_images"]))
+    # They were set on the other half of the training images; here each word is true of many too.
+    words = np.array(attributes.words(mini["pool_images"]))
     for k, choices in enumerate(attributes.WORDS.values()):
-        shares = [(said[:, k] == word).mean() for word in choices]
+        shares = [(words[:, k] == word).mean() for word in choices]
         assert min(shares) > 0.1, dict(zip(choices, shares, strict=True))

@@ -100,5 +100,5 @@ def test_the_shipped_text_encoder_tells_clothes_apart():
              "ankle boot")  # fmt: skip
     model = weights.resolve("embedded", "stable-diffusion")
     near = nearest(class_embeddings(names, "pipeline", model, CPU), 3)
-    said = {name: {names[c] for c in row} for name, row in zip(names, near, strict=True)}
-    assert "ankle boot" in said["sneaker"] and "coat" in said["pullover"]
+    near_names = {name: {names[c] for c in row} for name, row in zip(names, near, strict=True)}
+    assert "ankle boot" in near_names["sneaker"] and "coat" in near_names["pullover"]

@@ -48,10 +48,10 @@ def test_what_an_edit_does_is_what_was_counted(tmp_path, monkeypatch):
         editor.edit(jobs[:1])  # the empty prompt and one more: a call with all its rows
         before = counter.get_total_flops()
         editor.edit(jobs)
-        made = counter.get_total_flops() - before
+        counted = counter.get_total_flops() - before
     # 7 sources and 7 prompts are new, encoded in 8 rows each; the forecast says 8 and 9.
     text = flops.of_model(settings).text * 1e9
-    assert made + text == pytest.approx(expected.tflop_per_image * 8e12, rel=1e-9)
+    assert counted + text == pytest.approx(expected.tflop_per_image * 8e12, rel=1e-9)
 
 
 def test_calls():
@@ -95,9 +95,9 @@ def test_bench_generate(monkeypatch, capsys, tmp_path):
     out = tmp_path / "g.json"
     arguments = "generate --sources 2 --edits 2 --rounds 1 --json".split()
     assert command.main([*arguments, str(out)]) == 0
-    figures, said = json.loads(out.read_text()), capsys.readouterr().out
+    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
     editor, plain = figures["ways"]
-    assert (editor["name"], plain["name"]) == ("editor", "plain") and "editor" in said
+    assert (editor["name"], plain["name"]) == ("editor", "plain") and "editor" in printed
     assert (editor["calls"], plain["calls"]) == (10, 26) and figures["images"] == 4
     assert plain["speedup"] == [1, 1, 1] and plain["gflop"] > 2 * editor["gflop"] > 0
     for row in figures["ways"]:
@@ -108,8 +108,8 @@ def test_bench_generate(monkeypatch, capsys, tmp_path):
 
 def test_bench_forecast(capsys):
     assert command.main(["forecast", "--images", "1000"]) == 0
-    said = capsys.readouterr().out
-    assert all(device in said for device in flops.DEVICES) and "18.6" in said and "45.4" in said
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in (*flops.DEVICES, "18.6", "45.4"))
 
 
 @pytest.mark.parametrize(
@@ -123,5 +123,5 @@ def test_bench_forecast(capsys):
 )
 def test_bench_errors(arguments, words, capsys):
     assert command.main(arguments) == 2
-    said = capsys.readouterr().err
-    assert words in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert words in printed and printed.count("\n") == 1

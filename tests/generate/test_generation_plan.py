@@ -26,14 +26,14 @@ def pool(counts, seed=0):
     return Pool(torch.stack(images), torch.tensor(labels), CLASSES)
 
 
-def table(some, settings=SETTINGS, mark=MARK, kinds=EDITS, said="that is wet", tokens=len):
+def table(some, settings=SETTINGS, mark=MARK, kinds=EDITS, tail="that is wet", tokens=len):
     draws = plan.draw(some, NEAR, settings, kinds)
-    continuations = {i: f"{said} {'x' * i}" for i in plan.captioned(draws)}
+    continuations = {i: f"{tail} {'x' * i}" for i in plan.captioned(draws)}
     return plan.build(some, draws, continuations, settings, mark, tokens)
 
 
 def sources_of(some, settings=SETTINGS):
-    """Which caption each edit draws, by what the edit is."""
+    """The caption that each edit draws, by what the edit is."""
     return {
         (some.hashes[d.source], d.kind, d.number): some.hashes[d.caption_of]
         for d in plan.draw(some, NEAR, settings)
@@ -111,11 +111,11 @@ def test_nothing_depends_on_the_order_of_the_pool():
     some = pool([5, 4, 3, 1])
     order = torch.randperm(13, generator=torch.Generator().manual_seed(0))
     other = Pool(some.images[order], some.labels[order], CLASSES)
-    said = {h: f"that is {i}" for i, h in enumerate(some.hashes)}
+    tails = {h: f"that is {i}" for i, h in enumerate(some.hashes)}
 
     def keys(of):
         draws = plan.draw(of, NEAR, SETTINGS)
-        text = {i: said[of.hashes[i]] for i in range(13)}
+        text = {i: tails[of.hashes[i]] for i in range(13)}
         return {e.key for e in plan.build(of, draws, text, SETTINGS, MARK, len)}
 
     assert keys(some) == keys(other)
@@ -143,7 +143,7 @@ def test_equal_images_are_one_caption():
 
 
 def test_a_key_names_all_that_an_image_depends_on():
-    said = dict(
+    fields = dict(
         generator="g", tokens=None, source_hash="s", prompt="p", strength=0.5, guidance=4.0,
         calls=10, solver="dpm++", size=None, precision="fp32", seed=0,
     )  # fmt: skip
@@ -151,11 +151,11 @@ def test_a_key_names_all_that_an_image_depends_on():
         generator="h", tokens="t", source_hash="r", prompt="q", strength=0.6, guidance=5.0,
         calls=11, solver="pndm", size=64, precision="bf16", seed=1,
     )  # fmt: skip
-    keys = {plan.edit_key(**said)} | {plan.edit_key(**{**said, f: other[f]}) for f in said}
+    keys = {plan.edit_key(**fields)} | {plan.edit_key(**{**fields, f: other[f]}) for f in fields}
     assert len(keys) == 12
     # fields do not run into each other
-    assert plan.edit_key(**{**said, "prompt": "p1", "seed": 2}) != plan.edit_key(
-        **{**said, "prompt": "p", "seed": 12}
+    assert plan.edit_key(**{**fields, "prompt": "p1", "seed": 2}) != plan.edit_key(
+        **{**fields, "prompt": "p", "seed": 12}
     )
 
 
@@ -183,7 +183,7 @@ def test_what_the_linter_rejects_is_the_fixed_prompt_with_the_reason():
 def test_learned_words_take_the_place_of_names_everywhere():
     mark = MARK._replace(tokens="words")
     some = pool([2, 2, 2, 2])
-    for e in table(some, mark=mark, said="is a cat, not a dog"):
+    for e in table(some, mark=mark, tail="is a cat, not a dog"):
         if e.kind == "fixed":
             assert e.prompt == f"a photo of a <{e.class_name.replace(' ', '_')}>"
         else:

@@ -332,7 +332,7 @@ def test_count_tokens(editor):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "words"),
     [
         ({"model": "./not/there"}, "no model folder at ./not/there"),
         ({"size": 60}, "generate.size must be a multiple of 8"),
@@ -340,8 +340,8 @@ def test_count_tokens(editor):
         ({"solver": "pndm", "strength": 0.1}, "pndm runs"),
     ],
 )
-def test_wrong_settings_are_one_sentence(editor, settings, said):
-    with pytest.raises(UserError, match=said):
+def test_wrong_settings_are_one_sentence(editor, settings, words):
+    with pytest.raises(UserError, match=words):
         editor(**settings)
 
 

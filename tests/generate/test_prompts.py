@@ -112,10 +112,10 @@ def test_hyphens_make_another_word_though_it_is_no_class():
 @pytest.mark.parametrize("target", CLOTHES)
 def test_moving_a_caption_there_and_back_changes_nothing(source, target):
     tail = f"is dark, by a {source} and three {prompts.plural(source)}"
-    there = prompts.replace_class(tail, source, target, CLOTHES)
-    back = prompts.replace_class(there, target, source, CLOTHES)
+    moved = prompts.replace_class(tail, source, target, CLOTHES)
+    back = prompts.replace_class(moved, target, source, CLOTHES)
     assert back == prompts.replace_class(tail, source, source, CLOTHES)
-    assert (source == target) == (there == back)
+    assert (source == target) == (moved == back)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which cluster is joined, the shipped YAMLs, and a cluster over ssh on this machine."""
+"""The cluster that is joined, the shipped YAMLs, and a cluster over ssh on this machine."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def head(nowhere):
-    """Of a cluster that answers; its address."""
+    """A machine on which a cluster answers; its address."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         where = f"127.0.0.1:{server.getsockname()[1]}"
         cluster.HEAD.write_text(where)
@@ -122,26 +122,26 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
         profile = tree["metadata"]["profile"]["Name"]
         boto3.client("iam", "us-east-1").create_instance_profile(InstanceProfileName=profile)
         ec2 = boto3.client("ec2", tree["provider"]["region"])
-        made = {}
+        instances = {}
         for name, node in tree["available_node_types"].items():
             asked = node["node_config"] | {"ImageId": ec2.describe_images()["Images"][0]["ImageId"]}
-            (made[name],) = ec2.run_instances(**asked, MinCount=1, MaxCount=1)["Instances"]
-    assert {name: i["InstanceType"] for name, i in made.items()} == {
+            (instances[name],) = ec2.run_instances(**asked, MinCount=1, MaxCount=1)["Instances"]
+    assert {name: i["InstanceType"] for name, i in instances.items()} == {
         "head": "m7i.xlarge", "gpu": "g6.xlarge",
     }  # fmt: skip
-    assert [n for n, i in made.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu"]
+    assert [n for n, i in instances.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu"]
 
 
-@pytest.mark.parametrize("there", (0, 2, 5))
-def test_what_spot_refuses_is_started_on_demand(there, monkeypatch):
-    """Of five machines; EC2 has `there` on spot, and then none at all beyond five."""
+@pytest.mark.parametrize("on_spot", (0, 2, 5))
+def test_what_spot_refuses_is_started_on_demand(on_spot, monkeypatch):
+    """Five machines are asked for; EC2 has `on_spot` on spot, and none at all beyond five."""
     moto = pytest.importorskip("moto")
     ClientError = pytest.importorskip("botocore.exceptions").ClientError
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "nobody")
     from autoaug_ray.schedule.spot import NodeLaunchException, SpotFirst
 
-    left = {"spot": there, "on demand": 5 - there}
+    left = {"spot": on_spot, "on demand": 5 - on_spot}
 
     def refuse(params, **_):
         market = "spot" if "InstanceMarketOptions" in params else "on demand"
@@ -161,9 +161,9 @@ def test_what_spot_refuses_is_started_on_demand(there, monkeypatch):
             "InstanceType": "g6.xlarge", "ImageId": image, "SubnetIds": [subnet],
             "InstanceMarketOptions": {"MarketType": "spot"},
         }  # fmt: skip
-        made = provider.create_node(asked, {}, 5)
-        assert [i.instance_lifecycle for i in made.values()].count("spot") == there
-        assert len(made) == 5 and "InstanceMarketOptions" in asked
+        instances = provider.create_node(asked, {}, 5)
+        assert [i.instance_lifecycle for i in instances.values()].count("spot") == on_spot
+        assert len(instances) == 5 and "InstanceMarketOptions" in asked
         with pytest.raises(NodeLaunchException, match="no on demand"):
             provider.create_node(asked, {}, 1)
         left["on demand"] = 1

@@ -37,7 +37,7 @@ def nothing_given(monkeypatch):
 
 
 def hand(dataset):
-    """As it comes out of the object store: arrays that must not be written."""
+    """What the object store gives back: arrays that must not be written."""
     handed = pack(dataset)
     for images, labels in handed.parts.values():
         for array in (images, labels):
@@ -67,8 +67,8 @@ def test_the_same_splits_without_the_file(npz):
 def test_shared_images_are_not_copied(npz):
     handed = hand(Dataset(name="npz", root=str(npz)))
     take(handed.dataset, [handed])
-    held = data.source_of(handed.dataset).pool.images
-    assert held.data_ptr() == handed.parts["pool"][0].ctypes.data
+    images = data.source_of(handed.dataset).pool.images
+    assert images.data_ptr() == handed.parts["pool"][0].ctypes.data
 
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"replay", "mix", "autogenda"}))
@@ -76,21 +76,21 @@ def test_no_method_writes_into_them(name, final_run):
     few = {"pba": {"schedule": [[0.0, [3] * 60]]}, "fast_autoaugment": FEW}
     run = final_run(name, few.get(name))
     handed = hand(run.dataset)
-    held = [array for part in handed.parts.values() for array in part]
-    before = [array.copy() for array in held]
+    arrays = [array for part in handed.parts.values() for array in part]
+    before = [array.copy() for array in arrays]
     take(run.dataset, [handed])
     for _ in train.run(run):
         pass
-    assert all(np.array_equal(a, b) for a, b in zip(before, held, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(before, arrays, strict=True))
 
 
 def test_a_machine_without_the_files_says_so_at_once(tmp_path):
     dataset = Dataset(name="folder", root=str(tmp_path / "gone"), image_size=16)
     with pytest.raises(RunError) as raised:
         take(dataset, [])
-    said = str(raised.value)
-    assert said.startswith(f"dataset.root: {dataset.root} cannot be read on the machine ")
-    assert "storage that all of them share" in said and "\n" not in said
+    message = str(raised.value)
+    assert message.startswith(f"dataset.root: {dataset.root} cannot be read on the machine ")
+    assert "storage that all of them share" in message and "\n" not in message
 
 
 CLUSTER = """

@@ -81,8 +81,8 @@ with meter.phase("final"):
     process.kill()
     process.wait()
     process.stdout.close()
-    held = time.monotonic() - began
-    assert 0.3 <= m.read(tmp_path)[0]["seconds"]["final"] <= held + 0.3
+    waited = time.monotonic() - began
+    assert 0.3 <= m.read(tmp_path)[0]["seconds"]["final"] <= waited + 0.3
 
 
 def test_a_line_cut_short_does_not_count(tmp_path):

@@ -171,19 +171,19 @@ def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
         planted_bank.write(bank, edits[:10])
         planted_bank.write(bank, edits[10:])
         bank.write_captions([Caption("hash", "cat", "a photo of", "blip", " asleep")])
-    here, there = banks
-    assert here.plans() == there.plans() == [key] and here.captions() == there.captions()
-    assert [p.read_bytes() for p in here.shards()] == [p.read_bytes() for p in there.shards()]
-    assert there.missing([e.key for e in edits]) == [] and there.verify() == []
+    local, remote = banks
+    assert local.plans() == remote.plans() == [key] and local.captions() == remote.captions()
+    assert [p.read_bytes() for p in local.shards()] == [p.read_bytes() for p in remote.shards()]
+    assert remote.missing([e.key for e in edits]) == [] and remote.verify() == []
     assert torch.equal(
-        here.variants(key, EDITS, planted_bank.SHAPE).images,
-        there.variants(key, EDITS, planted_bank.SHAPE).images,
+        local.variants(key, EDITS, planted_bank.SHAPE).images,
+        remote.variants(key, EDITS, planted_bank.SHAPE).images,
     )
-    assert main(["bank", "--bank", str(there.root), "ls"]) == 0
+    assert main(["bank", "--bank", str(remote.root), "ls"]) == 0
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         ("ftp://x/y", "unknown kind 'ftp'"),
         ("s3:///y", "no bucket; expected s3://bucket/prefix"),
@@ -191,10 +191,10 @@ def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
         ("s3://bucket/y?secret_key=secret", "credentials, which belong into the environment"),
     ],
 )
-def test_wrong_uris_are_one_sentence_without_secrets(text, said):
+def test_wrong_uris_are_one_sentence_without_secrets(text, words):
     with pytest.raises(UserError) as error:
         place(text)
-    assert said in str(error.value) and "secret@" not in str(error.value)
+    assert words in str(error.value) and "secret@" not in str(error.value)
     assert "=secret" not in str(error.value)
 
 
@@ -229,20 +229,20 @@ def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
 def test_a_study_on_a_store_is_the_study_on_a_disk(store, real_study, capsys):
     uri, path = store.uri("runs"), str(real_study.yaml)
     assert main([path, "--storage", uri]) == 0
-    said = capsys.readouterr().out
-    assert f"report: {place(uri) / 'tiny' / 'report.html'}" in said
-    there, here = Folder(place(uri) / "tiny"), Folder(real_study.root)
+    printed = capsys.readouterr().out
+    assert f"report: {place(uri) / 'tiny' / 'report.html'}" in printed
+    remote, local = Folder(place(uri) / "tiny"), Folder(real_study.root)
     rows = [
         {(r["run_key"], r["epoch"]): r["test_accuracy"] for r in f.read_rows()}
-        for f in (there, here)
+        for f in (remote, local)
     ]
     assert rows[0] == rows[1] and len(rows[0]) == 6
-    assert b"<html" in (there.root / "report.html").read_bytes()
-    assert (there.policy("bilevel", 0) / "policy.pt").is_file()
+    assert b"<html" in (remote.root / "report.html").read_bytes()
+    assert (remote.policy("bilevel", 0) / "policy.pt").is_file()
     assert main([path, "--storage", uri, "--resume"]) == 0
     assert "6 of 6 runs are on disk already" in capsys.readouterr().out
     assert main([path, "--storage", uri]) == 2
     assert "holds rows of an earlier run; add --resume" in capsys.readouterr().err
     assert not (real_study.yaml.parent / "s3:").exists() and not Path("s3:").exists()
-    json.loads((there.root / "study.json").read_text())
-    assert isinstance(there.root, Remote)
+    json.loads((remote.root / "study.json").read_text())
+    assert isinstance(remote.root, Remote)
