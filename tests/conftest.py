@@ -1,8 +1,10 @@
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,16 +24,32 @@ from autoaug_ray import config
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
+    """The tests that start Ray come first: they take longest, and others are run beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def pytest_xdist_make_scheduler(config, log):
     """Each file is run by one process, so that its fixtures are made once; Ray's tests by another.
 
-    Ray's come first: they take longest, and the others are shared out beside them.
+    The groups of pytest-xdist 3.8 would be that, but with pytest 9.2 it puts all tests anywhere.
     """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    @lru_cache
+    def with_ray(path):
+        """The names of a file's tests that carry the marker; {""} if all of them do."""
+        text = (config.rootpath / path).read_text()
+        if "\npytestmark = pytest.mark.ray\n" in text:
+            return {""}
+        return set(re.findall(r"\n@pytest\.mark\.ray\n(?:@.*\n)*def (\w+)", text))
+
+    class RayTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, test = nodeid.partition("::")
+            return "ray" if {test.partition("[")[0], ""} & with_ray(path) else path
+
+    return RayTogether(config, log)
 
 
 def ray_runs():

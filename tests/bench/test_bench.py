@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import islice
 
 import pytest
 import torch
@@ -30,7 +31,11 @@ def place(small):
     return Place(Classifier(width=4), torch.device("cpu"), hypergradient.as_it_is, warmup=3)
 
 
-def test_hypergradient(small, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("whole", [3, pytest.param(None, marks=pytest.mark.nightly)])
+def test_hypergradient(small, tmp_path, capsys, monkeypatch, whole):
+    """With the first three of its whole trainings, or with all."""
+    some = dict(islice(hypergradient.trainings().items(), whole))
+    monkeypatch.setattr(hypergradient, "trainings", lambda: some)
     monkeypatch.setattr(hypergradient, "SLICES", 2)
     out = tmp_path / "new" / "h.json"
     arguments = "--width 4 --repeats 1 --epochs 1 --warmup 3 --batches 1 --json".split()

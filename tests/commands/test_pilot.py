@@ -1,12 +1,10 @@
 """`autoaug-ray pilot`: its rule on made-up accuracies, and a real one of a tiny folder."""
 
-import subprocess
-import sys
 from math import sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run_all
 from PIL import Image
 
 from autoaug_ray.commands import main
@@ -15,7 +13,6 @@ from autoaug_ray.commands.pilot_rule import LOOKS, decide
 from autoaug_ray.errors import UserError
 from autoaug_ray.store.folder import Folder
 
-RUN_ALL = [sys.executable, str(Path(__file__).parents[2] / "run_all.py")]
 FLAT = (0.5, 0.5, 0.5)
 
 
@@ -302,7 +299,7 @@ def test_wrong_input_is_one_sentence(arguments, message, tmp_path, capsys):
 
 
 @pytest.mark.ray
-def test_a_real_pilot(tmp_path):
+def test_a_real_pilot(tmp_path, monkeypatch):
     """Pictures without any pattern, in two classes: all accuracies are chance."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -316,10 +313,8 @@ def test_a_real_pilot(tmp_path):
         "reference: trivialaugment\nmethods: {trivialaugment: , bilevel: {controls: []}}\n"
     )
 
-    done = subprocess.run(
-        [*RUN_ALL, "pilot", "pets.yaml", "--worth", "0.001"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    done = run_all("pilot", "pets.yaml", "--worth", "0.001")
     assert done.returncode == 0, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     assert "in place of the test set, which stays closed" in said

@@ -2,13 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import run_all
 
 from autoaug_ray import config, data
 from autoaug_ray.generate.bank import Bank
@@ -17,7 +15,6 @@ from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 pytestmark = pytest.mark.ray
-ROOT = Path(__file__).parents[2]
 MIXED = """
 dataset:
   {name: fashion-mnist-mini, test_size: 100, imbalance: {factor: 0.5, largest: 3}, redraw: false}
@@ -36,13 +33,6 @@ methods:
   autogenda: {lr: {grid: [0.01, 0.1]}}
   alpha bilevel: {method: autogenda, gradient: hypergradient}
 """
-
-
-def run_all(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run_all.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

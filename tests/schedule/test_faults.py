@@ -50,7 +50,7 @@ def test_a_run_is_given_up_only_if_it_dies_again_and_again_without_an_epoch_more
     tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tune, "RETRIES", 1)
-    made = tiny({}, seeds=[0, 1], train={"epochs": 16, "batch_size": 32, "iters_per_epoch": 40})
+    made = tiny({}, seeds=[0, 1], train={"epochs": 10, "batch_size": 32, "iters_per_epoch": 20})
     folder, killed = Folder(tmp_path / "runs"), {}
     lucky, unlucky = (final(made, "none", seed).key for seed in (0, 1))
 

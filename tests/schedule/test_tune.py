@@ -1,4 +1,4 @@
-"""A real Ray Tune run, killed and resumed; the command as its users type it."""
+"""A real Ray Tune run, killed and resumed; the command and what it refuses."""
 
 import contextlib
 import json
@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import run_all
 
 import autoaug_ray
 from autoaug_ray.schedule import cluster, tune
@@ -43,12 +45,6 @@ methods:
 """
 
 
-def run_all(*arguments, **kwargs):
-    return subprocess.run(
-        [*RUN_ALL, *map(str, arguments)], capture_output=True, text=True, timeout=400, **kwargs
-    )
-
-
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
     """A study with every kind of scheduler; its driver is killed on the way, then resumed."""
@@ -65,7 +61,11 @@ def killed_and_resumed(tmp_path_factory):
         time.sleep(0.5)
     driver.kill()
     driver.wait()
-    time.sleep(8)  # until the orphaned workers have noticed
+    # Its workers notice, and end: what they write is part of what the driver left behind.
+    orphans = {line["pid"] for line in meter.read(folder.ledger)}
+    while any(map(psutil.pid_exists, orphans)):
+        assert time.monotonic() - began < 300
+        time.sleep(0.1)
     at_kill = {
         "finished": set(folder.finished()),
         "attempts": {line["run"]: line["attempt"] for line in meter.read(folder.ledger)},
@@ -242,8 +242,9 @@ def test_more_seeds_run_only_what_is_new(killed_and_resumed):
         (["--set", "dataset={name: folder, root: nowhere}"], "is not a folder"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_status_2(arguments, message, tmp_path):
-    done = run_all(*arguments, cwd=tmp_path)
+def test_wrong_input_is_one_sentence_and_status_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_all(*arguments)
     assert done.returncode == 2 and message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
