@@ -23,11 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scikit_posthocs import (
-    posthoc_nemenyi_friedman,
-    posthoc_siegel_friedman,
-)
-from scipy import stats
 
 LEVEL = 0.95
 ENOUGH = 3
@@ -54,8 +49,15 @@ def mean_of(values: Sequence[float], level: float = LEVEL) -> Mean:
     if n == 1:
         return Mean(mean, None, None, 1)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    t = _t_quantile((1 + level) / 2, n - 1)
     return Mean(mean, sd, t * sd / math.sqrt(n), n)
+
+
+def _t_quantile(p: float, freedom: float) -> float:
+    """The p-quantile of Student's t with so many degrees of freedom."""
+    from scipy import stats
+
+    return float(stats.t.ppf(p, freedom))
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def compare(
     name: str, x: Mapping[int, float], other: str, y: Mapping[int, float], level: float = LEVEL
 ) -> Comparison:
     """Two entries' accuracies by seed; seeds that only one of them has do not count."""
+    from scipy import stats
+
     seeds = sorted(set(x) & set(y))
     if not seeds:
         return Comparison(name, other, 0, None, None, None)
@@ -120,7 +124,7 @@ def compare(
     if d.sd < 1e-12:  # the same difference at every seed, up to rounding
         p = 1.0 if abs(d.mean) < 1e-12 else 0.0
     else:
-        p = 2 * float(stats.t.sf(abs(d.mean) / (d.sd / math.sqrt(d.n)), d.n - 1))
+        p = float(stats.ttest_rel([x[s] for s in seeds], [y[s] for s in seeds]).pvalue)
     return Comparison(name, other, d.n, d.mean, d.half_width, p)
 
 
@@ -157,7 +161,7 @@ def gap(ours: Mean, published: float, sd: float | None = None, seeds: int | None
     if a + b == 0:
         return Gap(difference, 0.0, True, alike)
     freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (seeds - 1))
-    t = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    t = _t_quantile((1 + LEVEL) / 2, freedom)
     return Gap(difference, t * math.sqrt(a + b), True, alike)
 
 
@@ -182,13 +186,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     Rejecting where the result is below 5 % keeps the chance of any false rejection in the family
     below 5 %, whatever the dependence between its members, which here share the reference.
     """
-    family = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    out: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, i) in enumerate(family):
-        largest = max(largest, min(1.0, p * (len(family) - rank)))
-        out[i] = largest
-    return out
+    from statsmodels.stats.multitest import multipletests
+
+    family = [p for p in p_values if p is not None]
+    corrected = iter(multipletests(family, method="holm")[1].tolist() if family else ())
+    return [None if p is None else next(corrected) for p in p_values]
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,9 @@ class Ranking:
 
 def rank(blocks: Sequence[Mapping[str, float]], control: str) -> Ranking:
     """Accuracies [0, 1] by entry of every block; all blocks hold the same entries, at least 3."""
+    from scikit_posthocs import posthoc_nemenyi_friedman, posthoc_siegel_friedman
+    from scipy import stats
+
     names = list(blocks[0]) if blocks else []
     if len(names) < 3 or len(blocks) < BLOCKS or control not in names:
         raise ValueError(

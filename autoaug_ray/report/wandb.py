@@ -32,7 +32,8 @@ from typing import Any
 
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.report import results as summary
+from autoaug_ray.report.results import StudyResults, collect
+from autoaug_ray.report.runs import Row
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Remote, listed, place
 
@@ -46,8 +47,6 @@ FIGURES = (
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
 """What W&B is waited for: to answer, and to take the rest when the study is over."""
-
-Row = dict[str, Any]
 
 
 def default_mode() -> str:
@@ -158,7 +157,7 @@ class Tracker:
                 continue
             run.summary["outcome"] = outcome or "unfinished"
             if outcome == "finished" and rows[-1]["phase"] == "final":
-                results = results or summary.collect(self.study, self.folder)
+                results = results or collect(self.study, self.folder)
                 self._conclude(run, results, rows[-1])
             self._end(key, run, len(rows), failed=outcome in (None, "failed"))
         if last:
@@ -224,11 +223,11 @@ class Tracker:
                 out["samples"] = wandb.Image(Image.open(io.BytesIO(row["samples"])))
             run.log(out, step=row["epoch"], commit=True)
 
-    def _conclude(self, run: Any, results: summary.Results, row: Row) -> None:
+    def _conclude(self, run: Any, results: StudyResults, row: Row) -> None:
         import wandb
 
         run.summary["test_accuracy"] = row["test_accuracy"]
-        if (cost := summary.cost_hours(results, row)) is not None:
+        if (cost := results.run_costs.get(row["run_key"])) is not None:
             run.summary["cost_device_hours"] = cost
         policy = self.folder.policy(row["label"], row["seed"])
         if policy.is_dir():
