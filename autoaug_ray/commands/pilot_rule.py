@@ -23,7 +23,7 @@ from autoaug_ray.schedule.tune import draw
 LOOKS = (3, 5, 8)
 """Seeds after which the results are looked at."""
 LEVEL = 1 - (1 - OVERALL) / len(LOOKS)
-"""Of an interval at one look, so that it covers the truth at all looks in 95 % of pilots
+"""The level of an interval at one look: at all looks it covers the truth in 95 % of pilots
 (Bonferroni). Not corrected for the number of searches: the whole study's report is."""
 SURE = f"{100 * OVERALL:.0f} %"
 TRIALS = 8
@@ -74,12 +74,12 @@ def _cut(study: Study, entry: Entry) -> Entry:
 
 
 def searching(study: Study) -> list[str]:
-    """Labels of what searches or learns, controls apart."""
+    """Labels of the entries that search or learn, controls apart."""
     return [e.label for e in study.entries if e.control_of is None and _costs_search(e)]
 
 
 def search_free(study: Study) -> list[str]:
-    """Labels of what has no search to pay for; a control that is never trained is one of them."""
+    """Labels of the entries without a search to pay for, such as a control that never learns."""
     return [e.label for e in study.entries if not _costs_search(e)]
 
 

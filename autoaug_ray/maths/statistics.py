@@ -70,7 +70,9 @@ class Comparison:
     difference: float | None
     """None without a common seed."""
     half_width: float | None
-    """Of its 95 % interval, unless another level was asked for; None if n < 2, as is `p_value`."""
+    """Half the width of the 95 % interval of `difference`, or of the level that was asked for.
+
+    None if n < 2, as is `p_value`."""
     p_value: float | None
     """Two-sided paired t-test, before any correction for multiple comparisons."""
 
@@ -134,7 +136,9 @@ class Gap:
 
     difference: float
     half_width: float | None
-    """Of its 95 % interval; None with fewer than ENOUGH seeds of ours, as is `alike`."""
+    """Half the width of the 95 % interval of `difference`.
+
+    None with fewer than ENOUGH seeds of ours, as is `alike`."""
     welch: bool
     """Whether the interval covers the seeds of the published figure too."""
     alike: float | None
@@ -198,18 +202,18 @@ class Ranking:
     """k entries ranked in N blocks."""
 
     mean_ranks: dict[str, float]
-    """By entry, in the order given; 1 is the most accurate."""
+    """entry -> mean rank, in the order given; 1 is the most accurate."""
     blocks: int
     statistic: float
     """Friedman's chi-square with k - 1 degrees of freedom, corrected for ties; NaN if all tie."""
     p_value: float
     control: str
     against_control: dict[str, float]
-    """By other entry: p-value of its rank against the control's, after Holm's correction."""
+    """other entry -> p-value of its rank against the control's, after Holm's correction."""
     pairs: Any
     """Nemenyi's p-values, already for all pairs together: a pandas table, entries x entries."""
     critical_difference: float
-    """Of two mean ranks: Nemenyi's, at 5 %."""
+    """By how much two mean ranks differ from where on Nemenyi's test tells them apart at 5 %."""
 
     def rejected(self) -> bool:
         """Whether Friedman's test says that the entries are not all the same."""

@@ -1,7 +1,7 @@
-"""Several cases of one study -> one page over them: who is better throughout, not in one case only.
+"""What holds across the cases of a study: who is better throughout, not in one case only.
 
-A case is a study of its own with its own folder and page. What is said across them is by ranks, as
-Demsar (JMLR 2006) suggests for classifiers over several data sets.
+A case is a study of its own with its own folder and page. Across them entries are compared by
+their ranks, as Demsar (JMLR 2006) suggests for classifiers over several data sets.
 """
 
 import math

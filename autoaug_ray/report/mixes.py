@@ -1,6 +1,6 @@
 """The report's pictures of mixed images, of uneven classes, and over several cases.
 
-What a mix is, and how the classes are ordered, is said in `compare`.
+`compare` defines what a mix is and how the classes are ordered.
 """
 
 import math

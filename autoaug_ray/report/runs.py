@@ -124,7 +124,7 @@ FOUND = ("policy", "schedule", "alpha_table", "sub_policies", "weights")
 by each member of a population, and by each seed of an entry that is replayed; proportions of
 generated images, and sub-policies, by each seed of an entry that learns them."""
 PER_SEED = ("policy", "alpha_table", "sub_policies", "weights")
-"""Of these, what seeds of one setting may differ in."""
+"""Those of FOUND in which seeds of one setting may differ."""
 
 
 def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:

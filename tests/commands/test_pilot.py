@@ -34,7 +34,7 @@ def verdict(*rows, searches=("bilevel",), worth=1.0):
 
 
 def half_width(sd):
-    """Of three seeds: with two degrees of freedom Student's t has a closed form."""
+    """The half width at three seeds: with two degrees of freedom Student's t has a closed form."""
     p = 1 - 0.05 / len(LOOKS) / 2
     return (2 * p - 1) * sqrt(2 / (4 * p * (1 - p))) * sd / sqrt(3)
 

@@ -55,7 +55,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 
 def entries(driver: Any) -> list[str]:
-    """Of the first table, as they are shown."""
+    """The entries of the first table, in the order in which they are shown."""
     return driver.execute_script(
         "return [...document.querySelector('table.sortable').tBodies[0].rows]"
         ".filter(r => r.offsetHeight > 0).map(r => r.dataset.entry)"

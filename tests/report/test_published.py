@@ -262,7 +262,7 @@ def test_cases_without_figures_have_no_table(tmp_path: Path) -> None:
 
 
 def test_notes_alone_are_told_without_a_table(tmp_path: Path) -> None:
-    """As of a table that is known by what a text says of it."""
+    """A published table may be known only by what a text says of it."""
     hand = Hand(tmp_path, published={"source": "A paper", "notes": ["ours is the best of 16"]})
     hand.finals("none", 0.60, 0.61, 0.62)
     assert words(hand) == "Note on the paper: ours is the best of 16."

@@ -558,7 +558,7 @@ def test_controls_share_the_colour_of_their_entry(hand: Hand) -> None:
 
 
 def test_many_classes(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100, those on which the entries differ most, in their order and with their names."""
+    """100 classes: those on which the entries differ most are shown, in order and with names."""
     shown: list[str] = []
     original = figures.Axes.set_yticks
 
