@@ -190,11 +190,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     Rejecting where the result is below 5 % keeps the chance of any false rejection in the family
     below 5 %, whatever the dependence between its members, which here share the reference.
     """
-    from statsmodels.stats.multitest import multipletests
-
-    family = [p for p in p_values if p is not None]
-    corrected = iter(multipletests(family, method="holm")[1].tolist() if family else ())
-    return [None if p is None else next(corrected) for p in p_values]
+    # Not statsmodels' multipletests, an equal: each call of it collects all garbage, 50 ms or more.
+    family = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    out: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(family):
+        largest = max(largest, min(1.0, p * (len(family) - rank)))
+        out[i] = largest
+    return out
 
 
 @dataclass(frozen=True)
