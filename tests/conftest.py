@@ -12,7 +12,7 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ADDRESS"] = "local"  # whatever other Ray may run on this machine
-os.environ["WANDB_MODE"] = "disabled"  # test_track.py turns it on
+os.environ["WANDB_MODE"] = "disabled"  # test_wandb.py turns it on
 os.environ.pop("WANDB_API_KEY", None)
 
 import pytest

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from autoaug_ray import config
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report.results import Row
+from autoaug_ray.report.results import EntryResult, StudyResults, collect
+from autoaug_ray.report.sentences import headline, verdicts
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -117,12 +118,33 @@ class Hand:
         for seed, accuracy in enumerate(accuracies):
             self.run(label, seed=seed, accuracy=accuracy, **more)
 
-    def rows(self) -> dict[str, Row]:
-        return {r["label"]: r for r in report.summarise(self.study, self.folder)}
+    def results(self, *classes: str) -> StudyResults:
+        return collect(self.study, self.folder, classes)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """label -> row of summary.parquet."""
+        return {r.label: r.row() for r in self.results().entries}
 
     def words(self) -> str:
-        rows = list(self.rows().values())
-        return "\n".join([report.headline(rows), *report.verdicts(rows, self.study, self.folder)])
+        results = self.results()
+        return "\n".join([headline(results), *verdicts(results)])
+
+
+def entry(label: str, **known: Any) -> EntryResult:
+    """An entry of which only so much is known; it cost nothing."""
+    accuracies = tuple(known.get("test_accuracies", ()))
+    unknown: dict[str, Any] = {
+        field.name: None if field.type in (str | None, float | None) else 0
+        for field in fields(EntryResult)
+    }
+    defaults: dict[str, Any] = {
+        "method": label, "reference": "none", "dataset": "hand", "device": "CPU",
+        "seeds": tuple(range(len(accuracies))), "missing_seeds": (), "test_accuracies": accuracies,
+        "test_accuracy_mean": sum(accuracies) / len(accuracies) if accuracies else None,
+        "macro_accuracies": (), "choices": {}, "policies": {},
+    }  # fmt: skip
+    hours = dict.fromkeys(meter.PHASES, 0.0) | known.pop("device_hours", {})
+    return EntryResult(**unknown | defaults | {"label": label, "device_hours": hours} | known)
 
 
 KINDS = ["identity", "local", "transfer"]

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -35,7 +36,7 @@ from autoaug_ray.generate.settings import Generation
 from autoaug_ray.methods.replay import Replay
 from autoaug_ray.models import start_from
 from autoaug_ray.policy import load_policy
-from autoaug_ray.report import sentences as report
+from autoaug_ray.report.write import write
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parent.parent
@@ -299,7 +300,7 @@ def test_what_a_study_is_called_is_no_markup(tmp_path):
     hand.finals("none", 0.5, 0.6)
     markup = "<script>alert(1)</script>"
     study = hand.study.model_copy(update={"name": markup})
-    page = report.write(study, hand.folder, [markup] * 10).read_text()
+    page = write(replace(hand.results(*[markup] * 10), study=study)).read_text()
     assert markup not in page and "&lt;script&gt;" in page
 
 

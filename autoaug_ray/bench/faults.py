@@ -26,7 +26,7 @@ from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.bench.tune import attempts
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.report.results import summarise
+from autoaug_ray.report.results import collect
 from autoaug_ray.store import meter as metering
 from autoaug_ray.store.folder import Folder
 
@@ -197,9 +197,9 @@ def _leg(study: Study, folder: Folder, nodes: int) -> dict[str, Any]:
     """The figures of one of the three times. Raises RunError if its ledger is not right."""
     lines, spans = metering.read(folder.ledger), attempts(folder.ledger)
     wall = max(a.ended for a in spans) - min(a.began for a in spans)
-    summary = summarise(study, folder)
+    entries = collect(study, folder).entries
     spent = math.fsum(map(metering.spent, lines))
-    charged = 3600 * math.fsum(row["total_device_hours"] for row in summary)
+    charged = 3600 * math.fsum(entry.total_device_hours for entry in entries)
     finished = [line["run"] for line in folder.read_outcomes()]
     if len(finished) != len(set(finished)):
         raise RunError("faults: a run has finished twice.")
@@ -214,8 +214,8 @@ def _leg(study: Study, folder: Folder, nodes: int) -> dict[str, Any]:
             for key, row in sorted(folder.finished().items())
         },
         "attempts": len(lines), "wall_seconds": wall, "device_seconds": spent,
-        "lost_attempts": sum(row["lost_attempts"] for row in summary),
-        "vain_seconds": 3600 * math.fsum(row["lost_device_hours"] for row in summary),
+        "lost_attempts": sum(entry.lost_attempts for entry in entries),
+        "vain_seconds": 3600 * math.fsum(entry.lost_device_hours for entry in entries),
     }  # fmt: skip
 
 

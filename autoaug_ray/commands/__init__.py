@@ -296,7 +296,7 @@ def _report(
     def work() -> int:
         from autoaug_ray.commands import report
 
-        return report.report_folder(folder, wandb=wandb)
+        return report.report_folder(folder, publish=wandb)
 
     _end(work, interrupted="interrupted; nothing was trained or changed.")
 

@@ -10,12 +10,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoaug_ray import data
-from autoaug_ray.commands import pilot_rule as pilot
-from autoaug_ray.commands import run as cli
+from autoaug_ray.commands import run
+from autoaug_ray.commands.pilot_rule import (
+    LOOKS,
+    TRIALS,
+    decide,
+    device_hours,
+    search_free,
+    searching,
+    shortened,
+    whole_hours,
+)
 from autoaug_ray.config import Study
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report.figures import time_unit
+from autoaug_ray.report.compare import time_unit
+from autoaug_ray.report.results import collect_cases
+from autoaug_ray.report.sentences import table
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -32,31 +41,32 @@ class Options:
 
 def run_pilots(studies: Sequence[Study], options: Options) -> int:
     """Run a pilot of each case of a study; the exit status."""
-    console = cli.new_console()
-    pilots = [pilot.shortened(study, options.epochs) for study in studies]
+    console = run.new_console()
+    pilots = [shortened(study, options.epochs) for study in studies]
     pairs = zip(studies, pilots, strict=True)
     failed = [_pilot(whole, short, options, console) for whole, short in pairs]
     return 1 if any(failed) else 0
 
 
 def _pilot(whole: Study, study: Study, options: Options, console: Console) -> bool:
-    """Whether any of its runs failed."""
+    """Run the pilot of a study and print its verdict; whether any of its runs failed."""
+    from autoaug_ray.report.write import write
+
     folder = Folder(options.out / study.name / (study.case or ""))
-    cli.introduce(study, console)
+    run.introduce(study, console)
     for line in _shorter(whole, study):
         console.print(line, highlight=False, markup=False)
-    searches, free = pilot.searching(study), pilot.search_free(study)
-    classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
-    for seeds in pilot.LOOKS:
+    searches, free = searching(study), search_free(study)
+    for seeds in LOOKS:
         asked = study.model_copy(update={"seeds": tuple(range(seeds))})
-        (ran,), failed = cli.run_cases([asked], [folder], options.out / "bank", console)
-        page = report.write(ran, folder, classes)
-        summary = report.summarise(ran, folder)
-        verdict = pilot.decide(summary, searches, free, worth=options.worth)
-        if verdict.decided or seeds == pilot.LOOKS[-1]:
+        (ran,), failed = run.run_cases([asked], [folder], options.out / "bank", console)
+        (results,) = collect_cases([(ran, folder)])
+        page = write(results)
+        verdict = decide(results.entries, searches, free, worth=options.worth)
+        if verdict.decided or seeds == LOOKS[-1]:
             break
         console.print(f"{verdict.sentence} Going on with more seeds.", highlight=False)
-    console.print(report.table(summary, ran, folder))
+    console.print(table(results))
     console.print(verdict.sentence, style="bold", highlight=False)
     if study.train.epochs < whole.train.epochs:
         console.print(
@@ -65,7 +75,7 @@ def _pilot(whole: Study, study: Study, options: Options, console: Console) -> bo
             highlight=False,
         )
     console.print(_cost(whole, ran, folder), highlight=False)
-    cli.say_failed(failed, console)
+    run.say_failed(failed, console)
     for line in (f"report: {page}", f"the whole study: autoaug-ray {options.study}"):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return bool(failed)
@@ -73,20 +83,20 @@ def _pilot(whole: Study, study: Study, options: Options, console: Console) -> bo
 
 def _shorter(whole: Study, study: Study) -> Iterator[str]:
     """What the pilot leaves out."""
-    yield f"{study.train.epochs} of {whole.train.epochs} epochs, {pilot.LOOKS[0]} seeds at first"
+    yield f"{study.train.epochs} of {whole.train.epochs} epochs, {LOOKS[0]} seeds at first"
     for entry, cut in zip(whole.entries, study.entries, strict=True):
         if cut != entry:
-            yield f"{entry.label}: its search is cut to {pilot.TRIALS} trials"
+            yield f"{entry.label}: its search is cut to {TRIALS} trials"
 
 
 def _cost(whole: Study, study: Study, folder: Folder) -> str:
     lines = meter.read(folder.ledger)
-    mine, all_of_it = pilot.spent(lines), pilot.whole_hours(whole, study, lines)
+    used, all_of_it = device_hours(lines), whole_hours(whole, study, lines)
     factor, unit = time_unit(all_of_it)
     devices = ", ".join(sorted({line["device"] for line in lines}))
-    share = 100 * mine / all_of_it
+    share = 100 * used / all_of_it
     return (
-        f"The pilot took {factor * mine:.1f} device-{unit} ({devices}), {share:.0f} % of the "
+        f"The pilot took {factor * used:.1f} device-{unit} ({devices}), {share:.0f} % of the "
         f"{factor * all_of_it:.1f} that the whole study takes at this speed "
         f"({len(whole.seeds)} seeds of {whole.train.epochs} epochs)."
     )

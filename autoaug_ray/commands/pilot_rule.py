@@ -14,8 +14,9 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import ENOUGH, compare
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
 from autoaug_ray.methods import METHODS, method_class
-from autoaug_ray.report.results import Row
-from autoaug_ray.report.sentences import TOLERANCE
+from autoaug_ray.report.compare import TOLERANCE, Entries, finished, mean_accuracy
+from autoaug_ray.report.results import EntryResult
+from autoaug_ray.report.runs import Row
 from autoaug_ray.schedule.forecast import steps_of
 from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
@@ -23,7 +24,7 @@ from autoaug_ray.schedule.tune import draw
 LOOKS = (3, 5, 8)
 """Seeds after which the results are looked at."""
 LEVEL = 1 - (1 - OVERALL) / len(LOOKS)
-"""Of an interval at one look, so that it covers the truth at all looks in 95 % of pilots
+"""The level of an interval at one look: at all looks it covers the truth in 95 % of pilots
 (Bonferroni). Not corrected for the number of searches: the whole study's report is."""
 SURE = f"{100 * OVERALL:.0f} %"
 TRIALS = 8
@@ -73,12 +74,12 @@ def _cut(study: Study, entry: Entry) -> Entry:
 
 
 def searching(study: Study) -> list[str]:
-    """Labels of what searches or learns, controls apart."""
+    """Labels of the entries that search or learn, controls apart."""
     return [e.label for e in study.entries if e.control_of is None and _costs_search(e)]
 
 
 def search_free(study: Study) -> list[str]:
-    """Labels of what has no search to pay for; a control that is never trained is one of them."""
+    """Labels of the entries without a search to pay for, such as a control that never learns."""
     return [e.label for e in study.entries if not _costs_search(e)]
 
 
@@ -92,7 +93,7 @@ def _costs_search(entry: Entry) -> bool:
     )
 
 
-def spent(lines: Iterable[Row]) -> float:
+def device_hours(lines: Iterable[Row]) -> float:
     """Device-hours that a ledger's lines hold, all phases."""
     return math.fsum(line["share"] * sum(line["seconds"].values()) / 3600 for line in lines)
 
@@ -104,8 +105,10 @@ def whole_hours(whole: Study, pilot: Study, lines: Sequence[Row]) -> float:
         searches_in_own_run = entry.first_method.searches_in_own_run
         trials = len(list(search_runs(whole, entry, draw))) + len(whole.seeds) * searches_in_own_run
         for phase, count in (("search", trials), ("final", len(whole.seeds))):
-            mine = [x for x in lines if (x["label"], x["phase"]) == (entry.label, phase)]
-            hours += count * spent(mine) / max(1, len({line["run"] for line in mine}))
+            attempts = [x for x in lines if (x["label"], x["phase"]) == (entry.label, phase)]
+            hours += (
+                count * device_hours(attempts) / max(1, len({line["run"] for line in attempts}))
+            )
     return hours * steps_of(whole) / steps_of(pilot)
 
 
@@ -117,16 +120,16 @@ class Verdict(NamedTuple):
 class _Gap(NamedTuple):
     """The interval of a minus b in points (hundredths)."""
 
-    a: Row
-    b: Row
+    a: EntryResult
+    b: EntryResult
     low: float
     high: float
 
 
 def decide(
-    summary: Sequence[Row], searches: Sequence[str], free: Sequence[str], *, worth: float
+    entries: Entries, searches: Sequence[str], free: Sequence[str], *, worth: float
 ) -> Verdict:
-    """What a summary says about the labels that search, and those that do not, at level LEVEL.
+    """What the results say about the labels that search, and those that do not, at level LEVEL.
 
     The yardstick is TrivialAugment (without it: the search-free entry with the highest mean), or a
     search-free entry that is distinguishably better than that, also after a correction for their
@@ -138,7 +141,7 @@ def decide(
     - Search pays if some search's intervals all begin above 0, against each search-free entry.
     - Else it is open.
     """
-    done = {r["label"]: r for r in summary if r["test_accuracy_mean"] is not None}
+    done = {r.label: r for r in finished(entries)}
     if missing := [label for label in (*searches, *free) if label not in done]:
         return Verdict(False, f"Undecided: no final training of {missing[0]} has finished.")
     plain = [done[label] for label in free]
@@ -155,11 +158,11 @@ def decide(
         return Verdict(
             True,
             f"Search is not worth it here: use {_advice(plain, yardstick, worth)}. {bound} "
-            f"{yardstick['label']} ({SURE}): {who}.",
+            f"{yardstick.label} ({SURE}): {who}.",
         )
     paying = [done[label] for label in searches if all(_gap(done[label], r).low > 0 for r in plain)]
     if paying:
-        best = _gap(max(paying, key=_mean), max(plain, key=_mean))
+        best = _gap(max(paying, key=mean_accuracy), max(plain, key=mean_accuracy))
         return Verdict(
             True,
             f"Search pays here: {_at(best.a)} is {best.low:.1f} to {best.high:.1f} points better "
@@ -168,56 +171,51 @@ def decide(
     if math.isinf(most.high):
         return Verdict(
             False,
-            f"Undecided: {most.a['label']} and {yardstick['label']} have fewer than {ENOUGH} "
+            f"Undecided: {most.a.label} and {yardstick.label} have fewer than {ENOUGH} "
             "finished seeds in common.",
         )
     return Verdict(
         False,
-        f"Undecided at {len(yardstick['seeds'])} seeds: {_at(most.a)} against {_at(yardstick)} "
+        f"Undecided at {len(yardstick.seeds)} seeds: {_at(most.a)} against {_at(yardstick)} "
         f"is {most.low:+.1f} to {most.high:+.1f} points ({SURE}).",
     )
 
 
-def _yardstick(plain: Sequence[Row]) -> Row:
-    known = [r for r in plain if r["method"] in METHODS]  # else it is a method of a user's own
-    trivial = [r for r in known if method_class(r["method"]).nothing_to_tune]
-    first = max(trivial or plain, key=_mean)
+def _yardstick(plain: Entries) -> EntryResult:
+    known = [r for r in plain if r.method in METHODS]  # else it is a method of a user's own
+    trivial = [r for r in known if method_class(r.method).nothing_to_tune]
+    first = max(trivial or plain, key=mean_accuracy)
     others = [r for r in plain if r is not first]
     better = [r for r in others if _gap(r, first, among=len(others)).low > 0]
-    return max(better, key=_mean, default=first)
+    return max(better, key=mean_accuracy, default=first)
 
 
-def _advice(plain: Sequence[Row], yardstick: Row, worth: float) -> str:
+def _advice(plain: Entries, yardstick: EntryResult, worth: float) -> str:
     """What to use where no search is worth it."""
     cheaper = [
-        r
+        (r.relative_cost, r)
         for r in plain
-        if None not in (r["relative_cost"], yardstick["relative_cost"])
-        if TOLERANCE * r["relative_cost"] < yardstick["relative_cost"]
+        if r.relative_cost is not None and yardstick.relative_cost is not None
+        if TOLERANCE * r.relative_cost < yardstick.relative_cost
         if _gap(yardstick, r).high < worth
     ]
     if not cheaper:
         return _at(yardstick)
-    use = min(cheaper, key=lambda r: float(r["relative_cost"]))
+    _, use = min(cheaper, key=lambda pair: pair[0])
     most = _gap(yardstick, use).high
     more = f"at most {most:.1f} points better" if most > 0 else "worse"
     return f"{_at(use)}; {_at(yardstick)} is {more}"
 
 
-def _gap(a: Row, b: Row, among: int = 1) -> _Gap:
+def _gap(a: EntryResult, b: EntryResult, among: int = 1) -> _Gap:
     """Without bounds where too few seeds are in common; wider if it is one of several."""
-    x, y = (dict(zip(r["seeds"], r["test_accuracies"], strict=True)) for r in (a, b))
-    c = compare(a["label"], x, b["label"], y, 1 - (1 - LEVEL) / among)
+    c = compare(a.label, a.by_seed, b.label, b.by_seed, 1 - (1 - LEVEL) / among)
     if c.n < ENOUGH or c.difference is None or c.half_width is None:
         return _Gap(a, b, -math.inf, math.inf)
     low, high = (100 * (c.difference + sign * c.half_width) for sign in (-1, 1))
     return _Gap(a, b, low, high)
 
 
-def _mean(row: Row) -> float:
-    return float(row["test_accuracy_mean"])
-
-
-def _at(row: Row) -> str:
-    cost = "" if row["relative_cost"] is None else f" at {row['relative_cost']:.2f}x"
-    return f"{row['label']} ({100 * _mean(row):.2f} %{cost})"
+def _at(entry: EntryResult) -> str:
+    cost = "" if entry.relative_cost is None else f" at {entry.relative_cost:.2f}x"
+    return f"{entry.label} ({100 * mean_accuracy(entry):.2f} %{cost})"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -28,6 +29,9 @@ from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.meter import device_name
 from autoaug_ray.store.places import Place, place
+
+if TYPE_CHECKING:
+    from autoaug_ray.report.results import StudyResults
 
 
 @dataclass(frozen=True)
@@ -119,46 +123,46 @@ def carry_out(
     studies: Sequence[Study], out: Place, bank: Place, console: Console, wandb: str = "off"
 ) -> bool:
     """Run the cases of a study, and report them; returns whether any of its runs failed."""
+    from autoaug_ray.report.results import collect_cases
+
     folders = _folders(studies, out)
     studies, failed = run_cases(studies, folders, bank, console, wandb)
-    page = show(list(zip(studies, folders, strict=True)), out / studies[0].name, console)
+    results = collect_cases(zip(studies, folders, strict=True))
+    page = show(results, out / studies[0].name, console)
     say_failed(failed, console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return bool(failed)
 
 
-def show(cases: Sequence[tuple[Study, Folder]], root: Place, console: Console) -> Place:
-    """Write the pages of a study below `root`, print what they say; the page to begin with."""
-    from autoaug_ray.report import cases as across
-    from autoaug_ray.report import published
-    from autoaug_ray.report import sentences as report
+def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Place:
+    """Write the pages of a study's cases below `root` and print what they say; the first page."""
+    from autoaug_ray.report import cases, published, sentences, write
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
             console.print(line, highlight=False, markup=False)
 
-    for study, folder in cases:
-        classes = data.load(study.dataset, val_fraction=None, device="cpu").classes
-        page = report.write(study, folder, classes)
-        summary = report.summarise(study, folder)
+    for one in results:
+        page, study = write.write(one), one.study
         if study.case:
             console.rule(f"{study.name}, {study.case}")
-        console.print(report.table(summary, study, folder))
-        console.print(report.headline(summary), style="bold", highlight=False)
-        tell(report.verdicts(summary, study, folder))
+        console.print(sentences.table(one))
+        console.print(sentences.headline(one), style="bold", highlight=False)
+        tell(sentences.verdicts(one))
         if study.published is not None:
             if study.published.figures:
-                console.print(published.table(report.lines(summary), study.published))
-            tell(published.verdicts(summary, study.published))
-    if len(cases) > 1:
-        page = across.write(cases, root)
-        console.rule(f"{cases[0][0].name}, all cases")
-        console.print(across.table(cases))
-        tell(across.verdicts(cases))
-        if beside := across.published_of(cases):
-            if published.grid(beside):
-                console.print(published.table_over_cases(beside))
-            tell(published.verdicts_over_cases(beside))
+                console.print(published.table(one, study.published))
+            tell(published.verdicts(one.entries, study.published))
+    if len(results) > 1:
+        found = cases.gather(results)
+        page = write.write_cases(found, root)
+        console.rule(f"{results[0].study.name}, all cases")
+        console.print(cases.table(found))
+        tell(cases.verdicts(found))
+        if any(one.study.published for one in results):
+            if published.grid(results):
+                console.print(published.table_over_cases(results))
+            tell(published.verdicts_over_cases(results))
     return page
 
 

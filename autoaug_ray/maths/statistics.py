@@ -23,11 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scikit_posthocs import (
-    posthoc_nemenyi_friedman,
-    posthoc_siegel_friedman,
-)
-from scipy import stats
 
 LEVEL = 0.95
 ENOUGH = 3
@@ -54,8 +49,15 @@ def mean_of(values: Sequence[float], level: float = LEVEL) -> Mean:
     if n == 1:
         return Mean(mean, None, None, 1)
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    t = _t_quantile((1 + level) / 2, n - 1)
     return Mean(mean, sd, t * sd / math.sqrt(n), n)
+
+
+def _t_quantile(p: float, freedom: float) -> float:
+    """The p-quantile of Student's t with so many degrees of freedom."""
+    from scipy import stats
+
+    return float(stats.t.ppf(p, freedom))
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class Comparison:
     difference: float | None
     """None without a common seed."""
     half_width: float | None
-    """Of its 95 % interval, unless another level was asked for; None if n < 2, as is `p_value`."""
+    """Half the width of the 95 % interval of `difference`, or of the level that was asked for.
+
+    None if n < 2, as is `p_value`."""
     p_value: float | None
     """Two-sided paired t-test, before any correction for multiple comparisons."""
 
@@ -111,6 +115,8 @@ def compare(
     name: str, x: Mapping[int, float], other: str, y: Mapping[int, float], level: float = LEVEL
 ) -> Comparison:
     """Two entries' accuracies by seed; seeds that only one of them has do not count."""
+    from scipy import stats
+
     seeds = sorted(set(x) & set(y))
     if not seeds:
         return Comparison(name, other, 0, None, None, None)
@@ -120,7 +126,7 @@ def compare(
     if d.sd < 1e-12:  # the same difference at every seed, up to rounding
         p = 1.0 if abs(d.mean) < 1e-12 else 0.0
     else:
-        p = 2 * float(stats.t.sf(abs(d.mean) / (d.sd / math.sqrt(d.n)), d.n - 1))
+        p = float(stats.ttest_rel([x[s] for s in seeds], [y[s] for s in seeds]).pvalue)
     return Comparison(name, other, d.n, d.mean, d.half_width, p)
 
 
@@ -130,7 +136,9 @@ class Gap:
 
     difference: float
     half_width: float | None
-    """Of its 95 % interval; None with fewer than ENOUGH seeds of ours, as is `alike`."""
+    """Half the width of the 95 % interval of `difference`.
+
+    None with fewer than ENOUGH seeds of ours, as is `alike`."""
     welch: bool
     """Whether the interval covers the seeds of the published figure too."""
     alike: float | None
@@ -157,7 +165,7 @@ def gap(ours: Mean, published: float, sd: float | None = None, seeds: int | None
     if a + b == 0:
         return Gap(difference, 0.0, True, alike)
     freedom = (a + b) ** 2 / (a**2 / (ours.n - 1) + b**2 / (seeds - 1))
-    t = float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    t = _t_quantile((1 + LEVEL) / 2, freedom)
     return Gap(difference, t * math.sqrt(a + b), True, alike)
 
 
@@ -182,6 +190,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     Rejecting where the result is below 5 % keeps the chance of any false rejection in the family
     below 5 %, whatever the dependence between its members, which here share the reference.
     """
+    # Not statsmodels' multipletests, an equal: each call of it collects all garbage, 50 ms or more.
     family = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     out: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -196,18 +205,18 @@ class Ranking:
     """k entries ranked in N blocks."""
 
     mean_ranks: dict[str, float]
-    """By entry, in the order given; 1 is the most accurate."""
+    """entry -> mean rank, in the order given; 1 is the most accurate."""
     blocks: int
     statistic: float
     """Friedman's chi-square with k - 1 degrees of freedom, corrected for ties; NaN if all tie."""
     p_value: float
     control: str
     against_control: dict[str, float]
-    """By other entry: p-value of its rank against the control's, after Holm's correction."""
+    """other entry -> p-value of its rank against the control's, after Holm's correction."""
     pairs: Any
     """Nemenyi's p-values, already for all pairs together: a pandas table, entries x entries."""
     critical_difference: float
-    """Of two mean ranks: Nemenyi's, at 5 %."""
+    """By how much two mean ranks differ from where on Nemenyi's test tells them apart at 5 %."""
 
     def rejected(self) -> bool:
         """Whether Friedman's test says that the entries are not all the same."""
@@ -216,6 +225,9 @@ class Ranking:
 
 def rank(blocks: Sequence[Mapping[str, float]], control: str) -> Ranking:
     """Accuracies [0, 1] by entry of every block; all blocks hold the same entries, at least 3."""
+    from scikit_posthocs import posthoc_nemenyi_friedman, posthoc_siegel_friedman
+    from scipy import stats
+
     names = list(blocks[0]) if blocks else []
     if len(names) < 3 or len(blocks) < BLOCKS or control not in names:
         raise ValueError(

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.report import label_placement
-
-Row = dict[str, Any]
-Finals = Mapping[str, Mapping[int, Sequence[Row]]]
-"""label -> seed -> rows by epoch, of whole final trainings."""
+from autoaug_ray.report.compare import Entries, mean_accuracy, pareto, time_unit
+from autoaug_ray.report.results import EntryResult
+from autoaug_ray.report.runs import Finals, Row
 
 GREY = "#555555"
 PALETTE = (
@@ -30,7 +30,7 @@ PALETTE = (
 )  # fmt: skip
 """Okabe and Ito's, without yellow and black, and four of Tol's: told apart by any eye."""
 MARKERS = "osD^vPXph<>d"
-STYLE: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False,
@@ -44,122 +44,149 @@ class Style(NamedTuple):
     hollow: bool
 
 
-def looks(summary: Sequence[Row]) -> dict[str, Style]:
-    """By label. The reference is grey; learned entries come first in the palette."""
-    leaders = {row["control_of"] for row in summary if row["control_of"]}
-    own = [row["label"] for row in summary if not row["control_of"]]
+def styles(entries: Entries) -> dict[str, Style]:
+    """label -> style. The reference is grey; learned entries come first in the palette."""
+    leaders = {r.control_of for r in entries if r.control_of}
+    own = [r.label for r in entries if not r.control_of]
     own.sort(key=lambda label: label not in leaders)
-    others = [label for label in own if label != summary[0]["reference"]]
+    others = [label for label in own if label != entries[0].reference]
     out = {label: Style(GREY, "o", False) for label in own}
     for i, label in enumerate(others):
         out[label] = Style(PALETTE[i % len(PALETTE)], MARKERS[(1 + i) % len(MARKERS)], False)
-    for row in summary:
-        if row["control_of"]:
-            out[row["label"]] = out[row["control_of"]]._replace(hollow=True)
+    for r in entries:
+        if r.control_of:
+            out[r.label] = out[r.control_of]._replace(hollow=True)
     return out
 
 
-def pareto(summary: Sequence[Row]) -> list[Row]:
-    """Entries that no other equals or beats in mean accuracy for less, by rising cost."""
-    front: list[Row] = []
-    known = [r for r in summary if r["relative_cost"] is not None]
-    for row in sorted(known, key=lambda r: (r["relative_cost"], -r["test_accuracy_mean"])):
-        if not front or row["test_accuracy_mean"] > front[-1]["test_accuracy_mean"]:
-            front.append(row)
-    return front
+class CostPoint(NamedTuple):
+    """An entry in the figure of accuracy against cost."""
+
+    entry: EntryResult
+    at: tuple[float, float]
+    """(relative cost, mean test accuracy in per cent)"""
+    half: float
+    """Half the width of the interval of the mean, in points; 0 with fewer than ENOUGH seeds."""
+    published: tuple[float, float] | None
+    """The paper's (relative cost, accuracy in per cent), where it gives both."""
 
 
-def time_unit(hours: float) -> tuple[float, str]:
-    """(factor, name) of the unit in which so many hours are a readable number."""
-    if hours < 2 / 60:
-        return 3600, "seconds"
-    return (60, "minutes") if hours < 2 else (1, "hours")
+class CostFigure(NamedTuple):
+    """What the figure of accuracy against cost shows, on paper and in the browser."""
+
+    points: list[CostPoint]
+    front: list[tuple[float, float]]
+    """The corners of the Pareto front's stairs, by rising cost."""
+    costs: tuple[float, float]
+    """The range of the axis of costs."""
+    accuracies: tuple[float, float]
+    """The range of the axis of accuracies, in per cent; a wider interval runs out of the frame."""
 
 
-def accuracy_vs_cost(summary: Sequence[Row]) -> bytes | None:
+def cost_figure(entries: Entries) -> CostFigure | None:
+    """None if no entry has a cost."""
+    points = [
+        CostPoint(
+            entry=r,
+            at=(r.relative_cost, 100 * mean_accuracy(r)),
+            half=100 * (r.test_accuracy_half_width or 0.0) if len(r.seeds) >= ENOUGH else 0.0,
+            published=(r.published_cost, 100 * r.published_accuracy)
+            if r.published_measure == "micro" and r.published_cost and r.published_accuracy
+            else None,
+        )
+        for r in entries
+        if r.relative_cost is not None
+    ]
+    if not points:
+        return None
+    papers = [p.published for p in points if p.published]
+    costs = [x for x, _ in (*(p.at for p in points), *papers)]
+    seeds = [100 * a for p in points for a in p.entry.test_accuracies]
+    ys = [*seeds, *(y for _, y in papers)]
+    room = max(1.0, 0.4 * (max(seeds) - min(seeds)))
+    right = 1.6 * max(costs)
+    at = {p.entry.label: p.at for p in points}
+    front = [at[r.label] for r in pareto(entries)]
+    corners = [front[0]]
+    for x, y in [*front[1:], (right, front[-1][1])]:
+        corners += [(x, corners[-1][1]), (x, y)]
+    return CostFigure(
+        points,
+        corners,
+        (min(costs) / 1.2, right),
+        (max(min(ys) - room, -2.0), min(max(ys) + room, 102.0)),
+    )
+
+
+def accuracy_vs_cost(entries: Entries) -> bytes | None:
     """Test accuracy over relative cost, with seeds, intervals and the Pareto front.
 
     Where a paper gives both of an entry, its figures stand hollow and grey behind ours.
     """
-    rows = [r for r in summary if r["relative_cost"] is not None]
-    if not rows:
+    shown = cost_figure(entries)
+    if shown is None:
         return None
-    look = looks(summary)
-    points = {r["label"]: (r["relative_cost"], 100 * r["test_accuracy_mean"]) for r in rows}
-    paper = {
-        r["label"]: (r["published_cost"], 100 * r["published_accuracy"])
-        for r in rows
-        if r["published_measure"] == "micro" and r["published_cost"] is not None
-    }
-    # At two seeds the interval is wider than the figure.
-    half = {
-        r["label"]: 100 * r["test_accuracy_half_width"] if len(r["seeds"]) > 2 else 0 for r in rows
-    }
-    bars = [((x, y - half[k]), (x, y + half[k])) for k, (x, y) in points.items()]
-    drawn = [*points.values(), *paper.values()]
-    seeds = [100 * a for r in rows for a in r["test_accuracies"]]
-    ys = [*seeds, *(y for _, y in paper.values())]
-    room = max(1.0, 0.4 * (max(seeds) - min(seeds)))
-    left, right = min(x for x, _ in drawn) / 1.2, max(x for x, _ in drawn) * 1.6
-    front = [points[r["label"]] for r in pareto(summary)]
-    corners = [front[0]]
-    for x, y in [*front[1:], (right, front[-1][1])]:
-        corners += [(x, corners[-1][1]), (x, y)]
-    with mpl.rc_context(STYLE):
+    style = styles(entries)
+    papers = [p.published for p in shown.points if p.published]
+    with mpl.rc_context(RC):
         figure, (axes,) = panels(9, 5.8)
-        for r in rows:
-            color, marker, hollow = look[r["label"]]
-            x, y = points[r["label"]]
-            if half[r["label"]]:
-                axes.errorbar(x, y, half[r["label"]], color=color, capsize=4, lw=1.3)
-            if there := paper.get(r["label"]):
-                axes.plot(*zip((x, y), there, strict=True), ":", color="#b5b5b5", lw=1, zorder=1)
-                axes.plot(*there, marker, color="#8f8f8f", mfc="white", ms=8, mew=1.4, zorder=2)
-            own = [100 * a for a in r["test_accuracies"]]
+        for entry, (x, y), half, published in shown.points:
+            color, marker, hollow = style[entry.label]
+            if half:
+                axes.errorbar(x, y, half, color=color, capsize=4, lw=1.3)
+            if published:
+                axes.plot(
+                    *zip((x, y), published, strict=True), ":", color="#b5b5b5", lw=1, zorder=1
+                )
+                axes.plot(*published, marker, color="#8f8f8f", mfc="white", ms=8, mew=1.4, zorder=2)
+            own = [100 * a for a in entry.test_accuracies]
             axes.plot([x] * len(own), own, ".", color=color, alpha=0.55, ms=9, mew=0)
             face = "white" if hollow else color
             axes.plot(x, y, marker, color=color, mfc=face, ms=8, mew=1.8, zorder=4)
-        axes.plot(*zip(*corners, strict=True), "-", color="#aaaaaa", zorder=1)
+        axes.plot(*zip(*shown.front, strict=True), "-", color="#aaaaaa", zorder=1)
         axes.set_xscale("log")
-        axes.set_xlim(left, right)
+        axes.set_xlim(*shown.costs)
         low, high = axes.get_ylim()
-        axes.set_ylim(
-            max(low, min(ys) - room, -2), min(high, max(ys) + room, 102)
-        )  # a wider bar runs out of the frame
-        _nice_ticks(axes.xaxis, left, right, "x")
+        axes.set_ylim(max(low, shown.accuracies[0]), min(high, shown.accuracies[1]))
+        _nice_ticks(axes.xaxis, *shown.costs, "x")
         axes.set_xlabel(
             f"relative cost: (search + one final training) / one training of "
-            f"{summary[0]['reference']} (log scale)"
+            f"{entries[0].reference} (log scale)"
         )
         axes.set_ylabel("test accuracy (%)")
-        _time_axis(axes, rows[0], left, right)
+        _time_axis(axes, shown.points[0].entry, *shown.costs)
         handles = [
             Line2D([], [], ls="", marker="o", color=GREY, label="mean over seeds"),
             Line2D([], [], ls="", marker="o", color=GREY, mfc="white", label="a control"),
             Line2D([], [], ls="", marker=".", color=GREY, alpha=0.55, ms=9, label="one seed"),
             Line2D([], [], color="#aaaaaa", label="Pareto front"),
         ]
-        if any(half.values()):
+        if any(p.half for p in shown.points):
             bar = Line2D([], [], ls="", marker="|", ms=11, color=GREY, label="95 % interval")
             handles.insert(3, bar)
-        if paper:
+        if papers:
             handles.append(
                 Line2D([], [], ls=":", marker="o", color="#8f8f8f", mfc="white", label="published")
             )
         figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
-        taken = [*bars, *zip(corners, corners[1:], strict=False), *((p, p) for p in paper.values())]
+        bars = [((x, y - half), (x, y + half)) for _, (x, y), half, _ in shown.points]
+        stairs = zip(shown.front, shown.front[1:], strict=False)
+        taken = [*bars, *stairs, *((p, p) for p in papers)]
+        points = {p.entry.label: p.at for p in shown.points}
         label_placement.beside_points(figure, axes, points, taken)
         return png(figure)
 
 
-def _time_axis(axes: Axes, row: Row, left: float, right: float) -> None:
+def _time_axis(axes: Axes, entry: EntryResult, left: float, right: float) -> None:
     """The same cost along the upper edge, in device time."""
-    hours = row["training_device_hours"] / row["relative_cost"]
+    assert entry.training_device_hours is not None and entry.relative_cost is not None
+    hours = entry.training_device_hours / entry.relative_cost
     factor, unit = time_unit(hours * right)
     scale = hours * factor
-    above = axes.secondary_xaxis("top", functions=(lambda x: x * scale, lambda t: t / scale))
+    there_and_back = (lambda x: np.asarray(x) * scale, lambda t: np.asarray(t) / scale)
+    above = axes.secondary_xaxis("top", functions=there_and_back)
     _nice_ticks(above.xaxis, left * scale, right * scale, "")
-    device = "CPU" if row["device"] == "CPU" else "GPU"
+    device = "CPU" if entry.device == "CPU" else "GPU"
     above.set_xlabel(f"{device}-{unit} of training: search + one final")
 
 
@@ -205,13 +232,13 @@ def series(
     return Series(np.array(epochs), values.mean(0), values.min(0), values.max(0))
 
 
-def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) -> bytes | None:
+def strength(entries: Entries, finals: Finals, true_mean: float | None) -> bytes | None:
     """Delivered displacement and colour change, and the learned spread of every parameter."""
-    look = looks(summary)
+    style = styles(entries)
     delivered = {
         name: {
             label: s
-            for label in look
+            for label in style
             if (s := series(finals.get(label, {}), lambda row, n=name: row[n])) is not None  # type: ignore[misc]
         }
         for name in ("displacement", "color_change")
@@ -226,13 +253,13 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
         for k, curves in delivered.items()
         if curves and (k == "displacement" or any(s.varies() for s in curves.values()))
     }
-    spreads = {label: _spreads(finals[label]) for label in look if finals.get(label)}
+    spreads = {label: _spreads(finals[label]) for label in style if finals.get(label)}
     spreads = {
         label: s for label, s in spreads.items() if s and any(c.varies() for c in s.values())
     }
     if not delivered:
         return None
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC):
         figure, all_axes = panels(9.2, 3.7, wide=len(delivered), narrow=len(spreads))
         titles = {
             "displacement": ("Delivered displacement", "mean displacement (pixels)"),
@@ -241,12 +268,12 @@ def strength(summary: Sequence[Row], finals: Finals, true_mean: float | None) ->
         for axes, (name, curves) in zip(all_axes, delivered.items(), strict=False):
             axes.set_title(titles[name][0])
             axes.set_ylabel(titles[name][1])
-            ends = {label: _curve(axes, s, look[label]) for label, s in curves.items()}
+            ends = {label: _curve(axes, s, style[label]) for label, s in curves.items()}
             if name == "displacement" and true_mean is not None:
                 axes.axhline(true_mean, color="black", ls=(0, (8, 4)), lw=1.4)
                 ends["the test images"] = true_mean
             axes.set_ylim(bottom=0)
-            label_placement.at_ends(axes, ends, {k: v.color for k, v in look.items()})
+            label_placement.at_ends(axes, ends, {k: v.color for k, v in style.items()})
         for axes, (label, parameters) in zip(
             all_axes[len(delivered) :], spreads.items(), strict=True
         ):
@@ -273,9 +300,9 @@ SNR_LIMIT = 1e3
 """With one outer step in an epoch there is no noise to divide by."""
 
 
-def hypergradient(summary: Sequence[Row], finals: Finals) -> bytes | None:
+def hypergradient(entries: Entries, finals: Finals) -> bytes | None:
     """Norm and signal-to-noise of the hypergradient by epoch, where a method logged them."""
-    look = looks(summary)
+    style = styles(entries)
     wanted = {
         "hypergradient_norm": ("Hypergradient norm", "mean norm over the epoch", math.inf),
         "hypergradient_snr": (
@@ -284,45 +311,48 @@ def hypergradient(summary: Sequence[Row], finals: Finals) -> bytes | None:
     }  # fmt: skip
     found: dict[str, dict[str, Series]] = {}
     for name, (_, _, limit) in wanted.items():
-        for label in look:
+        for label in style:
             s = series(finals.get(label, {}), lambda row, n=name: row["log"].get(n))  # type: ignore[misc]
             if s is not None and s.high.max() < limit:
                 found.setdefault(name, {})[label] = s
     if not found:
         return None
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC):
         figure, all_axes = panels(9.2, 3.2, wide=0, narrow=len(found))
         for axes, (name, curves) in zip(all_axes, found.items(), strict=True):
             axes.set_title(wanted[name][0])
             axes.set_ylabel(wanted[name][1])
-            ends = {label: _curve(axes, s, look[label]) for label, s in curves.items()}
+            ends = {label: _curve(axes, s, style[label]) for label, s in curves.items()}
             axes.set_ylim(bottom=0)
-            label_placement.at_ends(axes, ends, {k: v.color for k, v in look.items()})
+            label_placement.at_ends(axes, ends, {k: v.color for k, v in style.items()})
         return png(figure)
 
 
-def _curve(axes: Axes, s: Series, look: Style, *, band: bool = True) -> float:
-    """A curve; dashed for a control, dotted if it never changes, else with its band. Its end."""
-    style, width = (":", 1.5) if not s.varies() else ("--" if look.hollow else "-", 2)
-    if style == "-" and band:
-        axes.fill_between(s.epochs, s.low, s.high, color=look.color, alpha=0.13, lw=0)
+def _curve(axes: Axes, s: Series, style: Style, *, band: bool = True) -> float:
+    """Draw a curve, dashed for a control, dotted if it never changes, else with its band.
+
+    Returns its last value.
+    """
+    dashes, width = (":", 1.5) if not s.varies() else ("--" if style.hollow else "-", 2)
+    if dashes == "-" and band:
+        axes.fill_between(s.epochs, s.low, s.high, color=style.color, alpha=0.13, lw=0)
     marker = "." if len(s.epochs) == 1 else ""
-    axes.plot(s.epochs, s.mean, ls=style, color=look.color, lw=width, marker=marker)
+    axes.plot(s.epochs, s.mean, ls=dashes, color=style.color, lw=width, marker=marker)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return float(s.mean[-1])
 
 
-def samples(summary: Sequence[Row], finals: Finals) -> bytes | None:
+def samples(entries: Entries, finals: Finals) -> bytes | None:
     """The same training images as each entry augments them: one strip per pictured epoch."""
     strips: dict[str, list[tuple[str, np.ndarray]]] = {}
-    for r in summary:
-        by_seed = finals.get(r["label"], {})
+    for r in entries:
+        by_seed = finals.get(r.label, {})
         rows = [row for row in next(iter(by_seed.values()), []) if row["samples"]]
         if rows and len({row["samples"] for row in rows}) == 1 < len(rows):
-            strips[r["label"]] = [("all", _decode(rows[0]["samples"]))]
+            strips[r.label] = [("all", _decode(rows[0]["samples"]))]
         elif rows:
-            strips[r["label"]] = [(str(row["epoch"]), _decode(row["samples"])) for row in rows]
+            strips[r.label] = [(str(row["epoch"]), _decode(row["samples"])) for row in rows]
     if not strips:
         return None
     height, width = next(iter(strips.values()))[0][1].shape[:2]
@@ -333,7 +363,7 @@ def samples(summary: Sequence[Row], finals: Finals) -> bytes | None:
         c = int(lengths[1] < lengths[0])
         columns[c].append(label)
         lengths[c] += len(found) * row_inches + 0.42
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(9.4, max(lengths) + 0.1), dpi=DPI)
         total = figure.get_figheight()
         for c, labels in enumerate(columns):
@@ -362,15 +392,15 @@ CLASSES = 30
 """Rows of the class figure: of more classes, those on which the entries differ most are shown."""
 
 
-def classes(summary: Sequence[Row], finals: Finals, names: Sequence[str]) -> bytes | None:
+def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> bytes | None:
     """Accuracy per class and entry; colour is the difference to the reference, where there is one.
 
     Means over seeds.
     """
     known = {
-        r["label"]: np.mean([rows[-1]["class_accuracy"] for rows in by_seed.values()], axis=0)
-        for r in summary
-        if (by_seed := finals.get(r["label"]))
+        r.label: np.mean([rows[-1]["class_accuracy"] for rows in by_seed.values()], axis=0)
+        for r in entries
+        if (by_seed := finals.get(r.label))
     }
     if not known:
         return None
@@ -380,12 +410,12 @@ def classes(summary: Sequence[Row], finals: Finals, names: Sequence[str]) -> byt
     if count > CLASSES:
         shown = np.sort(np.argsort(-np.ptp(values, axis=1), kind="stable")[:CLASSES])
         values, names = values[shown], [names[i] for i in shown]
-    reference = summary[0]["reference"]
+    reference = entries[0].reference
     relative = reference in known and len(known) > 1
     base = values[:, [list(known).index(reference)]] if relative else 0.0
     colored = values - base
     limit = max(5.0, float(np.abs(colored).max())) if relative else 100.0
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
+    with mpl.rc_context({**RC, "axes.grid": False}):
         figure, (axes,) = panels(max(5.5, 2.6 + 0.72 * len(known)), 1.9 + 0.33 * len(names))
         image = axes.imshow(
             colored, aspect="auto", cmap="PuOr" if relative else "Blues",

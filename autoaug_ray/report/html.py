@@ -1,4 +1,4 @@
-"""What the pages share: templates, the figure that answers to the pointer, what was learned."""
+"""The page of one study, and what all pages share: templates, figures as text, plotly's figure."""
 
 import base64
 import gzip
@@ -9,20 +9,37 @@ from html import escape
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from urllib.parse import quote
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
+from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
 from autoaug_ray.methods.base import Method
-from autoaug_ray.report import figures
-from autoaug_ray.report.results import Results, Row
-from autoaug_ray.store.folder import Folder
-from autoaug_ray.store.places import relative
+from autoaug_ray.report import published
+from autoaug_ray.report.cases import Across
+from autoaug_ray.report.cases import lines as lines_of_cases
+from autoaug_ray.report.cases import verdicts as verdicts_of_cases
+from autoaug_ray.report.compare import (
+    TOLERANCE,
+    device_unit,
+    learned_mixes,
+    learns,
+    macro_differs,
+    needs_bank,
+    order,
+    uneven,
+)
+from autoaug_ray.report.figures import MARKERS, cost_figure, styles
+from autoaug_ray.report.results import StudyResults
+from autoaug_ray.report.runs import Row
+from autoaug_ray.report.sentences import brief, headline, lines, missing, phases_of, verdicts
+from autoaug_ray.store.places import Place, relative
 
 SYMBOLS = dict(
     zip(
-        figures.MARKERS,
+        MARKERS,
         (
             "circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "x",
             "pentagon", "hexagon", "triangle-left", "triangle-right", "diamond-tall",
@@ -33,120 +50,231 @@ SYMBOLS = dict(
 """Matplotlib's markers by plotly's names."""
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -> str:
     """The page of a template of this package, with everything from the study escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    return environment.get_template(template).render(**values)
+    encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items() if png}
+    return environment.get_template(template).render(pictures=encoded, **values)
+
+
+def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: bool) -> str:
+    """The page of one study; `shifted` tells that the images in use are moved."""
+    study, entries = results.study, results.entries
+    classes_differ = uneven(results)
+    paper = study.published
+    _, time_name = device_unit(entries)
+    return render(
+        "report.html.j2",
+        pictures,
+        study=study,
+        uneven=classes_differ,
+        macro=classes_differ and macro_differs(entries),
+        mixes=learned_mixes(results),
+        bank=needs_bank(entries),
+        ranked=order(results.last_rows),
+        reference=study.reference,
+        headline=headline(results),
+        verdicts=verdicts(results),
+        missing=missing(results),
+        lines=lines(results),
+        styles=styles(entries),
+        published=paper
+        and {
+            "lines": published.lines(results, paper),
+            "ours": published.OURS[paper.measure],
+            "cost": published.gives_cost(paper),
+            "verdicts": published.verdicts(entries, paper),
+        },
+        time_name=time_name,
+        plot=accuracy_vs_cost(results),
+        library=library(),
+        policies=policies(results),
+        phases=phases_of(entries),
+        shifted=shifted,
+        searches=_searches(results),
+        failures=results.failures,
+        settings=yaml.safe_dump(
+            study.model_dump(mode="json", exclude_defaults=True),
+            sort_keys=False,
+            allow_unicode=True,
+        ),
+        enough=ENOUGH,
+        tolerance=round(100 * (TOLERANCE - 1)),
+    )
+
+
+def _searches(results: StudyResults) -> dict[str, list[dict[str, Any]]]:
+    """label -> its search trials. A training that learns a mix is no trial: nothing is chosen."""
+    out = {}
+    for label, trials in results.searches.items():
+        ranges = results.study.entry(label).ranges
+        last = [rows[-1] for rows in trials if not learns(rows[-1])]
+        if last:
+            out[label] = [
+                {
+                    "choices": {name: brief(_hyperparameters(row)[name]) for name in ranges},
+                    "accuracy": row["val_accuracy"],
+                    "epoch": row["epoch"],
+                    "finished": row["finished"],
+                }
+                for row in last
+            ]
+    return out
 
 
 @cache
 def library() -> str:
     """plotly.js, gzipped and in base64: 1.9 MB of a page instead of 4.8."""
+    from plotly.offline import get_plotlyjs
+
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
-def accuracy_vs_cost(lines: Sequence[Row], time_name: str, enough: int) -> Row | None:
-    """`figures.accuracy_vs_cost` as plotly's data and layout, from the lines of the table.
+def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
+    """The figure of accuracy against cost as plotly's data and layout.
 
-    `meta` is the entry of a trace, by which the page hides it; the front has none. Intervals are
-    drawn from `enough` seeds on.
+    `meta` is the entry of a trace, by which the page hides it; the front has none.
     """
-    rows = [r for r in lines if r["relative_cost"] is not None]
-    if not rows:
+    shown = cost_figure(results.entries)
+    if shown is None:
         return None
-    reference = rows[0]["reference"]
-    front = figures.pareto(rows)
-    right = 1.6 * max(r["relative_cost"] for r in rows)
-    steps = [(r["relative_cost"], 100 * r["test_accuracy_mean"]) for r in front]
-    steps.append((right, steps[-1][1]))
-    traces: list[Row] = [
+    style, line_of = styles(results.entries), {line.label: line for line in lines(results)}
+    reference = escape(results.study.reference)
+    _, time_name = device_unit(results.entries)
+    traces: list[dict[str, Any]] = [
         {
-            "x": [x for x, _ in steps], "y": [y for _, y in steps], "name": "Pareto front",
-            "mode": "lines", "line": {"shape": "hv", "color": "#aaaaaa", "width": 1.5},
+            "x": [x for x, _ in shown.front], "y": [y for _, y in shown.front],
+            "name": "Pareto front", "mode": "lines", "line": {"color": "#aaaaaa", "width": 1.5},
             "hoverinfo": "skip",
         }
     ]  # fmt: skip
-    for r in rows:
-        color, marker, hollow = r["look"]
-        x, y = r["relative_cost"], 100 * r["test_accuracy_mean"]
-        half = 100 * r["test_accuracy_half_width"] if len(r["seeds"]) >= enough else None
-        name = escape(r["label"])  # plotly reads some HTML in texts
-        said = [
-            f"<b>{name}</b>", f"accuracy {r['accuracy']} %",
-            f"points above {escape(reference)}: {r['difference']}",
-            f"relative cost {r['cost']}", f"{time_name} {r['time']}",
-            f"seeds {', '.join(map(str, r['seeds']))}",
+    for entry, (x, y), half, paper in shown.points:
+        color, marker, hollow = style[entry.label]
+        line = line_of[entry.label]
+        name = escape(entry.label)  # plotly reads some HTML in texts
+        texts = [
+            f"<b>{name}</b>", f"accuracy {line.accuracy} %",
+            f"points above {reference}: {line.difference}",
+            f"relative cost {line.cost}", f"{time_name} {line.time}",
+            f"seeds {', '.join(map(str, entry.seeds))}",
         ]  # fmt: skip
-        seeds = [100 * a for a in r["test_accuracies"]]
+        seeds = [100 * a for a in entry.test_accuracies]
         traces += [
             {
-                "x": [x] * len(seeds), "y": seeds, "mode": "markers", "meta": r["label"],
+                "x": [x] * len(seeds), "y": seeds, "mode": "markers", "meta": entry.label,
                 "marker": {"color": color, "size": 5, "opacity": 0.55}, "showlegend": False,
                 "hoverinfo": "skip",
             },
             {
-                "x": [x], "y": [y], "name": name, "mode": "markers", "meta": r["label"],
+                "x": [x], "y": [y], "name": name, "mode": "markers", "meta": entry.label,
                 "marker": {
                     "color": color, "size": 11, "symbol": SYMBOLS[marker] + "-open" * hollow,
                     "line": {"width": 2, "color": color},
                 },
-                "error_y": {"array": [half or 0], "visible": half is not None, "thickness": 1.3},
-                "text": ["<br>".join(said)], "hoverinfo": "text",
+                "error_y": {
+                    "array": [half], "visible": len(seeds) >= ENOUGH, "thickness": 1.3,
+                },
+                "text": ["<br>".join(texts)], "hoverinfo": "text",
             },
         ]  # fmt: skip
-        if r["published_measure"] == "micro" and r["published_cost"] is not None:
-            there = 100 * r["published_accuracy"]
-            at = f"<b>{name}</b>, published<br>{there:.2f} % at {r['published_cost']:.2f}"
+        if paper:
+            at = f"<b>{name}</b>, published<br>{paper[1]:.2f} % at {paper[0]:.2f}"
             traces.append(
                 {
-                    "x": [x, r["published_cost"]], "y": [y, there], "mode": "lines+markers",
+                    "x": [x, paper[0]], "y": [y, paper[1]], "mode": "lines+markers",
                     "line": {"dash": "dot", "color": "#8f8f8f", "width": 1},
                     "marker": {"symbol": "circle-open", "size": [0, 9], "color": "#8f8f8f"},
-                    "meta": r["label"], "showlegend": False, "text": ["", at], "hoverinfo": "text",
+                    "meta": entry.label, "showlegend": False, "text": ["", at],
+                    "hoverinfo": "text",
                 }
             )  # fmt: skip
-    ys = [y for t in traces if "meta" in t for y in t["y"]]
-    room = max(1.0, 0.4 * (max(ys) - min(ys)))  # a wider interval runs out of the frame
+    grid = {"gridcolor": "#e6e6e6", "zeroline": False}
     layout = {
         "xaxis": {
-            "type": "log", "dtick": "D1" if right > 20 else "D2", "ticksuffix": "x",
-            "title": {"text": f"relative cost (log scale; {escape(reference)} = 1)"},
+            "type": "log", "dtick": "D1" if shown.costs[1] > 20 else "D2", "ticksuffix": "x",
+            "title": {"text": f"relative cost (log scale; {reference} = 1)"}, **grid,
         },
-        "yaxis": {
-            "title": {"text": "test accuracy (%)"},
-            "range": [max(min(ys) - room, -2), min(max(ys) + room, 102)],
-        },
+        "yaxis": {"title": {"text": "test accuracy (%)"}, "range": shown.accuracies, **grid},
         "legend": {"orientation": "h", "y": -0.2}, "margin": {"l": 55, "r": 10, "t": 10, "b": 40},
         "height": 560, "plot_bgcolor": "white", "hoverlabel": {"align": "left"},
         "font": {"family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13},
     }  # fmt: skip
-    for axis in ("xaxis", "yaxis"):
-        layout[axis] |= {"gridcolor": "#e6e6e6", "zeroline": False}  # type: ignore[operator]
     return {"data": traces, "layout": layout}
 
 
-def policies(results: Results, folder: Folder) -> list[Row]:
+# Several cases
+
+
+def cases_page(found: Across, pictures: Mapping[str, bytes | None], root: Place) -> str:
+    """The page over the cases, which links to the cases' own pages from `root`."""
+    beside = any(case.study.published is not None for case in found.cases)
+    return render(
+        "cases.html.j2",
+        pictures,
+        name=found.cases[0].study.name,
+        reference=found.reference,
+        control=found.control,
+        cases=[_about(case, root) for case in found.cases],
+        lines=lines_of_cases(found),
+        styles=styles(found.entries),
+        verdicts=verdicts_of_cases(found),
+        published=beside
+        and {
+            "grid": published.grid(found.cases),
+            "verdicts": published.verdicts_over_cases(found.cases),
+        },
+        ranking=found.ranking,
+        blocks=found.words_for_blocks(),
+        by_case=found.by_case,
+        enough=ENOUGH,
+    )
+
+
+def _about(case: StudyResults, root: Place) -> dict[str, Any]:
+    """What the page tells of a case in one line."""
+    last = case.last_rows
+    ranked = order(last)
+    images = "-"
+    if ranked is not None:
+        images = f"{ranked.counts[0]:.4g}"
+        if not ranked.even():
+            images = f"{ranked.counts[-1]:.4g} to {ranked.counts[0]:.4g}"
+    reached = [r["imbalance_effective"] for r in last if r.get("imbalance_effective") is not None]
+    asked = [r["imbalance_nominal"] for r in last if r.get("imbalance_nominal") is not None]
+    link = relative(case.root / "report.html", root)
+    return {
+        "name": case.name,
+        "link": quote(link),
+        "dataset": case.study.dataset.name,
+        "images": images,
+        "asked": f"{asked[0]:g}" if asked else "-",
+        "reached": f"{fmean(reached):.2g}" if reached else "-",
+        "seeds": len(case.study.seeds),
+        "headline": headline(case),
+    }
+
+
+# What was learned
+
+
+def policies(results: StudyResults) -> list[dict[str, Any]]:
     """What each entry with an exported policy ended with, by seed, and the first one's path.
 
     Figures are the last epoch's: learned spreads (std of a parameter), probabilities of kinds of
     images (means over the classes), and sub-policies with their weights.
     """
     out = []
-    for label, by_seed in results.finals.items():
-        paths = {
-            seed: relative(path, folder.root)
-            for seed in by_seed
-            if (path := folder.policy(label, seed) / "policy.pt").is_file()
-        }
-        if paths:
-            last = {seed: by_seed[seed][-1] for seed in paths}
-            of = method_class(results.study.entry(label).hyperparameters["name"])
+    for entry in results.entries:
+        if entry.policies:
+            last = {seed: results.finals[entry.label][seed][-1] for seed in entry.policies}
+            of = method_class(entry.method)
             methods = {seed: _method(of, row) for seed, row in last.items()}
+            first = relative(next(iter(entry.policies.values())), results.root)
             found = {
-                "label": label, "load": json.dumps(next(iter(paths.values()))),
+                "label": entry.label, "load": json.dumps(first),
                 "figures": _over_seeds([methods[s].found_figures(row) for s, row in last.items()]),
                 "sub_policies": {s: _cut(p) for s, m in methods.items() if (p := m.found_lines())},
             }  # fmt: skip
@@ -157,7 +285,12 @@ def policies(results: Results, folder: Folder) -> list[Row]:
 
 def _method(of: type[Method], row: Row) -> Method:
     """The method that a row's run trained with."""
-    return of.model_validate_json(json.dumps(json.loads(row["settings"])["method"]))
+    return of.model_validate_json(json.dumps(_hyperparameters(row)))
+
+
+def _hyperparameters(row: Row) -> dict[str, Any]:
+    method: dict[str, Any] = json.loads(row["settings"])["method"]
+    return method
 
 
 def _over_seeds(found: Sequence[Mapping[str, float]]) -> dict[str, str]:

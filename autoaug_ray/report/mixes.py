@@ -1,11 +1,6 @@
-"""The report's pictures of mixed images and uneven classes: rows in, figures out.
+"""The report's pictures of mixed images, of uneven classes, and over several cases.
 
-A *mix* is an entry whose training images are drawn, class by class, from several kinds: the real
-image (identity) and edited ones. alpha is its table of probabilities, (classes, kinds), each row of
-which adds up to 1.
-
-Classes are ordered from most to fewest training images. Where every seed draws its own subset, and
-with it another order of the classes, what is averaged over the seeds is the class of the same rank.
+`compare` defines what a mix is and how the classes are ordered.
 """
 
 import math
@@ -22,131 +17,37 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from scikit_posthocs import critical_difference_diagram
 
 from autoaug_ray.maths.statistics import Ranking
 from autoaug_ray.report import label_placement
-from autoaug_ray.report.figures import GREY, STYLE, Finals, Row, Style, looks, panels, time_unit
-from autoaug_ray.store import meter
+from autoaug_ray.report.compare import (
+    Entries,
+    Order,
+    by_frequency,
+    class_accuracies,
+    hours,
+    learned,
+    learned_table,
+    order,
+    tables,
+    time_unit,
+)
+from autoaug_ray.report.figures import GREY, RC, Style, panels, styles
+from autoaug_ray.report.runs import Finals, Row, Searches
+from autoaug_ray.report.sentences import PHASES
 
 KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}
-PHASES = {
-    "caption": ("captions", "#44AA99"),
-    "invert": ("learned words", "#117733"),
-    "generate": ("generated images", "#E69F00"),
-    "search": ("search trainings", "#CC79A7"),
-    "final": ("final trainings", "#0072B2"),
-    "eval": ("evaluation", "#99b8cc"),
-    "other": ("loading, building, waiting", "#d0d0d0"),
-}
-"""Name and colour of the meter's phases."""
+PHASE_COLORS = {
+    "caption": "#44AA99", "invert": "#117733", "generate": "#E69F00", "search": "#CC79A7",
+    "final": "#0072B2", "eval": "#99b8cc", "other": "#d0d0d0",
+}  # fmt: skip
 FEW = 30
 """Classes that have room for a name each; more are shown by rank, and in groups."""
 GROUPS = 10
-EVEN = 1.1
-"""Images of the largest class over those of the smallest up to which classes count as even."""
-
-
-class Order(NamedTuple):
-    """The classes from most to fewest training images."""
-
-    counts: np.ndarray
-    """(classes,): training images of the class of each rank, mean over the seeds; falling."""
-    names: list[str]
-    """Of the classes, or their ranks from 1."""
-    shared: bool
-    """Whether all seeds have the same counts, so that a rank is one class."""
-
-    def even(self) -> bool:
-        """Apart from what a share of an even set leaves over, an image or two per class."""
-        return bool(self.counts.max() <= EVEN * self.counts.min())
-
-
-def order(rows: Iterable[Row], names: Sequence[str] = ()) -> Order | None:
-    """Of rows of different seeds; None if no row says its counts."""
-    known = [np.array(row["class_counts"]) for row in rows if row.get("class_counts")]
-    if not known:
-        return None
-    shared = all(np.array_equal(counts, known[0]) for counts in known)
-    falling = np.mean([-np.sort(-counts) for counts in known], axis=0)
-    if not shared:
-        return Order(falling, [str(i + 1) for i in range(len(falling))], shared)
-    if len(names) != len(falling):
-        names = [f"class {i}" for i in range(len(falling))]
-    return Order(falling, [names[i] for i in _permutation(known[0])], shared)
-
-
-def _permutation(counts: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Classes of the same frequency keep their order."""
-    return np.argsort(-np.asarray(counts), kind="stable")
-
-
-def by_frequency(row: Row, values: Sequence[Any]) -> np.ndarray:
-    """Values by class -> by rank of the class in the row's own pool."""
-    by_class = np.array(values, dtype=float)
-    out: np.ndarray = by_class[_permutation(row["class_counts"])]
-    return out
-
-
-def class_accuracies(finals: Finals, label: str) -> dict[int, np.ndarray]:
-    """seed -> test accuracy [0, 1] by rank; seeds without counts are left out."""
-    last = {seed: rows[-1] for seed, rows in finals.get(label, {}).items()}
-    return {
-        seed: by_frequency(row, row["class_accuracy"])
-        for seed, row in last.items()
-        if row.get("class_counts") and row.get("class_accuracy")
-    }
-
-
-def thirds(classes: int) -> tuple[slice, slice]:
-    """The ranks of the most frequent and of the rarest third."""
-    n = max(1, classes // 3)
-    return slice(0, n), slice(classes - n, classes)
-
-
-def tables(finals: Finals) -> dict[str, dict[int, Row]]:
-    """label -> seed -> last row, of the entries that mix kinds of images."""
-    return {
-        label: mixed
-        for label, by_seed in finals.items()
-        if (
-            mixed := {
-                seed: rows[-1]
-                for seed, rows in by_seed.items()
-                if rows[-1].get("alpha") and len(rows[-1].get("kinds") or ()) > 1
-            }
-        )
-    }
-
-
-def learns(row: Row) -> bool:
-    """Whether it is of a training that learns a table, rather than of a trial to be chosen from."""
-    return bool(row.get("alpha")) and row["val_accuracy"] is None
-
-
-def learned(searches: Mapping[str, Sequence[Sequence[Row]]]) -> dict[str, list[Sequence[Row]]]:
-    """label -> rows by epoch of the trainings that learned its table, one per seed."""
-    out: dict[str, list[Sequence[Row]]] = {}
-    for label, trials in searches.items():
-        by_seed = {rows[-1]["seed"]: rows for rows in trials if learns(rows[-1])}
-        if by_seed:
-            out[label] = [rows for _, rows in sorted(by_seed.items())]
-    return out
-
-
-def interesting(summary: Sequence[Row], wanted: Iterable[str]) -> list[str]:
-    """The reference, the most accurate entry, and the wanted ones; at most 6, in their order."""
-    done = [r for r in summary if r["test_accuracy_mean"] is not None]
-    if not done:
-        return []
-    best = max(done, key=lambda r: r["test_accuracy_mean"])["label"]
-    first = [summary[0]["reference"], best, *wanted]
-    chosen = list(dict.fromkeys(label for label in first if label in {r["label"] for r in done}))
-    return [r["label"] for r in summary if r["label"] in chosen[:6]]
 
 
 def frequency(
-    summary: Sequence[Row], finals: Finals, chosen: Sequence[str], names: Sequence[str] = ()
+    entries: Entries, finals: Finals, chosen: Sequence[str], names: Sequence[str] = ()
 ) -> Figure | None:
     """Training images per class, and below them the test accuracy per class of some entries."""
     ranked = order((rows[-1] for by_seed in finals.values() for rows in by_seed.values()), names)
@@ -157,9 +58,9 @@ def frequency(
     }
     if ranked is None or ranked.even() or not found:
         return None
-    look, count = looks(summary), len(ranked.counts)
+    style, count = styles(entries), len(ranked.counts)
     ranks = np.arange(1, count + 1)
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC):
         figure = Figure((9.2, 6.2), dpi=110, layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
         above.bar(ranks, ranked.counts, width=0.8, color="#b8c4cc")
@@ -170,7 +71,7 @@ def frequency(
         _count_ticks(above.yaxis, ranked.counts)
         for j, (label, values) in enumerate(found.items()):
             values = 100 * values
-            color, marker, hollow = look[label]
+            color, marker, hollow = style[label]
             face = "white" if hollow else color
             if count <= FEW:  # side by side within the class
                 x = ranks + (j - (len(found) - 1) / 2) * 0.8 / len(found)
@@ -184,9 +85,9 @@ def frequency(
                 x = np.array([part.mean() + 1 for part in parts])
                 x = x + (j - (len(found) - 1) / 2) * count / GROUPS * 0.1
                 below.vlines(x, means.min(1), means.max(1), color=color, lw=1.3, alpha=0.6)
-                style = "--" if hollow else "-"
+                dashes = "--" if hollow else "-"
                 below.plot(
-                    x, means.mean(1), style, marker=marker, color=color, mfc=face, ms=6, mew=1.5,
+                    x, means.mean(1), dashes, marker=marker, color=color, mfc=face, ms=6, mew=1.5,
                     label=label,
                 )  # fmt: skip
         below.set_title("Test accuracy per class")
@@ -202,7 +103,7 @@ def frequency(
 
 
 def mixture(
-    summary: Sequence[Row],
+    entries: Entries,
     finals: Finals,
     chosen: Iterable[str],
     names: Sequence[str] = (),
@@ -210,10 +111,10 @@ def mixture(
     """alpha by class as stacked bars, one panel per entry: mean over seeds, and every seed."""
     mixed = tables(finals)
     wanted = set(chosen)
-    shown = [r["label"] for r in summary if r["label"] in wanted & set(mixed)]
+    shown = [r.label for r in entries if r.label in wanted & set(mixed)]
     if not shown:
         return None
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
+    with mpl.rc_context({**RC, "axes.grid": False}):
         figure, all_axes = panels(9.2, 3.6, wide=len(shown))
         kinds: list[str] = []
         for axes, label in zip(all_axes, shown, strict=True):
@@ -236,9 +137,7 @@ def mixture(
 def _bars(axes: Axes, rows: Sequence[Row], ranked: Order | None, names: Sequence[str]) -> None:
     """One entry's bars; `rows` are the last ones of its seeds."""
     kinds = rows[0]["kinds"]
-    alpha = np.stack(
-        [by_frequency(r, r["alpha"]) if ranked else np.array(r["alpha"]) for r in rows]
-    )  # (seeds, classes, kinds)
+    alpha = learned_table(rows, ranked)  # (seeds, classes, kinds)
     mean = alpha.mean(0)
     count = len(mean)
     ranks = np.arange(1, count + 1)
@@ -264,9 +163,7 @@ def _bars(axes: Axes, rows: Sequence[Row], ranked: Order | None, names: Sequence
     _rank_axis(axes, ranked)
 
 
-def trajectories(
-    searches: Mapping[str, Sequence[Sequence[Row]]], chosen: Sequence[str]
-) -> Figure | None:
+def trajectories(searches: Searches, chosen: Sequence[str]) -> Figure | None:
     """alpha over training: a row of panels per entry, one panel per kind, one line per class.
 
     Means over the seeds of the class of the same rank; colour is the number of training images.
@@ -275,7 +172,7 @@ def trajectories(
     if not found:
         return None
     columns = max(len(by_seed[0][-1]["kinds"]) for by_seed in found.values())
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC):
         figure = Figure((9.2, 0.6 + 2.9 * len(found)), dpi=110, layout="constrained")
         grid = figure.subplots(len(found), columns, squeeze=False, sharey=True)
         everywhere: list[np.ndarray] = []
@@ -329,32 +226,26 @@ def trajectories(
         return figure
 
 
-def hours(summary: Sequence[Row]) -> dict[str, list[float]]:
-    """phase -> device-hours by entry; phases in which nobody spent any are left out."""
-    by_phase = {p: [r.get(f"device_hours_{p}") or 0.0 for r in summary] for p in meter.PHASES}
-    return {p: values for p, values in by_phase.items() if any(values)}
-
-
-def device_hours(summary: Sequence[Row]) -> Figure | None:
+def device_hours(entries: Entries) -> Figure | None:
     """Where the device time of each entry went: one stacked bar per entry, the first on top."""
-    by_phase = hours(summary)
+    by_phase = hours(entries)
     if not by_phase:
         return None
     sums = np.sum(list(by_phase.values()), axis=0)
     factor, unit = time_unit(float(sums.max()))
-    device = "CPU" if all(r["device"] in ("CPU", "") for r in summary) else "GPU"
-    y = np.arange(len(summary))
-    with mpl.rc_context(STYLE):
-        figure, (axes,) = panels(9.2, 1.5 + 0.32 * len(summary))
-        left = np.zeros(len(summary))
+    device = "CPU" if all(r.device in ("CPU", "") for r in entries) else "GPU"
+    y = np.arange(len(entries))
+    with mpl.rc_context(RC):
+        figure, (axes,) = panels(9.2, 1.5 + 0.32 * len(entries))
+        left = np.zeros(len(entries))
         for phase, values in by_phase.items():
-            name, color = PHASES[phase]
             width = factor * np.array(values)
+            color, name = PHASE_COLORS[phase], PHASES[phase]
             axes.barh(y, width, left=left, height=0.68, color=color, label=name)
             left = left + width
         for i, total in enumerate(left):
             axes.text(float(total), i, f" {total:.3g}", va="center", fontsize=9)
-        axes.set_yticks(y, [r["label"] for r in summary])
+        axes.set_yticks(y, [r.label for r in entries])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -401,21 +292,23 @@ def _count_ticks(axis: Any, counts: np.ndarray) -> None:
 # Over several cases
 
 
-def critical_difference(ranking: Ranking, look: Mapping[str, Style]) -> Figure:
+def critical_difference(ranking: Ranking, style: Mapping[str, Style]) -> Figure:
     """Mean ranks on a line; a bar joins entries that Nemenyi's test cannot tell apart.
 
     Where Friedman's test finds no difference at all, one bar joins them all.
     """
+    from scikit_posthocs import critical_difference_diagram
+
     names = list(ranking.mean_ranks)
     pairs = ranking.pairs if ranking.rejected() else ranking.pairs.clip(lower=1.0)
-    with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True}):
+    with mpl.rc_context({**RC, "axes.grid": False, "axes.spines.top": True}):
         figure, (axes,) = panels(9.2, 1.7 + 0.24 * len(names))
         critical_difference_diagram(
             ranking.mean_ranks, pairs, ax=axes, text_h_margin=0.06,
             label_fmt_left="{label} ({rank:.2f})", label_fmt_right="({rank:.2f}) {label}",
             label_props={"fontsize": 9.5}, marker_props={"s": 28},
             elbow_props={"linewidth": 1.2}, crossbar_props={"color": "black", "linewidth": 2.5},
-            color_palette={k: look[k].color for k in names},
+            color_palette={k: style[k].color for k in names},
         )  # fmt: skip
         ranks = ranking.mean_ranks.values()
         ticks = range(math.floor(min(ranks)), math.ceil(max(ranks)) + 1)
@@ -438,7 +331,7 @@ class Point(NamedTuple):
 
 def over_cases(
     curves: Mapping[str, Mapping[str, Sequence[Point]]],
-    look: Mapping[str, Style],
+    style: Mapping[str, Style],
     *,
     x_name: str,
     y_name: str,
@@ -456,7 +349,7 @@ def over_cases(
     if not curves:
         return None
     height = max(3.4, 1.2 + 0.22 * max(len(c) for c in curves.values()))
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(RC):
         if share:
             figure = Figure((9.2, 3.6), dpi=110, layout="constrained")
             all_axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
@@ -472,7 +365,7 @@ def over_cases(
             if not share:
                 axes.axhline(0, color=GREY, lw=1.2)
             for j, (label, points) in enumerate(by_label.items()):
-                color, marker, hollow = look[label]
+                color, marker, hollow = style[label]
                 move = step((j - (len(by_label) - 1) / 2) * 0.3 / max(1, len(by_label)))
                 x = [move(p.x) for p in points]
                 axes.vlines(
@@ -499,7 +392,7 @@ def over_cases(
             else:
                 label_placement.at_ends(
                     axes, {k: v[-1].y for k, v in by_label.items()},
-                    {k: v.color for k, v in look.items()}, gap=0.2 / height,
+                    {k: v.color for k, v in style.items()}, gap=0.2 / height,
                 )  # fmt: skip
         if share:
             named = {

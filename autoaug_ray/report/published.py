@@ -5,51 +5,40 @@ nothing: they are read when all has been measured. The arithmetic is `maths.stat
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from autoaug_ray.maths.statistics import ENOUGH, Gap, gap, in_per_cent, in_points, mean_of
+from autoaug_ray.maths.statistics import ENOUGH, Gap, in_per_cent, in_points, mean_of
 from autoaug_ray.published_settings import Published, PublishedRow
+from autoaug_ray.report.compare import Entries
+from autoaug_ray.report.results import EntryResult, StudyResults, gap_to
+from autoaug_ray.report.sentences import Line
+from autoaug_ray.report.sentences import lines as lines_of_results
 
-Row = dict[str, Any]
-"""Of the summary, with its figures as people read them where `report.lines` made it."""
-Cases = Mapping[str, tuple[Published | None, Mapping[str, Row]]]
-"""Name of a case -> what was published of it, and the summary's rows by label."""
+Cases = Sequence[StudyResults]
 
 MANY = 20
 """Intervals from which on it is said how many of them miss by chance."""
 OURS = {"micro": "test accuracy %", "macro": "macro accuracy %"}
-"""By measure: what our figures are called."""
+"""What our figures are called, by measure."""
 WITHIN = "within it"
 QUOTED = "quoted, not run"
 SIGNS = {"exactly": "", "about": "~ ", "more than": "> ", "less than": "< "}
 
 
-def gap_to(published: PublishedRow | None, accuracies: Sequence[float]) -> Gap | None:
-    """From our accuracies [0, 1] over seeds; None without them or without a published figure."""
-    if published is None or not accuracies:
-        return None
-    sd = None if published.sd is None else published.sd / 100
-    return gap(mean_of(accuracies), published.accuracy / 100, sd, published.seeds)
+def accuracies(entry: EntryResult, published: Published) -> tuple[float, ...]:
+    """Our accuracies [0, 1], over seeds, as the paper measures them."""
+    return entry.macro_accuracies if published.measure == "macro" else entry.test_accuracies
 
 
-def accuracies(r: Row, published: Published) -> list[float]:
-    """Ours [0, 1], over seeds, as the paper measures them."""
-    found: list[float] = r[
-        "macro_accuracies" if published.measure == "macro" else "test_accuracies"
-    ]
-    return found
-
-
-def gaps(summary: Iterable[Row], published: Published) -> dict[str, Gap]:
-    """By label, of the entries that have both figures."""
+def gaps(entries: Entries, published: Published) -> dict[str, Gap]:
+    """Our mean minus the published figure, by label, where there are both."""
     found = {
-        r["label"]: gap_to(published.entries.get(r["label"]), accuracies(r, published))
-        for r in summary
+        r.label: gap_to(published.entries.get(r.label), accuracies(r, published)) for r in entries
     }
     return {label: g for label, g in found.items() if g is not None}
 
@@ -57,42 +46,56 @@ def gaps(summary: Iterable[Row], published: Published) -> dict[str, Gap]:
 # One study
 
 
-def lines(shown: Sequence[Row], published: Published) -> list[Row]:
-    """Of the table: `report.lines` of entries that the paper has a figure of, then the quoted."""
-    known = gaps(shown, published)
-    ran = [r for r in shown if r["label"] in published.entries]
-    out = [
-        {
-            **r,
-            "quoted": False,
-            **_ours(accuracies(r, published)),
-            **_theirs(published.entries[r["label"]], known.get(r["label"])),
-        }
-        for r in ran
-    ]
-    for name, row in published.quoted.items():
-        about = {"label": name, "quoted": True, "relative_cost": None, "cost": "-"}
-        out.append({**about, "ours": QUOTED, "ours_value": None, **_theirs(row, None)})
-    return out
+@dataclass(frozen=True)
+class PublishedLine:
+    """A published figure beside ours, as people read them, and by which numbers they are sorted."""
+
+    label: str
+    line: Line | None
+    """The entry's line of the study's table; None for what is quoted and not run."""
+    ours: str
+    ours_value: float | None
+    published: str
+    published_value: float
+    apart: str
+    """Ours minus published in points, with its interval; * where it leaves zero out."""
+    apart_value: float | None
+    published_cost: str
+    published_cost_value: float | None
+
+    @property
+    def cost(self) -> str:
+        return "-" if self.line is None else self.line.cost
 
 
-def _ours(values: Sequence[float]) -> Row:
-    if not values:
-        return {"ours": "-", "ours_value": None}
-    m = mean_of(values)
-    return {"ours": in_per_cent(m.mean, m.sd, m.n), "ours_value": m.mean}
+def lines(results: StudyResults, published: Published) -> list[PublishedLine]:
+    """The lines of entries that the paper has a figure of, then those of quoted ones."""
+    known = gaps(results.entries, published)
+    out = []
+    for line in lines_of_results(results):
+        if row := published.entries.get(line.label):
+            ours = accuracies(line.entry, published)
+            out.append(_line(line.label, row, line, ours, known.get(line.label)))
+    return out + [_line(name, row, None, (), None) for name, row in published.quoted.items()]
 
 
-def _theirs(row: PublishedRow, g: Gap | None) -> Row:
+def _line(
+    label: str, row: PublishedRow, line: Line | None, ours: Sequence[float], g: Gap | None
+) -> PublishedLine:
+    mean = mean_of(ours) if ours else None
     sd = None if row.sd is None else row.sd / 100
-    return {
-        "published": in_per_cent(row.accuracy / 100, sd, row.seeds),
-        "published_value": row.accuracy,
-        "apart": "-" if g is None else in_points(g.difference, g.half_width) + _star(g),
-        "apart_value": None if g is None else g.difference,
-        "published_cost": "-" if row.cost is None else f"{SIGNS[row.cost_is]}{row.cost:g}",
-        "published_cost_value": row.cost,
-    }
+    return PublishedLine(
+        label=label,
+        line=line,
+        ours=in_per_cent(mean.mean, mean.sd, mean.n) if mean else "-" if line else QUOTED,
+        ours_value=mean.mean if mean else None,
+        published=in_per_cent(row.accuracy / 100, sd, row.seeds),
+        published_value=row.accuracy,
+        apart="-" if g is None else in_points(g.difference, g.half_width) + _star(g),
+        apart_value=None if g is None else g.difference,
+        published_cost="-" if row.cost is None else f"{SIGNS[row.cost_is]}{row.cost:g}",
+        published_cost_value=row.cost,
+    )
 
 
 def _star(g: Gap) -> str:
@@ -100,35 +103,36 @@ def _star(g: Gap) -> str:
 
 
 def gives_cost(published: Published) -> bool:
+    """Whether the paper tells what some system cost."""
     return any(row.cost for row in (*published.entries.values(), *published.quoted.values()))
 
 
-def table(shown: Sequence[Row], published: Published) -> Table:
-    """For the terminal, from `report.lines`."""
+def table(results: StudyResults, published: Published) -> Table:
+    """The table for the terminal."""
     cost = gives_cost(published)
     caption = (
         f"Published: {escape(published.source)}. Mean ± standard deviation (n seeds), as far as "
         "given; in brackets the 95 % interval of the difference; * it leaves zero out."
     )
     if cost:
-        caption += f" Cost in trainings of {shown[0]['reference']}, ours and the paper's."
+        caption += f" Cost in trainings of {results.study.reference}, ours and the paper's."
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     out.add_column("method", overflow="fold")
     names = [OURS[published.measure], "published %", "ours - published"]
     for name in names + ["cost", "published cost"] * cost:
         out.add_column(name, justify="right", overflow="fold")
-    for r in lines(shown, published):
-        costs = [r["cost"], r["published_cost"]] * cost
+    for r in lines(results, published):
+        costs = [r.cost, r.published_cost] * cost
         out.add_row(
-            escape(r["label"]), r["ours"], r["published"], r["apart"], *costs,
-            style="dim" if r["quoted"] else None,
+            escape(r.label), r.ours, r.published, r.apart, *costs,
+            style="dim" if r.line is None else None,
         )  # fmt: skip
     return out
 
 
-def verdicts(summary: Sequence[Row], published: Published) -> list[str]:
+def verdicts(entries: Entries, published: Published) -> list[str]:
     """Short sentences: where our figures are the published ones, as far as our seeds can tell."""
-    known = gaps(summary, published)
+    known = gaps(entries, published)
     out = []
     exact = {k: g for k, g in known.items() if g.half_width is not None and not g.welch}
     if exact:
@@ -197,7 +201,18 @@ def _names(names: Iterable[str]) -> str:
 # Several cases
 
 
-Grid = dict[str, dict[str, Row]]
+@dataclass(frozen=True)
+class Cell:
+    """One entry in one case."""
+
+    figures: str
+    """Ours / published."""
+    apart: str
+    """Ours minus published, in points."""
+    ran: bool
+
+
+Grid = dict[str, dict[str, Cell]]
 """Name of a row -> name of a column -> cell."""
 
 
@@ -206,36 +221,36 @@ def grid(cases: Cases) -> Grid:
 
     The other way round where there are more cases than entries: pages are higher than wide.
     """
-    blocks = [(block, rows) for block, rows in cases.values() if block is not None]
-    ran = dict.fromkeys(k for block, rows in blocks for k in rows if k in block.entries)
+    blocks = [(case.study.published, case) for case in cases if case.study.published is not None]
+    ran = dict.fromkeys(k for block, case in blocks for k in case.by_label if k in block.entries)
     quoted = dict.fromkeys(k for block, _ in blocks for k in block.quoted if k not in ran)
     names = {k: k for k in ran} | {k: f"{k} ({QUOTED})" for k in quoted}
-    out = {
-        name: {case: _cell(label, block, rows) for case, (block, rows) in cases.items()}
-        for label, name in names.items()
-    }
+    out = {name: {case.name: _cell(label, case) for case in cases} for label, name in names.items()}
     if not out or len(cases) <= len(out):
         return out
-    return {case: {name: by_case[case] for name, by_case in out.items()} for case in cases}
+    return {
+        case.name: {name: by_case[case.name] for name, by_case in out.items()} for case in cases
+    }
 
 
-def _cell(label: str, block: Published | None, rows: Mapping[str, Row]) -> Row:
+def _cell(label: str, case: StudyResults) -> Cell:
+    block = case.study.published
     row = None if block is None else (block.entries | block.quoted).get(label)
     published = "-" if row is None else f"{row.accuracy:.2f}"
-    if label not in rows:
-        return {"figures": published, "apart": "", "ran": False}
-    r = rows[label]
-    values = r["test_accuracies"] if block is None else accuracies(r, block)
+    entry = case.by_label.get(label)
+    if entry is None:
+        return Cell(published, "", False)
+    values = entry.test_accuracies if block is None else accuracies(entry, block)
     g = gap_to(row, values)
-    return {
-        "figures": f"{in_per_cent(fmean(values)) if values else '-'} / {published}",
-        "apart": "-" if g is None else in_points(g.difference, None) + _star(g),
-        "ran": True,
-    }
+    return Cell(
+        f"{in_per_cent(fmean(values)) if values else '-'} / {published}",
+        "-" if g is None else in_points(g.difference, None) + _star(g),
+        True,
+    )
 
 
 def table_over_cases(cases: Cases) -> Table:
-    """For the terminal."""
+    """The table for the terminal."""
     caption = (
         "Accuracy in %, as the paper measures it, ours / published; below it ours - published in "
         "points; * the 95 % interval of the difference leaves zero out."
@@ -247,8 +262,7 @@ def table_over_cases(cases: Cases) -> Table:
         out.add_column(escape(name), justify="right", overflow="fold")
     for name, cells in rows.items():
         texts = [
-            f"{c['figures']}\n{c['apart']}" if c["ran"] else f"[dim]{c['figures']}[/]"
-            for c in cells.values()
+            f"{c.figures}\n{c.apart}" if c.ran else f"[dim]{c.figures}[/]" for c in cells.values()
         ]
         out.add_row(escape(name), *texts)
     return out
@@ -257,9 +271,10 @@ def table_over_cases(cases: Cases) -> Table:
 def verdicts_over_cases(cases: Cases) -> list[str]:
     """One sentence for each published entry, then what the papers' readers must know."""
     found: dict[str, dict[str, Gap]] = {}  # label -> case -> gap
-    for name, (block, rows) in cases.items():
-        for label, g in gaps(rows.values(), block).items() if block is not None else ():
-            found.setdefault(label, {})[name] = g
+    blocks = [(case, case.study.published) for case in cases if case.study.published is not None]
+    for case, block in blocks:
+        for label, g in gaps(case.entries, block).items():
+            found.setdefault(label, {})[case.name] = g
     out = []
     for label, by_case in found.items():
         sides = _sides({k: g for k, g in by_case.items() if g.half_width is not None})
@@ -283,9 +298,8 @@ def verdicts_over_cases(cases: Cases) -> list[str]:
         )
     if any(not g.welch for by_case in found.values() for g in by_case.values()):
         out.append("Where the paper gives no spread, an interval covers our seeds only.")
-    blocks = [block for block, _ in cases.values() if block is not None]
-    sources = dict.fromkeys(block.source.rstrip(".") for block in blocks)
-    notes = dict.fromkeys(note.rstrip(".") for block in blocks for note in block.notes)
+    sources = dict.fromkeys(block.source.rstrip(".") for _, block in blocks)
+    notes = dict.fromkeys(note.rstrip(".") for _, block in blocks for note in block.notes)
     return [
         *out,
         *(f"Published figures: {source}." for source in sources),

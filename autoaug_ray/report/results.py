@@ -1,321 +1,441 @@
-"""Rows and ledger of a study -> one row per entry: what it reached, what it cost.
+"""What a study's folder says: one frozen `StudyResults`, collected once.
 
+Everything that the terminal, the page and W&B say of a study is a function of its StudyResults.
 Accuracy comes from the last rows of whole final trainings only. Cost comes from the ledger only:
 every attempt counts, also those that failed or were stopped.
-
-A folder may hold more than the study asks for: rows of an earlier version of it, or final
-trainings of a setting that a longer search has since replaced. They are told from `settings`.
 """
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
-from autoaug_ray.maths.statistics import compare, mean_of
-from autoaug_ray.methods import method_class
-from autoaug_ray.report.published import gap_to
+from autoaug_ray.maths.statistics import Gap, compare, gap, mean_of
+from autoaug_ray.published_settings import PublishedRow
+from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs
 from autoaug_ray.store import meter
-from autoaug_ray.store.folder import Folder, write_whole
-from autoaug_ray.store.places import Place
+from autoaug_ray.store.folder import Folder
+from autoaug_ray.store.places import Place, folders, listed, place
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    import pandas as pd
 
-SUMMARY = pa.schema(
-    [
-        ("method", pa.string()),
-        ("label", pa.string()),
-        ("control_of", pa.string()),  # label of the learned entry, in the row of a control
-        ("reference", pa.string()),  # label of the entry whose training is the unit of cost
-        ("dataset", pa.string()),
-        ("epochs", pa.int64()),
-        ("seeds", pa.list_(pa.int64())),  # whose final training is whole
-        ("missing_seeds", pa.list_(pa.int64())),  # asked for, not whole
-        ("test_accuracies", pa.list_(pa.float64())),  # [0, 1], in the order of `seeds`
-        ("test_accuracy_mean", pa.float64()),
-        ("test_accuracy_sd", pa.float64()),  # n - 1 in the denominator; null if n < 2
-        ("test_accuracy_half_width", pa.float64()),  # of the 95 % t-interval; null if n < 2
-        ("macro_accuracies", pa.list_(pa.float64())),  # means over classes, in the order of `seeds`
-        ("macro_accuracy_mean", pa.float64()),
-        ("difference", pa.float64()),  # to the reference, paired over common seeds
-        ("difference_half_width", pa.float64()),  # of its 95 % interval, uncorrected
-        ("published_accuracy", pa.float64()),  # [0, 1]; null if the study knows of none
-        ("published_measure", pa.string()),  # of it: micro | macro
-        ("published_cost", pa.float64()),  # in trainings of the paper's own reference
-        ("published_difference", pa.float64()),  # our mean of that measure minus it
-        ("published_half_width", pa.float64()),  # of its 95 % interval; null if n < 3
-        ("training_device_hours", pa.float64()),  # bank + search + final of one seed, no eval
-        ("relative_cost", pa.float64()),  # of it, in trainings of the reference
-        ("relative_search_cost", pa.float64()),  # the search's part of it
-        ("relative_bank_cost", pa.float64()),  # the part of the generated images that it needs
-        ("clock_spread", pa.float64()),  # longest / shortest final training over the seeds
-        ("search_device_hours", pa.float64()),  # all that the search trials held, eval included
-        ("total_device_hours", pa.float64()),  # all attempts of all runs, eval and bank included
-        *((f"device_hours_{phase}", pa.float64()) for phase in meter.PHASES),  # add up to it
-        ("trials", pa.int64()),  # different runs in the ledger, search and final
-        ("attempts", pa.int64()),
-        ("stopped", pa.int64()),  # search trials that the scheduler stopped
-        ("failed", pa.int64()),  # runs that failed and are not whole
-        ("lost_attempts", pa.int64()),  # with their process, machine or driver
-        ("lost_device_hours", pa.float64()),  # of these: what came after their last checkpoints
-        ("displacement", pa.float64()),  # pixels; of the finals' last epoch, mean over seeds
-        ("color_change", pa.float64()),  # [0, 1] units; likewise
-        ("choices", pa.string()),  # JSON: what the search chose
-        ("device", pa.string()),
-    ]
-)
+    from autoaug_ray.policy import Policy
 
 
-@dataclass(frozen=True)
-class Results:
-    """What a folder holds of a study."""
+@dataclass(frozen=True, kw_only=True)
+class EntryResult:
+    """What one entry of a study reached and what it cost.
+
+    The fields are the columns of summary.parquet, in its order; there `choices` is JSON, and
+    `device_hours` is a column for each phase. `policies` is no column.
+    """
+
+    method: str
+    label: str
+    control_of: str | None
+    """The label of the learned entry that this one is a control of."""
+    reference: str
+    """The label of the entry whose training is the unit of cost."""
+    dataset: str
+    epochs: int
+    seeds: tuple[int, ...]
+    """The seeds whose final training is whole."""
+    missing_seeds: tuple[int, ...]
+    """The seeds that the study asks for and whose final training is not whole."""
+    test_accuracies: tuple[float, ...]
+    """In [0, 1], in the order of `seeds`."""
+    test_accuracy_mean: float | None
+    test_accuracy_sd: float | None
+    """With n - 1 in the denominator; None if n < 2."""
+    test_accuracy_half_width: float | None
+    """Half the width of the 95 % t-interval of the mean; None if n < 2."""
+    macro_accuracies: tuple[float, ...]
+    """Means over the classes, in [0, 1], in the order of `seeds`."""
+    macro_accuracy_mean: float | None
+    difference: float | None
+    """The mean difference to the reference, paired over the seeds that both have."""
+    difference_half_width: float | None
+    """Half the width of its 95 % interval, not corrected for several comparisons."""
+    published_accuracy: float | None
+    """In [0, 1]; None if the study knows of no published figure."""
+    published_measure: str | None
+    """What the published accuracy is: micro | macro."""
+    published_cost: float | None
+    """In trainings of the paper's own reference."""
+    published_difference: float | None
+    """Our mean by the published measure minus the published figure."""
+    published_half_width: float | None
+    """Half the width of its 95 % interval; None if n < 3."""
+    training_device_hours: float | None
+    """Images, search and final training of one seed, without evaluation."""
+    relative_cost: float | None
+    """`training_device_hours` in trainings of the reference."""
+    relative_search_cost: float | None
+    """The part of `relative_cost` that is the search."""
+    relative_bank_cost: float | None
+    """The part of `relative_cost` that is generated images."""
+    clock_spread: float | None
+    """The longest final training over the shortest, among the seeds."""
+    search_device_hours: float
+    """All that the search trials held, evaluation included."""
+    total_device_hours: float
+    """All attempts of all runs, evaluation and generated images included."""
+    device_hours: Mapping[str, float]
+    """The parts of `total_device_hours`, by phase of the meter."""
+    trials: int
+    """Different runs in the ledger, search and final."""
+    attempts: int
+    stopped: int
+    """Search trials that the scheduler stopped."""
+    failed: int
+    """Runs that failed and are not whole."""
+    lost_attempts: int
+    """Attempts that were lost with their process, machine or driver."""
+    lost_device_hours: float
+    """What the lost attempts did after their last checkpoints."""
+    displacement: float | None
+    """In pixels, in the last epoch of the final trainings; mean over the seeds."""
+    color_change: float | None
+    """In [0, 1] units, in the last epoch of the final trainings; mean over the seeds."""
+    choices: Mapping[str, Any]
+    """What the search chose, by hyperparameter."""
+    device: str
+    policies: Mapping[int, Place]
+    """The policy.pt of each seed that exported one."""
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % t-interval of the mean test accuracy, in [0, 1]; None if n < 2."""
+        if self.test_accuracy_mean is None or self.test_accuracy_half_width is None:
+            return None
+        mean, half = self.test_accuracy_mean, self.test_accuracy_half_width
+        return mean - half, mean + half
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """seed -> test accuracy in [0, 1]."""
+        return dict(zip(self.seeds, self.test_accuracies, strict=True))
+
+    def load_policy(self, seed: int | None = None) -> "Policy":
+        """The transform that a seed ended with; without `seed`, that of the first seed.
+
+        Raises UserError if the entry has no policy of that seed.
+        """
+        from autoaug_ray.policy import load_policy
+
+        seed = next(iter(self.policies), None) if seed is None else seed
+        if seed is None or seed not in self.policies:
+            known = ", ".join(map(str, self.policies)) or "none"
+            raise UserError(f"{self.label} has no policy of seed {seed}; seeds with one: {known}.")
+        return load_policy(str(self.policies[seed]))
+
+    def row(self) -> dict[str, Any]:
+        """The entry's row of summary.parquet, as plain values."""
+        out: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "device_hours":
+                out |= {f"device_hours_{phase}": value[phase] for phase in meter.PHASES}
+            elif field.name == "choices":
+                out["choices"] = json.dumps(value)
+            elif field.name != "policies":
+                out[field.name] = list(value) if isinstance(value, tuple) else value
+        return out
+
+
+_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    str | None: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    float | None: pa.float64(),
+    tuple[int, ...]: pa.list_(pa.int64()),
+    tuple[float, ...]: pa.list_(pa.float64()),
+}
+
+
+def _columns() -> Iterable[tuple[str, pa.DataType]]:
+    for field in fields(EntryResult):
+        if field.name == "device_hours":
+            yield from ((f"device_hours_{phase}", pa.float64()) for phase in meter.PHASES)
+        elif field.name != "policies":
+            yield field.name, pa.string() if field.name == "choices" else _TYPES[field.type]
+
+
+SUMMARY = pa.schema(list(_columns()))
+"""The columns of summary.parquet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResults:
+    """What the folder of a study, or of one case of it, holds. See `load_results`."""
 
     study: Study
-    finals: dict[str, dict[int, list[Row]]]
-    """label -> seed -> rows by epoch, of whole final trainings of the chosen setting."""
-    choices: dict[str, Row]
-    """label -> what the search chose, as the final trainings hold it."""
-    searches: dict[str, list[list[Row]]]
-    """label -> trials in their order -> rows by epoch."""
-    learning: dict[str, dict[int, str]]
-    """label -> seed -> key of the search run in which the seed learned its hyperparameters."""
-    ledger: dict[str, list[Row]]
-    """label -> last line of every attempt."""
-    lost: dict[str, list[Row]]
-    """label -> of these, attempts that were lost with their process, machine or driver."""
-    failures: list[Row]
-    """Runs that failed and are not whole, as `Folder.read_outcomes` tells them."""
-    stopped: list[Row]
-    """Likewise, search trials that the scheduler stopped."""
-    misused: list[str]
+    root: Place
+    """The study's folder."""
+    entries: tuple[EntryResult, ...]
+    """In the study's order."""
+    classes: tuple[str, ...]
+    """Names of the dataset's classes in the order of their labels; empty if they are not known."""
+    finals: Finals
+    """Whole final trainings of the chosen setting."""
+    searches: Searches
+    run_costs: Mapping[str, float]
+    """Key of a final training -> device-hours of its training and of all that it needed: search
+    and images."""
+    failures: tuple[Row, ...]
+    """The last outcome of each run that failed and is not whole."""
+    misused: tuple[str, ...]
     """Keys of final trainings that did not use the settings that they were asked to."""
-    bank_faults: list[str]
+    bank_faults: tuple[str, ...]
     """Sentences about what went wrong with the generated images."""
-    bill: list[str]
-    """What the machines cost, in words; of a study of one case."""
+    bill: tuple[str, ...]
+    """Sentences about what the machines cost; empty for one of several cases."""
     foreign: int
     """Runs in the folder with other settings than the study's."""
+    sheet: bytes | None
+    """The PNG of some generated images, if the study made any."""
+
+    @property
+    def name(self) -> str:
+        """The case's name, or the name of the folder."""
+        return self.study.case or self.root.name
+
+    @property
+    def reference(self) -> EntryResult:
+        """The entry whose training is the unit of cost."""
+        return self.by_label[self.study.reference]
+
+    @cached_property
+    def by_label(self) -> dict[str, EntryResult]:
+        return {entry.label: entry for entry in self.entries}
+
+    @cached_property
+    def last_rows(self) -> list[Row]:
+        """The last row of every whole final training."""
+        return [rows[-1] for by_seed in self.finals.values() for rows in by_seed.values()]
+
+    def best(self) -> EntryResult:
+        """The entry that the report's headline says to use.
+
+        Raises UserError where the headline names none: too few seeds, or costs that cannot be
+        compared.
+        """
+        from autoaug_ray.report.compare import recommend
+        from autoaug_ray.report.sentences import headline
+
+        use = recommend(self.entries).use
+        if use is None:
+            raise UserError(headline(self))
+        return use
+
+    def to_arrow(self) -> pa.Table:
+        """The table of summary.parquet."""
+        return pa.Table.from_pylist([entry.row() for entry in self.entries], schema=SUMMARY)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per entry, with the columns of summary.parquet."""
+        return self.to_arrow().to_pandas()
 
 
-def collect(study: Study, folder: Folder) -> Results:
-    entries = {e.label: e for e in study.entries}
-    lines = meter.read(folder.ledger)
-    last_seen: dict[str, float] = {}
-    for line in lines:
-        last_seen[line["run"]] = max(line["at"], last_seen.get(line["run"], 0.0))
+def load_results(path: str | Place) -> StudyResults | dict[str, StudyResults]:
+    """The results of a study's folder, as in runs/quickstart or s3://bucket/runs/quickstart.
 
-    runs: defaultdict[str, list[Row]] = defaultdict(list)
-    for row in folder.read_rows():
-        runs[row["run_key"]].append(row)
-    settings: defaultdict[str, dict[str, Row]] = defaultdict(dict)  # label -> final's key -> ...
-    searches: defaultdict[str, list[list[Row]]] = defaultdict(list)
-    learning: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    foreign = set()
-    for key, rows in runs.items():
-        rows.sort(key=lambda row: row["epoch"])
-        label, last = rows[0]["label"], rows[-1]
-        choices = _choices(study, entries.get(label), last)
-        if choices is None:
-            foreign.add(key)
-        elif last["phase"] == "search":
-            searches[label].append(rows)
-            if json.loads(last["settings"])["val_fraction"] is None:
-                learning[label][last["seed"]] = key
-        elif last["finished"]:
-            settings[label][key] = choices
-    for trials in searches.values():
-        trials.sort(key=lambda rows: rows[0]["index"])
+    A study with cases has a folder below its own for each of them: then this returns a dict from
+    the name of each case to its StudyResults. Raises UserError if the folder holds no study.
+    """
+    root = place(path)
+    found = [collect(study, folder) for study, folder in studies_in(root)]
+    return {one.name: one for one in found} if found[0].root != root else found[0]
 
-    finals: dict[str, dict[int, list[Row]]] = {label: {} for label in entries}
-    chosen: dict[str, Row] = {label: {} for label in entries}
-    for label, by_key in settings.items():
-        newest = max(by_key, key=lambda key: last_seen.get(key, 0.0))
-        chosen[label] = by_key[newest]
-        keys = [key for key, choices in by_key.items() if choices == chosen[label]]
-        by_seed = {runs[key][-1]["seed"]: runs[key] for key in keys}
-        finals[label] = dict(sorted(by_seed.items()))
 
-    ledger: dict[str, list[Row]] = {label: [] for label in entries}
-    for line in lines:
-        if line.get("label") in ledger and line["run"] not in foreign:
-            ledger[line["label"]].append(line)
-    whole = {key for key, rows in runs.items() if rows[-1]["finished"]}
-    outcomes = {line["run"]: dict(line) for line in folder.read_outcomes()}  # the last one counts
-    ended = [
-        line
-        for line in outcomes.values()
-        if line["label"] in entries and line["run"] not in foreign | whole
+def studies_in(root: Place) -> list[tuple[Study, Folder]]:
+    """The study of a folder as it was run, or its cases by name. Raises UserError if none is."""
+    files = listed(root, "study.json")
+    files = files or [f for case in folders(root) for f in listed(case, "study.json")]
+    if not files:
+        raise UserError(
+            f"{root} holds no study.json; give the folder of one study, as in runs/quickstart."
+        )
+    return [(Study.model_validate_json(f.read_bytes()), Folder(f.parent)) for f in files]
+
+
+def collect_cases(cases: Iterable[tuple[Study, Folder]]) -> list[StudyResults]:
+    """The results of each study, read once; its dataset is opened for the names of the classes."""
+    from autoaug_ray import data
+
+    return [
+        collect(study, folder, data.load(study.dataset, val_fraction=None, device="cpu").classes)
+        for study, folder in cases
     ]
-    last = {line["run"]: line["attempt"] for line in lines}
-    lost = {
-        label: [
-            line
-            for line in mine
-            # Else it may be running.
-            if line.get("open")
-            and (line["attempt"] < last[line["run"]] or line["run"] in outcomes.keys() | whole)
-        ]
-        for label, mine in ledger.items()
-    }
-    return Results(
+
+
+# From the folder to the results
+
+
+def collect(study: Study, folder: Folder, classes: Sequence[str] = ()) -> StudyResults:
+    """Read rows, ledger and outcomes of a study's folder, each file once.
+
+    `classes` are the names of the dataset's classes in the order of their labels.
+    """
+    runs = read_runs(study, folder)
+    training = {e.label: _final_seconds(runs, e.label) for e in study.entries}
+    sheet = folder.root / "sheet.png"
+    last = [rows[-1] for by_seed in runs.finals.values() for rows in by_seed.values()]
+    return StudyResults(
         study=study,
-        finals=finals,
-        choices=chosen,
-        searches=dict(searches),
-        learning=dict(learning),
-        ledger=ledger,
-        lost=lost,
-        failures=[line for line in ended if line["outcome"] == "failed"],
-        stopped=[line for line in ended if line["outcome"] == "stopped"],
-        misused=[
-            rows[-1]["run_key"]
-            for by_seed in finals.values()
-            for rows in by_seed.values()
-            if rows[-1]["used_key"] != rows[-1]["run_key"]
-        ],
+        root=folder.root,
+        entries=tuple(_entry(study, entry, runs, training, folder) for entry in study.entries),
+        classes=tuple(classes),
+        finals=runs.finals,
+        searches=runs.searches,
+        run_costs=_run_costs(study, runs, training),
+        failures=tuple(line for line in runs.outcomes if line["outcome"] == "failed"),
+        misused=tuple(row["run_key"] for row in last if row["used_key"] != row["run_key"]),
         bank_faults=_lines(folder.bank_faults),
         bill=_lines(folder.bill),
-        foreign=len(foreign),
+        foreign=len(runs.foreign),
+        sheet=sheet.read_bytes() if sheet.is_file() else None,
     )
 
 
-def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
-    """What the run of a row chose within its entry; None if it is no run of this study."""
-    run = json.loads(row["settings"])
-    asked = study.model_dump(mode="json", include={"dataset", "model", "train"})
-    if entry is None or any(run[k] != v for k, v in asked.items()):
-        return None
-    if run["val_fraction"] not in (None, study.val_fraction):
-        return None
-    if run["bank_plan"] not in (None, *study.bank_plans.values()):
-        return None
-    if run["phase"] == "final" and run["seed"] not in study.seeds:
-        return None
-    of = method_class(entry.hyperparameters["name"])
-    open_to_choice = {*entry.ranges, *of.found_names} - set(entry.hyperparameters)
-    choices = {k: v for k, v in run["method"].items() if k in open_to_choice}
-    try:
-        method = entry.method(choices)
-    except UserError:
-        return None
-    if method.model_dump(mode="json") != run["method"]:
-        return None
-    return {k: v for k, v in choices.items() if k not in of.found_per_seed}
+def _lines(file: Place) -> tuple[str, ...]:
+    return tuple(file.read_text().splitlines()) if file.exists() else ()
 
 
-def summarise(study: Study, folder: Folder) -> list[Row]:
-    """One row per entry of the study, in its order; columns as SUMMARY says."""
-    return summarise_results(collect(study, folder))
+# The sums of one entry
 
 
-def summarise_results(results: Results) -> list[Row]:
-    study = results.study
-    accuracies = {
-        label: {seed: rows[-1]["test_accuracy"] for seed, rows in by_seed.items()}
-        for label, by_seed in results.finals.items()
-    }
-    training = {e.label: _final_seconds(results, e.label) for e in study.entries}
-    reference = training[study.reference]
-    out = []
-    for entry in study.entries:
-        label = entry.label
-        mine, lines = accuracies[label], results.ledger[label]
-        mean = mean_of(list(mine.values())) if mine else None
-        difference = compare(label, mine, study.reference, accuracies[study.reference])
-        last = [rows[-1] for rows in results.finals[label].values()]
-        hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
-        devices = {line["device"] for line in lines} or {row["device"] for row in last}
-        macro = [fmean(row["class_accuracy"]) for row in last if row["class_accuracy"]]
-        paper = study.published.entries.get(label) if study.published else None
-        measure = study.published.measure if study.published and paper else None
-        gap = gap_to(paper, macro if measure == "macro" else list(mine.values()))
-        common = sorted(training[label].keys() & reference.keys())
-        unit = fmean(reference[s] for s in common or reference) if reference else None
-        search = _search_seconds(results, label) + _found_elsewhere(results, training, entry)
-        bank = 3600 * (_mean(sum(row["bank_hours"].values()) for row in last) or 0.0)
-        cost = search + bank + fmean(training[label][s] for s in common) if common else None
-        out.append(
-            {
-                "method": entry.hyperparameters["name"],
-                "label": label,
-                "control_of": entry.control_of,
-                "reference": study.reference,
-                "dataset": study.dataset.name,
-                "epochs": study.train.epochs,
-                "seeds": list(mine),
-                "missing_seeds": [s for s in study.seeds if s not in mine],
-                "test_accuracies": list(mine.values()),
-                "test_accuracy_mean": mean.mean if mean else None,
-                "test_accuracy_sd": mean.sd if mean else None,
-                "test_accuracy_half_width": mean.half_width if mean else None,
-                "macro_accuracies": macro,
-                "macro_accuracy_mean": _mean(macro),
-                "difference": difference.difference,
-                "difference_half_width": difference.half_width,
-                "published_accuracy": paper.accuracy / 100 if paper else None,
-                "published_measure": measure,
-                "published_cost": paper.cost if paper else None,
-                "published_difference": gap.difference if gap else None,
-                "published_half_width": gap.half_width if gap else None,
-                "training_device_hours": None if cost is None else cost / 3600,
-                "relative_cost": cost / unit if cost is not None and unit else None,
-                "relative_search_cost": search / unit if unit else None,
-                "relative_bank_cost": bank / unit if unit else None,
-                "clock_spread": max(training[label].values()) / min(training[label].values())
-                if training[label]
-                else None,
-                "search_device_hours": _seconds(
-                    [line for line in lines if line["phase"] == "search"], meter.PHASES
-                )
-                / 3600,
-                "total_device_hours": sum(hours.values()),
-                **{f"device_hours_{phase}": value for phase, value in hours.items()},
-                "trials": len({line["run"] for line in lines}),
-                "attempts": len(lines),
-                "stopped": sum(line["label"] == label for line in results.stopped),
-                "failed": sum(line["label"] == label for line in results.failures),
-                "lost_attempts": len(results.lost[label]),
-                "lost_device_hours": math.fsum(map(meter.in_vain, results.lost[label])) / 3600,
-                "displacement": _mean(row["displacement"] for row in last),
-                "color_change": _mean(row["color_change"] for row in last),
-                "choices": json.dumps(results.choices[label]),
-                "device": ", ".join(sorted(devices)),
-            }
+def _entry(
+    study: Study,
+    entry: Entry,
+    runs: Runs,
+    training: Mapping[str, Mapping[int, float]],
+    folder: Folder,
+) -> EntryResult:
+    label, lines = entry.label, runs.ledger[entry.label]
+    last = [rows[-1] for rows in runs.finals[label].values()]
+    accuracies = _accuracies(runs, label)
+    mean = mean_of(list(accuracies.values())) if accuracies else None
+    difference = compare(label, accuracies, study.reference, _accuracies(runs, study.reference))
+    macro = tuple(fmean(row["class_accuracy"]) for row in last if row["class_accuracy"])
+    hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
+    devices = {line["device"] for line in lines} or {row["device"] for row in last}
+    own = training[label].values()
+    policies = {s: folder.policy(label, s) / "policy.pt" for s in accuracies}
+    return EntryResult(
+        method=entry.hyperparameters["name"],
+        label=label,
+        control_of=entry.control_of,
+        reference=study.reference,
+        dataset=study.dataset.name,
+        epochs=study.train.epochs,
+        seeds=tuple(accuracies),
+        missing_seeds=tuple(s for s in study.seeds if s not in accuracies),
+        test_accuracies=tuple(accuracies.values()),
+        test_accuracy_mean=mean.mean if mean else None,
+        test_accuracy_sd=mean.sd if mean else None,
+        test_accuracy_half_width=mean.half_width if mean else None,
+        macro_accuracies=macro,
+        macro_accuracy_mean=_mean(macro),
+        difference=difference.difference,
+        difference_half_width=difference.half_width,
+        **_published(study, label, tuple(accuracies.values()), macro),
+        **_costs(study, entry, runs, training, last),
+        clock_spread=max(own) / min(own) if own else None,
+        search_device_hours=_seconds(
+            [line for line in lines if line["phase"] == "search"], meter.PHASES
         )
-    return out
+        / 3600,
+        total_device_hours=sum(hours.values()),
+        device_hours=hours,
+        trials=len({line["run"] for line in lines}),
+        attempts=len(lines),
+        stopped=_count(runs.outcomes, label, "stopped"),
+        failed=_count(runs.outcomes, label, "failed"),
+        lost_attempts=len(runs.lost[label]),
+        lost_device_hours=math.fsum(map(meter.in_vain, runs.lost[label])) / 3600,
+        displacement=_mean(row["displacement"] for row in last),
+        color_change=_mean(row["color_change"] for row in last),
+        choices=runs.choices[label],
+        device=", ".join(sorted(devices)),
+        policies={seed: path for seed, path in policies.items() if path.is_file()},
+    )
 
 
-def cost_hours(results: Results, row: Row) -> float | None:
-    """Device-hours of training of a final run and of all that it needed: search, images.
+def _accuracies(runs: Runs, label: str) -> dict[int, float]:
+    """seed -> test accuracy in [0, 1]."""
+    return {seed: rows[-1]["test_accuracy"] for seed, rows in runs.finals[label].items()}
 
-    `row` is its last one; None if the run is none of the study's.
-    """
-    label = row["label"]
-    if row["run_key"] not in {rows[-1]["run_key"] for rows in results.finals[label].values()}:
+
+def _count(outcomes: Iterable[Row], label: str, outcome: str) -> int:
+    return sum((line["label"], line["outcome"]) == (label, outcome) for line in outcomes)
+
+
+def _published(
+    study: Study, label: str, accuracies: Sequence[float], macro: Sequence[float]
+) -> dict[str, Any]:
+    paper = study.published.entries.get(label) if study.published else None
+    measure = study.published.measure if study.published and paper else None
+    gap = gap_to(paper, macro if measure == "macro" else accuracies)
+    return {
+        "published_accuracy": paper.accuracy / 100 if paper else None,
+        "published_measure": measure,
+        "published_cost": paper.cost if paper else None,
+        "published_difference": gap.difference if gap else None,
+        "published_half_width": gap.half_width if gap else None,
+    }
+
+
+def gap_to(published: PublishedRow | None, accuracies: Sequence[float]) -> Gap | None:
+    """Our accuracies [0, 1] over seeds minus the published figure; None if either is missing."""
+    if published is None or not accuracies:
         return None
-    training = {e.label: _final_seconds(results, e.label) for e in results.study.entries}
-    entry = results.study.entry(label)
-    search = _search_seconds(results, label) + _found_elsewhere(results, training, entry)
-    bank: float = sum(row["bank_hours"].values())
-    return search / 3600 + bank + float(row["device_hours_training"])
+    sd = None if published.sd is None else published.sd / 100
+    return gap(mean_of(accuracies), published.accuracy / 100, sd, published.seeds)
 
 
-def _lines(file: Place) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
+def _costs(
+    study: Study,
+    entry: Entry,
+    runs: Runs,
+    training: Mapping[str, Mapping[int, float]],
+    last: Sequence[Row],
+) -> dict[str, Any]:
+    """The cost of one final training and of what it needed, over the seeds of the reference."""
+    own, reference = training[entry.label], training[study.reference]
+    common = sorted(own.keys() & reference.keys())
+    unit = fmean(reference[s] for s in common or reference) if reference else None
+    search = _search_seconds(runs, entry.label) + _found_elsewhere(runs, training, entry)
+    bank = 3600 * (_mean(sum(row["bank_hours"].values()) for row in last) or 0.0)
+    cost = search + bank + fmean(own[s] for s in common) if common else None
+    return {
+        "training_device_hours": None if cost is None else cost / 3600,
+        "relative_cost": cost / unit if cost is not None and unit else None,
+        "relative_search_cost": search / unit if unit else None,
+        "relative_bank_cost": bank / unit if unit else None,
+    }
 
 
-def write_summary(summary: Sequence[Mapping[str, Any]], path: Place) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(summary), schema=SUMMARY), buffer)
-    write_whole(path, buffer.getvalue().to_pybytes())
+def _run_costs(
+    study: Study, runs: Runs, training: Mapping[str, Mapping[int, float]]
+) -> dict[str, float]:
+    out = {}
+    for entry in study.entries:
+        search = _search_seconds(runs, entry.label) + _found_elsewhere(runs, training, entry)
+        for rows in runs.finals[entry.label].values():
+            row = rows[-1]
+            bank: float = sum(row["bank_hours"].values())
+            out[row["run_key"]] = search / 3600 + bank + float(row["device_hours_training"])
+    return out
 
 
 def _bank_hours(last: Sequence[Row]) -> dict[str, float]:
@@ -324,31 +444,31 @@ def _bank_hours(last: Sequence[Row]) -> dict[str, float]:
     return {p: math.fsum(hours.get(p, 0.0) for hours in by_plan.values()) for p in meter.BANK}
 
 
-def _search_seconds(results: Results, label: str) -> float:
+def _search_seconds(runs: Runs, label: str) -> float:
     """What a final training needed: every trial that was compared, and its own seed's learning."""
-    lines = results.ledger[label]
-    own = results.learning.get(label, {}).values()
+    lines = runs.ledger[label]
+    own = runs.learning.get(label, {}).values()
     learning = [_seconds([x for x in lines if x["run"] == key], ("search",)) for key in own]
     compared = _seconds([x for x in lines if x["run"] not in own], ("search",))
     return compared + (_mean(learning) or 0.0)
 
 
 def _found_elsewhere(
-    results: Results, training: Mapping[str, Mapping[int, float]], entry: Entry
+    runs: Runs, training: Mapping[str, Mapping[int, float]], entry: Entry
 ) -> float:
     """Seconds that it took to find what an entry replays: search and one final of its source."""
     source = entry.first_method.follows
     if source is None:
         return 0.0
-    return _search_seconds(results, source) + (_mean(training[source].values()) or 0.0)
+    return _search_seconds(runs, source) + (_mean(training[source].values()) or 0.0)
 
 
-def _final_seconds(results: Results, label: str) -> dict[int, float]:
+def _final_seconds(runs: Runs, label: str) -> dict[int, float]:
     """seed -> device-seconds of training in its final run, all attempts; runs in the ledger."""
     out = {}
-    for seed, rows in results.finals[label].items():
+    for seed, rows in runs.finals[label].items():
         key = rows[-1]["run_key"]
-        if lines := [line for line in results.ledger[label] if line["run"] == key]:
+        if lines := [line for line in runs.ledger[label] if line["run"] == key]:
             out[seed] = _seconds(lines, ("final",))
     return out
 

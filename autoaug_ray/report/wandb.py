@@ -5,9 +5,9 @@ trials need neither a key nor a network, and nothing that happens to W&B can sto
 runs at the lowest priority, and ends when its stdin does: after the study, or when the command is
 killed. What it has not sent then, the next `--resume` or `autoaug-ray report --wandb` sends.
 
-Of every training that has rows, one W&B run: project `autoaug_ray` (or WANDB_PROJECT), group the
-study and its case, job_type search or final; and one, job_type generate, of every plan of generated
-images. Every figure is plotted against `device_hours`, over all attempts. A run's id is kept: a
+Every training that has rows is one W&B run: project `autoaug_ray` (or WANDB_PROJECT), group the
+study and its case, job_type search or final; and every plan of generated images is one, of job_type
+generate. Every figure is plotted against `device_hours`, over all attempts. A run's id is kept: a
 resumed training goes on in the run that it began.
 
     OUT/<study>/wandb/
@@ -32,7 +32,8 @@ from typing import Any
 
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.report import results as summary
+from autoaug_ray.report.results import StudyResults, collect
+from autoaug_ray.report.runs import Row
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Remote, listed, place
 
@@ -46,8 +47,6 @@ FIGURES = (
 POLL_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0
 """What W&B is waited for: to answer, and to take the rest when the study is over."""
-
-Row = dict[str, Any]
 
 
 def default_mode() -> str:
@@ -158,7 +157,7 @@ class Tracker:
                 continue
             run.summary["outcome"] = outcome or "unfinished"
             if outcome == "finished" and rows[-1]["phase"] == "final":
-                results = results or summary.collect(self.study, self.folder)
+                results = results or collect(self.study, self.folder)
                 self._conclude(run, results, rows[-1])
             self._end(key, run, len(rows), failed=outcome in (None, "failed"))
         if last:
@@ -224,11 +223,11 @@ class Tracker:
                 out["samples"] = wandb.Image(Image.open(io.BytesIO(row["samples"])))
             run.log(out, step=row["epoch"], commit=True)
 
-    def _conclude(self, run: Any, results: summary.Results, row: Row) -> None:
+    def _conclude(self, run: Any, results: StudyResults, row: Row) -> None:
         import wandb
 
         run.summary["test_accuracy"] = row["test_accuracy"]
-        if (cost := summary.cost_hours(results, row)) is not None:
+        if (cost := results.run_costs.get(row["run_key"])) is not None:
             run.summary["cost_device_hours"] = cost
         policy = self.folder.policy(row["label"], row["seed"])
         if policy.is_dir():
@@ -308,9 +307,9 @@ def publish(cases: Sequence[tuple[Study, str]]) -> str:
         blocks: list[Any] = []
         for study, text in cases:
 
-            def runs(name: str, *filters: Any, group: str = group_of(study)) -> Any:
-                mine = [expr.Metric("Group") == group, *filters]
-                return v2.Runset(entity=entity, project=project(), name=name, filters=mine)
+            def runs(name: str, *more: Any, group: str = group_of(study)) -> Any:
+                filters = [expr.Metric("Group") == group, *more]
+                return v2.Runset(entity=entity, project=project(), name=name, filters=filters)
 
             finals = runs("final trainings", expr.Metric("JobType") == "final")
             searches = runs("search trials", expr.Metric("JobType") == "search")
@@ -344,15 +343,15 @@ def publish(cases: Sequence[tuple[Study, str]]) -> str:
                     ],
                 ),
             ]  # fmt: skip
-        made = v2.Report(
+        report = v2.Report(
             entity=entity, project=project(), title=cases[0][0].name, blocks=blocks, width="fluid"
         )
-        made.save()
+        report.save()
     except Exception as error:
         raise RunError(
             f"W&B took no report: {type(error).__name__}: {_first_line(error)}"
         ) from None
-    return str(made.url)
+    return str(report.url)
 
 
 def _first_line(error: Exception) -> str:
@@ -384,7 +383,7 @@ def _quiet() -> Any:
 
 
 def _without_paths(value: Any) -> Any:
-    """Of a path, its last part: the rest tells of the machine and its users."""
+    """Cut paths to their last part: the rest tells of the machine and its users."""
     if isinstance(value, Mapping):
         return {k: _without_paths(v) for k, v in value.items()}
     if isinstance(value, list):
@@ -417,7 +416,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"wandb sync {local(folders[0])}/wandb/offline-run-*",
                 flush=True,
             )
-            # As a new process: this one's wandb still holds the runs that it could not send.
+            # In a new process: this one's wandb still holds the runs that it could not send.
             again = [sys.executable, "-m", "autoaug_ray.report.wandb", "offline", *roots]
             os.execve(sys.executable, again, without_key)
     return 0

@@ -5,10 +5,10 @@ from math import sqrt
 import numpy as np
 import pytest
 from command import run_all
+from hand import entry
 from PIL import Image
 
-from autoaug_ray.commands import main
-from autoaug_ray.commands import pilot_rule as pilot
+from autoaug_ray.commands import main, pilot_rule
 from autoaug_ray.commands.pilot_rule import LOOKS, decide
 from autoaug_ray.errors import UserError
 from autoaug_ray.store.folder import Folder
@@ -17,25 +17,21 @@ FLAT = (0.5, 0.5, 0.5)
 
 
 def row(label, *points, cost=1.0, over=FLAT):
-    """A row of a summary: accuracies in [0, 1] that are so many points above `over`."""
+    """An entry with accuracies in [0, 1] that are so many points above `over`."""
     accuracies = [base + p / 100 for base, p in zip(over, points, strict=True)]
-    return {
-        "label": label, "method": label, "relative_cost": cost,
-        "seeds": list(range(len(points))), "test_accuracies": accuracies,
-        "test_accuracy_mean": sum(accuracies) / len(points) if points else None,
-    }  # fmt: skip
+    return entry(label, relative_cost=cost, test_accuracies=accuracies)
 
 
 NONE, TRIVIAL = row("none", -5, -5, -5), row("trivialaugment", 0, 0, 0, cost=1.2)
 
 
 def verdict(*rows, searches=("bilevel",), worth=1.0):
-    free = [r["label"] for r in rows if r["label"] not in searches]
+    free = [r.label for r in rows if r.label not in searches]
     return decide(rows, searches, free, worth=worth)
 
 
 def half_width(sd):
-    """Of three seeds: with two degrees of freedom Student's t has a closed form."""
+    """The half width at three seeds: with two degrees of freedom Student's t has a closed form."""
     p = 1 - 0.05 / len(LOOKS) / 2
     return (2 * p - 1) * sqrt(2 / (4 * p * (1 - p))) * sd / sqrt(3)
 
@@ -193,14 +189,14 @@ def test_three_looks_seldom_find_a_search_that_is_not_there():
 
 def test_a_pilot_is_shorter_and_leaves_the_test_set_alone(tiny):
     study = tiny({"trivialaugment": {}, "bilevel": {}}, train={"epochs": 30}, seeds=10)
-    short = pilot.shortened(study, None)
+    short = pilot_rule.shortened(study, None)
     assert (short.name, short.train.epochs, short.seeds) == ("tiny-pilot", 10, (0, 1, 2))
     assert short.dataset.closed_test and not study.dataset.closed_test
     assert short.entries == study.entries and short.train.lr == study.train.lr
-    assert pilot.shortened(study, 7).train.epochs == 7
+    assert pilot_rule.shortened(study, 7).train.epochs == 7
     for whole, expected in ((1, 1), (3, 3), (6, 3)):
         study = tiny({"bilevel": {}}, train={"epochs": whole})
-        assert pilot.shortened(study, None).train.epochs == expected
+        assert pilot_rule.shortened(study, None).train.epochs == expected
 
 
 def test_long_searches_are_cut_to_random_draws_from_the_same_space(tiny):
@@ -220,9 +216,10 @@ def test_long_searches_are_cut_to_random_draws_from_the_same_space(tiny):
             "pba": {"population": 16},
         }
     )
-    short = pilot.shortened(study, None)
+    short = pilot_rule.shortened(study, None)
     trials = {
-        e.label: [r.method for r in pilot.search_runs(short, e, pilot.draw)] for e in short.entries
+        e.label: [r.method for r in pilot_rule.search_runs(short, e, pilot_rule.draw)]
+        for e in short.entries
     }
     assert {k: len(v) for k, v in trials.items()} == {
         "none": 0, "short": 3, "grid": 8, "random": 8, "pba": 8,
@@ -245,25 +242,25 @@ def test_who_searches(tiny):
             "autogenda": {},
         }
     )
-    assert pilot.searching(study) == ["grid", "bilevel", "replay", "pba", "autogenda"]
-    assert pilot.search_free(study) == ["none", "trivialaugment", "bilevel learn:off", "plain",
+    assert pilot_rule.searching(study) == ["grid", "bilevel", "replay", "pba", "autogenda"]
+    assert pilot_rule.search_free(study) == ["none", "trivialaugment", "bilevel learn:off", "plain",
                                         "mix"]  # fmt: skip
 
 
 def test_a_study_without_a_question_is_refused(tiny):
     with pytest.raises(UserError, match="no method of the study searches or learns"):
-        pilot.shortened(tiny({"trivialaugment": {}}), None)
+        pilot_rule.shortened(tiny({"trivialaugment": {}}), None)
     searched = {"method": "randaugment", "magnitude": {"grid": [5, 9]}}
     study = tiny({"none": searched})
     with pytest.raises(UserError, match="every method of the study searches"):
-        pilot.shortened(study, None)
+        pilot_rule.shortened(study, None)
 
 
 def test_the_whole_study_is_extrapolated_run_by_run(tiny):
     """Finals 10 s and searches 4 s on 2 devices, in a pilot of a third of the steps."""
     grid = {"method": "randaugment", "magnitude": {"grid": list(range(12))}}
     whole = tiny({"grid": grid}, train={"epochs": 9, "iters_per_epoch": 10}, seeds=5)
-    short = pilot.shortened(whole, 3)
+    short = pilot_rule.shortened(whole, 3)
 
     def line(label, phase, run, seconds):
         return {
@@ -275,9 +272,9 @@ def test_the_whole_study_is_extrapolated_run_by_run(tiny):
     lines += [line("grid", "final", f"g{i}", 20) for i in range(3)]
     lines += [line("grid", "search", f"s{i}", 3) for i in range(8)]
     lines += [line("grid", "search", "s0", 8)]  # an attempt that died
-    assert pilot.spent(lines) == pytest.approx(2 * (30 + 60 + 32) / 3600)
+    assert pilot_rule.device_hours(lines) == pytest.approx(2 * (30 + 60 + 32) / 3600)
     expected = 3 * 2 * (5 * 10 + 5 * 20 + 12 * 4) / 3600
-    assert pilot.whole_hours(whole, short, lines) == pytest.approx(expected)
+    assert pilot_rule.whole_hours(whole, short, lines) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_one_value_has_no_interval_and_none_is_an_error() -> None:
 
 
 def test_coverage() -> None:
-    """Of 95 % intervals at 3 seeds, 95 % hold the true mean: the z-interval would hold 81 %."""
+    """95 % of the intervals at 3 seeds hold the true mean: the z-interval would hold 81 %."""
     rng = np.random.default_rng(0)
     trials = 4000
     hits = 0

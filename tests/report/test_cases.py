@@ -1,10 +1,11 @@
-"""across.py: tables, tests and sentences over cases, from rows written by hand."""
+"""cases.py: tables, tests and sentences over cases, from rows written by hand."""
 
 import io
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hand import MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray.report import cases as across
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report.cases import gather
+from autoaug_ray.report import case_figures
+from autoaug_ray.report.cases import gather, table, verdicts
+from autoaug_ray.report.results import StudyResults
+from autoaug_ray.report.write import write, write_cases
 
 GAINS = {"autogenda": 0.05, "search-free": 0.03}
 
@@ -29,7 +31,7 @@ def make(
     seeds: int = 3,
     field: str = "imbalance",
     **more: Any,
-) -> list[tuple[Any, Any]]:
+) -> list[StudyResults]:
     """One case for each value of imbalance.factor or of shots."""
     out = []
     for i, value in enumerate(values):
@@ -37,9 +39,9 @@ def make(
         dataset |= {field: {"factor": value} if field == "imbalance" else value}
         name = f"{field}={value}"
         hand = MixHand(root / name, seeds=seeds, case=name, dataset=dataset)
-        mine = gain if isinstance(gain, Mapping) else gain[i]
-        hand.fill(mine, classes=5, seed=i, **more)
-        out.append((hand.study, hand.folder))
+        gains = gain if isinstance(gain, Mapping) else gain[i]
+        hand.fill(gains, classes=5, seed=i, **more)
+        out.append(hand.results())
     return out
 
 
@@ -58,11 +60,11 @@ def test_few_cases_are_ranked_by_case_and_seed(tmp_path: Path) -> None:
     assert found.control == "autogenda"
     assert not found.by_case and found.blocks == 6 and found.ranking is not None
     columns = [
-        [a for case in found.cases for a in case.rows[label]["test_accuracies"]]
+        [a for case in found.cases for a in case.by_label[label].test_accuracies]
         for label in found.labels
     ]
     assert found.ranking.p_value == pytest.approx(stats.friedmanchisquare(*columns).pvalue)
-    words = "\n".join(across.verdicts(cases))
+    words = "\n".join(verdicts(gather(cases)))
     assert "6 blocks, which are (case, seed) pairs" in words
     assert "Seeds of one case are not independent datasets" in words
     assert "rough approximation" in words
@@ -73,11 +75,11 @@ def test_five_cases_are_the_blocks(tmp_path: Path) -> None:
     found = gather(cases, control="none")
     assert found.by_case and found.blocks == 5 and found.ranking is not None
     columns = [
-        [np.mean(case.rows[label]["test_accuracies"]) for case in found.cases]
+        [np.mean(case.by_label[label].test_accuracies) for case in found.cases]
         for label in found.labels
     ]
     assert found.ranking.p_value == pytest.approx(stats.friedmanchisquare(*columns).pvalue)
-    words = "\n".join(across.verdicts(cases, control="none"))
+    words = "\n".join(verdicts(found))
     assert "5 blocks, which are cases" in words and "not independent datasets" not in words
     assert "none (mean rank 3.00) by rank, with Holm's correction for 2 comparisons" in words
     assert "worse than autogenda (rank 1.00" in words
@@ -87,7 +89,7 @@ def test_only_whole_blocks_count(tmp_path: Path) -> None:
     """A seed that one entry has not finished ranks nobody."""
     cases = make(tmp_path, [0.01, 0.1], seeds=3, skip=[("search-free", 1)])
     assert gather(cases).blocks == 4
-    words = "\n".join(across.verdicts(cases))
+    words = "\n".join(verdicts(gather(cases)))
     assert "No test of the ranks was made: there are 4 blocks" in words
     assert "imbalance=0.01: 1 final trainings are missing" in words
     assert "Friedman" not in words
@@ -98,7 +100,7 @@ def test_an_entry_that_a_case_lacks_is_not_ranked(tmp_path: Path) -> None:
     cases = make(tmp_path / "a", [0.01]) + make(tmp_path / "b", [0.1, 0.2], skip=lacks)
     found = gather(cases)
     assert found.left_out == ["search-free"] and found.ranking is None
-    words = "\n".join(across.verdicts(cases))
+    words = "\n".join(verdicts(gather(cases)))
     assert "only 2 entries have finished in every case" in words
     assert "Not ranked, because some case has no finished training of it: search-free." in words
 
@@ -111,9 +113,9 @@ def test_an_unknown_control_is_an_error(tmp_path: Path) -> None:
 def test_nothing_finished_yet(tmp_path: Path) -> None:
     skip = [(label, s) for label in ("none", "search-free", "autogenda") for s in range(3)]
     cases = make(tmp_path, [0.1, 0.2], skip=skip)
-    page = across.write(cases, tmp_path).read_text()
+    page = write_cases(gather(cases), tmp_path).read_text()
     assert "No test of the ranks was made" in page and "no finished training" in page
-    assert "-" in text_of(across.table(cases))
+    assert "-" in text_of(table(gather(cases)))
 
 
 # Words
@@ -122,7 +124,7 @@ def test_nothing_finished_yet(tmp_path: Path) -> None:
 def test_a_negative_result_is_said_as_plainly(tmp_path: Path) -> None:
     harm = {"autogenda": -0.05, "search-free": 0.04}
     cases = make(tmp_path, [0.01, 0.1], gain=harm, noise=0.002, seeds=4)
-    words = "\n".join(across.verdicts(cases))
+    words = "\n".join(verdicts(gather(cases)))
     assert "of 2 cases: worse in 2 (imbalance=0.01, imbalance=0.1)" in words
     assert "It has the highest mean in none." in words
     assert "above zero in 0 of 2" in words
@@ -134,33 +136,33 @@ def test_no_difference_is_said(tmp_path: Path) -> None:
     cases = make(tmp_path, [0.01, 0.1, 0.2], gain={}, noise=0.05, seeds=3)
     found = gather(cases)
     assert found.ranking is not None and not found.ranking.rejected()
-    words = "\n".join(across.verdicts(cases))
+    words = "\n".join(verdicts(gather(cases)))
     assert "No difference between the entries was found" in words
     assert "better than" not in words
-    page = across.write(cases, tmp_path).read_text()
+    page = write_cases(gather(cases), tmp_path).read_text()
     assert "Friedman's test found no difference, so one bar joins all" in page
 
 
 def test_wins_are_counted_by_case(tmp_path: Path) -> None:
     gain = [{"autogenda": 0.06}, {"autogenda": -0.06}]
     cases = make(tmp_path, [0.01, 0.5], gain=gain, noise=0.002)
-    words = "\n".join(across.verdicts(cases))
+    words = "\n".join(verdicts(gather(cases)))
     assert "better in 1 (imbalance=0.01); worse in 1 (imbalance=0.5)" in words
     assert "It has the highest mean in 1 (imbalance=0.01)." in words
 
 
 def test_terminal_table(tmp_path: Path) -> None:
     cases = make(tmp_path, [0.01, 0.1])
-    rows = gather(cases).cases[0].rows
-    text = text_of(across.table(cases))
+    row = cases[0].by_label["autogenda"].row()
+    text = text_of(table(gather(cases)))
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    mean, sd = (100 * rows["autogenda"][f"test_accuracy_{k}"] for k in ("mean", "sd"))
+    mean, sd = (100 * row[f"test_accuracy_{k}"] for k in ("mean", "sd"))
     assert f"{mean:.2f} ± {sd:.2f}*" in plain
     bold = re.findall(r"\x1b\[1m([^\x1b]*)", text)
     assert sum("±" in b for b in bold) == 2 and any(f"{mean:.2f}" in b for b in bold)
     assert "rank" in plain and "imbalance=0.1" in plain
     many = make(tmp_path / "many", [0.01, 0.05, 0.1, 0.2, 0.5], seeds=2)
-    text = text_of(across.table(many), 120)
+    text = text_of(table(gather(many)), 120)
     assert "±" not in text
     # More cases than entries: a line for each case.
     assert re.search(r"^ *imbalance=0.05 ", re.sub(r"\x1b\[[0-9;]*m", "", text), re.M)
@@ -171,7 +173,7 @@ def test_terminal_table(tmp_path: Path) -> None:
 
 def test_the_axis_is_the_one_number_that_differs(tmp_path: Path) -> None:
     found = gather(make(tmp_path, [4, 2, 16], field="shots", even=True))
-    along = across.axis(found.cases)
+    along = case_figures.axis(found.cases)
     assert along is not None and along.log and list(along.ticks) == [2, 4, 16]
     assert "per class" in along.name
     ((title, group),) = along.panels.items()
@@ -180,12 +182,12 @@ def test_the_axis_is_the_one_number_that_differs(tmp_path: Path) -> None:
 
 def test_no_axis_where_more_differs(tmp_path: Path) -> None:
     cases = make(tmp_path, [2, 4], field="shots", even=True)
-    other = cases[1][0].model_copy(update={"val_fraction": 0.3})
-    assert across.axis(gather([cases[0], (other, cases[1][1])]).cases) is None
-    assert across.axis(gather(cases[:1]).cases) is None
+    study = cases[1].study.model_copy(update={"val_fraction": 0.3})
+    assert case_figures.axis([cases[0], replace(cases[1], study=study)]) is None
+    assert case_figures.axis(cases[:1]) is None
     mixed = make(tmp_path / "f", [0.1]) + make(tmp_path / "s", [4], field="shots")
-    assert across.axis(gather(mixed).cases) is None
-    assert across.gains(gather(mixed)) is None
+    assert case_figures.axis(gather(mixed).cases) is None
+    assert case_figures.gains(gather(mixed)) is None
 
 
 def test_several_datasets_have_a_panel_each(tmp_path: Path) -> None:
@@ -195,30 +197,30 @@ def test_several_datasets_have_a_panel_each(tmp_path: Path) -> None:
             dataset = {"name": name, "imbalance": {"factor": factor}}
             hand = MixHand(tmp_path / f"{name}-{factor}", case=f"{name} {factor}", dataset=dataset)
             hand.fill(GAINS, classes=5)
-            cases.append((hand.study, hand.folder))
+            cases.append(hand.results())
     found = gather(cases)
-    along = across.axis(found.cases)
+    along = case_figures.axis(found.cases)
     assert along is not None and list(along.panels) == ["cifar10", "cifar100"]
-    known = across.mean_alphas(found)
+    known = case_figures.mean_alphas(found)
     assert known is not None
     assert list(known[1]["local"]) == ["autogenda, cifar10", "autogenda, cifar100"]
-    assert across.write(cases, tmp_path).read_text().count("<img") == 3
+    assert write_cases(gather(cases), tmp_path).read_text().count("<img") == 3
 
 
 def test_gains_and_mean_alphas(tmp_path: Path) -> None:
     cases = make(tmp_path, [0.01, 0.1])
     found = gather(cases)
-    known = across.gains(found)
+    known = case_figures.gains(found)
     assert known is not None
     (curves,) = known[1].values()
     assert curves["none"] == []
-    row = found.cases[0].rows["autogenda"]
+    row = found.cases[0].by_label["autogenda"].row()
     point = curves["autogenda"][0]
     assert (point.x, point.y) == pytest.approx((0.01, 100 * row["difference"]))
     assert point.high - point.y == pytest.approx(100 * row["difference_half_width"])
-    shares = across.mean_alphas(found)
+    shares = case_figures.mean_alphas(found)
     assert shares is not None and set(shares[1]) == {"identity", "local", "transfer"}
-    finals = found.cases[1].results.finals["autogenda"]
+    finals = found.cases[1].finals["autogenda"]
     means = [np.mean([p[1] for p in rows[-1]["alpha"]]) for rows in finals.values()]
     assert shares[1]["local"]["autogenda"][1] == pytest.approx(
         (0.1, np.mean(means), min(means), max(means))
@@ -227,12 +229,12 @@ def test_gains_and_mean_alphas(tmp_path: Path) -> None:
 
 def test_cases_that_differ_in_no_number_stand_side_by_side(tmp_path: Path) -> None:
     cases = make(tmp_path / "f", [0.1]) + make(tmp_path / "s", [4], field="shots")
-    known = across.mean_alphas(gather(cases))
+    known = case_figures.mean_alphas(gather(cases))
     assert known is not None and list(known[0].ticks.values()) == ["imbalance=0.1", "shots=4"]
 
 
 def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
-    known = across.gains(gather(make(tmp_path, [0.01, 0.1], seeds=2)))
+    known = case_figures.gains(gather(make(tmp_path, [0.01, 0.1], seeds=2)))
     assert known is not None
     (curves,) = known[1].values()
     assert all(p.low == p.y == p.high for p in curves["autogenda"])
@@ -242,16 +244,15 @@ def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[Any, Any]], Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[StudyResults], Path]:
     """Two cases with a page each, and the page over both."""
     root = tmp_path_factory.mktemp("study")
     cases = make(root, [0.01, 0.1])
-    for study, folder in cases[:1]:
-        report.write(study, folder)
-    return cases, across.write(cases, root)
+    write(cases[0])
+    return cases, write_cases(gather(cases), root)
 
 
-def test_page(made: tuple[list[tuple[Any, Any]], Path]) -> None:
+def test_page(made: tuple[list[StudyResults], Path]) -> None:
     cases, path = made
     root = path.parent
     text = path.read_text()
@@ -262,8 +263,8 @@ def test_page(made: tuple[list[tuple[Any, Any]], Path]) -> None:
     assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[^\"]+", "", text))
     links = {a["href"] for tag, a in page.tags if tag == "a"}
     assert links == {"imbalance%3D0.01/report.html", "imbalance%3D0.1/report.html"}
-    for case in gather(cases).cases:
-        assert f"{case.rows['autogenda']['relative_cost']:.2f}" in page.text
+    for case in cases:
+        assert f"{case.by_label['autogenda'].relative_cost:.2f}" in page.text
     assert text.count(' class="best">') == 2
     assert "80 to 400" in page.text
     back = (root / "imbalance=0.01" / "report.html").read_text()
@@ -272,14 +273,12 @@ def test_page(made: tuple[list[tuple[Any, Any]], Path]) -> None:
 
 def test_figures_without_data_are_removed(tmp_path: Path) -> None:
     (tmp_path / "gain.png").write_bytes(b"of an earlier report")
-    across.write(make(tmp_path, [0.1]), tmp_path)
+    write_cases(gather(make(tmp_path, [0.1])), tmp_path)
     assert not (tmp_path / "gain.png").exists()
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
-def test_a_browser_shows_all_of_it(
-    made: tuple[list[tuple[Any, Any]], Path], tmp_path: Path
-) -> None:
+def test_a_browser_shows_all_of_it(made: tuple[list[StudyResults], Path], tmp_path: Path) -> None:
     """All images decode, and nothing is wider than the page."""
     cases, path = made
     check = """<script>addEventListener("load", () => {
@@ -287,7 +286,7 @@ def test_a_browser_shows_all_of_it(
       const said = [images.length, images.every(i => i.complete && i.naturalWidth > 600),
         document.documentElement.scrollWidth <= innerWidth];
       document.body.innerHTML = `<p id="said">${said.join(" ")}</p>`; });</script></body>"""
-    for page, count in ((path, 3), (cases[0][1].root / "report.html", 6)):
+    for page, count in ((path, 3), (cases[0].root / "report.html", 6)):
         probe = page.with_name("probe.html")
         probe.write_text(page.read_text().replace("</body>", check))
         out = subprocess.run(

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.support.ui import WebDriverWait
 
-from autoaug_ray.report import html as page
-from autoaug_ray.report import sentences as report
+from autoaug_ray.report import html
+from autoaug_ray.report.write import write
 
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 browser_needed = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
@@ -39,7 +40,7 @@ def study(root: Path) -> Hand:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     hand = study(tmp_path_factory.mktemp("study"))
-    path = report.write(hand.study, hand.folder)
+    path = write(hand.results())
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000"):
@@ -54,7 +55,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrom
 
 
 def entries(driver: Any) -> list[str]:
-    """Of the first table, as they are shown."""
+    """The entries of the first table, in the order in which they are shown."""
     return driver.execute_script(
         "return [...document.querySelector('table.sortable').tBodies[0].rows]"
         ".filter(r => r.offsetHeight > 0).map(r => r.dataset.entry)"
@@ -162,18 +163,20 @@ def test_what_comes_from_the_study_is_text_in_the_browser(driver: Any) -> None:
 def test_a_hostile_label_is_escaped_everywhere(tmp_path: Path) -> None:
     """No study can have such a label today; the page does not rely on it."""
     hand = study(tmp_path)
-    lines = report.lines(list(hand.rows().values()))
-    figure = page.accuracy_vs_cost([{**r, "label": HOSTILE} for r in lines], "CPU-hours", 3)
+    results = hand.results()
+    (*others, last) = results.entries
+    hostile = replace(results, entries=(*others, replace(last, label=HOSTILE)))
+    figure = html.accuracy_vs_cost(hostile)
     assert figure is not None
     traces = [t for t in figure["data"] if t.get("meta")]
     assert all("<" not in t["name"] for t in traces if "name" in t)
     assert not any("<b id" in text for t in traces for text in t.get("text", []))
-    text = report.write(hand.study, hand.folder).read_text()
+    text = write(hand.results()).read_text()
     assert "<b id" not in text and "&lt;/script&gt;&lt;b id" in text
 
 
 def test_what_was_learned_stands_there_with_the_way_to_load_it(tmp_path: Path) -> None:
     hand = study(tmp_path)
-    text = report.write(hand.study, hand.folder).read_text()
+    text = write(hand.results()).read_text()
     assert "<td>spread of shear</td><td>0.250 ± 0.000</td>" in text
     assert "load_policy(&#34;policies/bilevel/seed-0/policy.pt&#34;)" in text

@@ -12,10 +12,10 @@ from rich.console import Console
 from scipy import stats
 
 from autoaug_ray.published_settings import Published
-from autoaug_ray.report import cases as across
 from autoaug_ray.report import figures, published
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report.results import Row
+from autoaug_ray.report.cases import gather
+from autoaug_ray.report.results import StudyResults
+from autoaug_ray.report.write import write, write_cases
 
 BLOCK: dict[str, Any] = {
     "source": "A paper, Table 1",
@@ -50,7 +50,7 @@ def block(hand: Hand) -> Published:
 
 
 def words(hand: Hand) -> str:
-    return "\n".join(published.verdicts(list(hand.rows().values()), block(hand)))
+    return "\n".join(published.verdicts(hand.results().entries, block(hand)))
 
 
 def plain(table: Any, width: int = 130) -> str:
@@ -67,7 +67,7 @@ def changed(hand: Hand, **entries: Any) -> Hand:
 
 
 def test_summary_holds_the_difference_and_its_interval(hand: Hand) -> None:
-    report.write(hand.study, hand.folder)
+    write(hand.results())
     rows = {r["label"]: r for r in pq.read_table(hand.folder.root / "summary.parquet").to_pylist()}
     none, bilevel, control = (rows[k] for k in ("none", "bilevel", "bilevel learn:off"))
     assert none["published_accuracy"] == pytest.approx(0.615)
@@ -89,7 +89,7 @@ def test_no_run_becomes_foreign_and_nothing_is_said_without_figures(hand: Hand) 
         assert row["seeds"] == [0, 1, 2]
         same = {k: v for k, v in row.items() if not k.startswith("published_")}
         assert same == {k: v for k, v in with_figures[label].items() if k in same}
-    page = report.write(hand.study, hand.folder).read_text()
+    page = write(hand.results()).read_text()
     assert "ublished" not in page
 
 
@@ -134,14 +134,14 @@ def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
     rows = hand.rows()
     assert rows["none"]["published_difference"] == pytest.approx(-0.005)
     assert rows["none"]["published_half_width"] is None
-    text = plain(published.table(report.lines(list(rows.values())), block(hand)))
+    text = plain(published.table(hand.results(), block(hand)))
     assert "none 61.00 ± 1.41 (2) 61.50 -0.50 1.00 1" in text
     assert "randaugment - 80.00 - - > 60" in text
-    assert "Too few seeds" in report.write(hand.study, hand.folder).read_text()
+    assert "Too few seeds" in write(hand.results()).read_text()
 
 
 def test_terminal_table(hand: Hand) -> None:
-    table = published.table(report.lines(list(hand.rows().values())), block(hand))
+    table = published.table(hand.results(), block(hand))
     text = plain(table)
     assert "method test accuracy % published % ours - published cost published cost" in text
     assert "none 61.00 ± 1.00 (3) 61.50 -0.50 [-2.98, +1.98] 1.00 1" in text
@@ -151,12 +151,12 @@ def test_terminal_table(hand: Hand) -> None:
     assert "Published: A paper, Table 1." in text and "trainings of none" in text
     assert "learn:off" not in text
     costless = changed(hand, none={"accuracy": 61})
-    text = plain(published.table(report.lines(list(hand.rows().values())), block(costless)))
+    text = plain(published.table(hand.results(), block(costless)))
     assert "cost" not in text.lower()
 
 
 def test_page(hand: Hand) -> None:
-    text = report.write(hand.study, hand.folder).read_text()
+    text = write(hand.results()).read_text()
     section = text.split("Beside the published figures")[1].split("<h2>")[0]
     ran, quoted = section.split("<tbody>")[1:]
     assert ran.count("<tr") == 3 and 'class="quoted"' not in ran
@@ -179,9 +179,9 @@ def test_macro_accuracy_is_compared_with_macro_accuracy(hand: Hand) -> None:
     assert row["macro_accuracies"] == pytest.approx([0.80, 0.805, 0.81])
     assert row["published_measure"] == "macro"
     assert row["published_difference"] == pytest.approx(0.005)
-    text = plain(published.table(report.lines([*hand.rows().values()]), block(hand)))
+    text = plain(published.table(hand.results(), block(hand)))
     assert "macro accuracy %" in text and "80.50 ± 0.50 (3) 80.00 +0.50 [-0.74, +1.74]" in text
-    assert "Macro accuracy %<small>ours" in report.write(hand.study, hand.folder).read_text()
+    assert "Macro accuracy %<small>ours" in write(hand.results()).read_text()
 
 
 def test_published_points_widen_the_figure(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,12 +194,11 @@ def test_published_points_widen_the_figure(hand: Hand, monkeypatch: pytest.Monke
         return original(self, *arguments, **more)
 
     monkeypatch.setattr(figures.Axes, "plot", spy)
-    rows: list[Row] = list(hand.rows().values())
-    assert figures.accuracy_vs_cost(rows) is not None
+    assert figures.accuracy_vs_cost(hand.results().entries) is not None
     assert drawn == [(1, 61.5), (60, 80), (5.3, 75)]
     drawn.clear()
     costless = changed(hand, none={"accuracy": 61})
-    assert figures.accuracy_vs_cost(list(costless.rows().values())) is not None
+    assert figures.accuracy_vs_cost(costless.results().entries) is not None
     assert drawn == []
 
 
@@ -208,50 +207,49 @@ def test_published_points_widen_the_figure(hand: Hand, monkeypatch: pytest.Monke
 PAPER = {"none": {"accuracy": 52}, "autogenda": {"accuracy": 57, "seeds": 8}}
 
 
-def make(root: Path, names: list[str], **more: Any) -> list[tuple[Any, Any]]:
+def make(root: Path, names: list[str], **more: Any) -> list[StudyResults]:
     out = []
     for i, name in enumerate(names):
         figures = {"source": f"Paper {i % 2}", "notes": ["It is odd."], "entries": PAPER, **more}
         hand = MixHand(root / name, case=name, published=figures if i != 1 else None)
         hand.fill({"autogenda": 0.05, "search-free": 0.03}, classes=5, seed=i, noise=0.001)
-        out.append((hand.study, hand.folder))
+        out.append(hand.results())
     return out
 
 
 def test_cases_beside_what_was_published_of_them(tmp_path: Path) -> None:
     quoted = {"GIT [gan]": {"accuracy": 53}}
     cases = make(tmp_path, ["a", "b", "c"], quoted=quoted)
-    beside = across.published_of(cases)
-    rows = {name: rows for name, (_, rows) in beside.items()}
-    grid = published.grid(beside)
+    rows = {case.name: case.by_label for case in cases}
+    grid = published.grid(cases)
     assert list(grid) == ["none", "autogenda", "GIT [gan] (quoted, not run)"]
     cells = grid["autogenda"]
-    mean = 100 * rows["c"]["autogenda"]["test_accuracy_mean"]
-    assert cells["c"]["figures"] == f"{mean:.2f} / 57.00"
-    assert cells["c"]["apart"].startswith(f"{mean - 57:+.2f}")
-    assert cells["b"]["figures"].endswith("/ -") and cells["b"]["apart"] == "-"
-    text = plain(published.table_over_cases(beside))
+    mean = 100 * (rows["c"]["autogenda"].test_accuracy_mean or 0)
+    assert cells["c"].figures == f"{mean:.2f} / 57.00"
+    assert cells["c"].apart.startswith(f"{mean - 57:+.2f}")
+    assert cells["b"].figures.endswith("/ -") and cells["b"].apart == "-"
+    text = plain(published.table_over_cases(cases))
     assert f"{mean:.2f} / 57.00" in text and "GIT [gan] (quoted, not run) 53.00 - 53.00" in text
-    said = "\n".join(published.verdicts_over_cases(beside))
-    differences = [rows[k]["autogenda"]["published_difference"] for k in ("a", "c")]
+    said = "\n".join(published.verdicts_over_cases(cases))
+    differences = [rows[k]["autogenda"].published_difference for k in ("a", "c")]
     assert f"over 2 cases: {100 * np.mean(differences):+.2f} points" in said
     assert said.count("It is odd.") == 1 and said.count("Published figures: Paper 0.") == 1
     assert "leave zero out by chance" not in said
-    page = Page(across.write(cases, tmp_path).read_text()).text
+    page = Page(write_cases(gather(cases), tmp_path).read_text()).text
     assert "Beside the published figures" in page and f"{mean:.2f} / 57.00" in page
     assert "Note on the paper: It is odd." in page
 
 
 def test_many_cases_stand_below_each_other(tmp_path: Path) -> None:
     cases = make(tmp_path, ["a", "b", "c"])
-    grid = published.grid(across.published_of(cases))
+    grid = published.grid(cases)
     assert list(grid) == ["a", "b", "c"] and list(grid["a"]) == ["none", "autogenda"]
 
 
 def test_sides_are_counted_over_the_cases(tmp_path: Path) -> None:
     entries = {"none": {"accuracy": 52}, "search-free": {"accuracy": 1}}
     cases = make(tmp_path, ["a", "b", "c"], entries=entries)
-    said = "\n".join(published.verdicts_over_cases(across.published_of(cases)))
+    said = "\n".join(published.verdicts_over_cases(cases))
     assert "search-free against its published figures, each case by its own 95 % interval: ours " \
         "above in 2 (a, c)." in said  # fmt: skip
     assert "interval covers our seeds only" in said
@@ -259,18 +257,19 @@ def test_sides_are_counted_over_the_cases(tmp_path: Path) -> None:
 
 def test_cases_without_figures_have_no_table(tmp_path: Path) -> None:
     cases = make(tmp_path, ["a", "b"])[1:]
-    assert across.published_of(cases) == {}
-    assert "ublished" not in across.write(cases, tmp_path).read_text()
+    assert published.grid(cases) == {} and published.verdicts_over_cases(cases) == []
+    assert "ublished" not in write_cases(gather(cases), tmp_path).read_text()
 
 
 def test_notes_alone_are_told_without_a_table(tmp_path: Path) -> None:
-    """As of a table that is known by what a text says of it."""
+    """A published table may be known only by what a text says of it."""
     hand = Hand(tmp_path, published={"source": "A paper", "notes": ["ours is the best of 16"]})
     hand.finals("none", 0.60, 0.61, 0.62)
     assert words(hand) == "Note on the paper: ours is the best of 16."
-    page = report.write(hand.study, hand.folder).read_text()
+    page = write(hand.results()).read_text()
     assert "Note on the paper: ours is the best of 16." in page
     assert "Ours - published" not in page
-    cases = [(hand.study.model_copy(update={"case": "one"}), hand.folder)]
-    assert published.grid(across.published_of(cases)) == {}
-    assert "Note on the paper: ours" in across.write(cases, tmp_path / "all").read_text()
+    hand.study = hand.study.model_copy(update={"case": "one"})
+    cases = [hand.results()]
+    assert published.grid(cases) == {}
+    assert "Note on the paper: ours" in write_cases(gather(cases), tmp_path / "all").read_text()

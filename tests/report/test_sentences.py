@@ -1,4 +1,4 @@
-"""summary, report, figures and labels: arithmetic on hand-written rows, and a page of real ones."""
+"""Results, words, figures and labels: arithmetic on hand-written rows, and a page of real ones."""
 
 import base64
 import io
@@ -6,10 +6,12 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from warnings import catch_warnings, filterwarnings
 
+import hand as by_hand
 import matplotlib.image
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,9 +24,10 @@ from rich.console import Console
 from autoaug_ray import config, train
 from autoaug_ray.config import Study
 from autoaug_ray.report import figures, label_placement
-from autoaug_ray.report import results as summary
-from autoaug_ray.report import sentences as report
-from autoaug_ray.report.results import SUMMARY, Row
+from autoaug_ray.report.compare import pareto
+from autoaug_ray.report.results import SUMMARY, EntryResult, collect
+from autoaug_ray.report.sentences import headline, table
+from autoaug_ray.report.write import write
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.meter import PHASES, Meter
 
@@ -148,21 +151,21 @@ def test_learned_against_its_control(hand: Hand) -> None:
 
 
 def test_pareto_front_by_hand() -> None:
-    def row(label: str, cost: float | None, accuracy: float) -> Row:
-        return {"label": label, "relative_cost": cost, "test_accuracy_mean": accuracy}
+    def row(label: str, cost: float | None, accuracy: float) -> EntryResult:
+        return by_hand.entry(label, relative_cost=cost, test_accuracy_mean=accuracy)
 
     rows = [
         row("dear", 9.0, 0.90), row("none", 1.0, 0.50), row("beaten", 3.0, 0.60),
         row("good", 2.0, 0.70), row("tie", 5.0, 0.70), row("unknown", None, 0.99),
     ]  # fmt: skip
-    assert [r["label"] for r in figures.pareto(rows)] == ["none", "good", "dear"]
+    assert [r.label for r in pareto(rows)] == ["none", "good", "dear"]
 
 
 def test_headline_names_the_cheapest_of_the_indistinguishable(hand: Hand) -> None:
     hand.finals("none", 0.60, 0.61, 0.62)
     hand.finals("bilevel", 0.80, 0.82, 0.81, seconds=(40.0,))
     hand.finals("bilevel learn:off", 0.79, 0.805, 0.82, seconds=(20.0,))
-    text = report.headline(list(hand.rows().values()))
+    text = headline(hand.results())
     assert "use bilevel learn:off (80.50 % at 2.00x)" in text
     assert "most accurate one, bilevel (81.00 % at 4.00x), at 3 seeds" in text
     assert "may be up to" in text
@@ -171,14 +174,14 @@ def test_headline_names_the_cheapest_of_the_indistinguishable(hand: Hand) -> Non
 def test_headline_names_the_best_if_all_cheaper_are_worse(hand: Hand) -> None:
     hand.finals("none", 0.60, 0.61, 0.62)
     hand.finals("bilevel", 0.80, 0.812, 0.82, seconds=(40.0,))
-    text = report.headline(list(hand.rows().values()))
+    text = headline(hand.results())
     assert "use bilevel" in text and "every clearly cheaper entry is distinguishably worse" in text
 
 
 def test_headline_does_not_choose_by_the_noise_of_the_clock(hand: Hand) -> None:
     hand.finals("none", 0.79, 0.82, 0.80, seconds=(39.0,))
     hand.finals("bilevel", 0.80, 0.812, 0.82, seconds=(40.0,))
-    text = report.headline(list(hand.rows().values()))
+    text = headline(hand.results())
     assert "use bilevel" in text and "no entry costs clearly less" in text
 
 
@@ -231,7 +234,7 @@ def test_terminal_table(hand: Hand) -> None:
     hand.finals("bilevel", 0.80, 0.82, 0.81, seconds=(40.0,))
     hand.finals("bilevel learn:off", 0.60)
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.table(list(hand.rows().values())))
+    console.print(table(hand.results()))
     text = console.export_text().replace("\u00a0", " ")
     assert re.search(r"^ *none .* 61\.00 ± 1\.00 \(3\) +- +1\.00 +- +3 ", text, re.M)
     assert re.search(
@@ -240,7 +243,7 @@ def test_terminal_table(hand: Hand) -> None:
     assert re.search(r"^ +bilevel learn:off .* 60\.00 \(1\) +\+0\.00 ", text, re.M)
     assert "CPU-hours" in text or "CPU-minutes" in text
     narrow = Console(width=60, record=True, file=io.StringIO())
-    narrow.print(report.table(list(hand.rows().values())))
+    narrow.print(table(hand.results()))
     assert "\u2026" not in narrow.export_text()  # wrapped, not cut
 
 
@@ -261,7 +264,7 @@ def test_an_unfinished_study_still_gives_a_page(hand: Hand, state: str) -> None:
         hand.finals("none", 0.5, 0.5, 0.5)
         for path in hand.folder.ledger.iterdir():
             path.unlink()
-    page = report.write(hand.study, hand.folder).read_text()
+    page = write(hand.results()).read_text()
     assert "Not all is there" in page
     assert "randaugment: no finished final training for seed 0, 1, 2" in page
     headline = {
@@ -272,7 +275,7 @@ def test_an_unfinished_study_still_gives_a_page(hand: Hand, state: str) -> None:
         "no ledger": "Costs cannot be compared",
     }[state]
     assert headline in page
-    Console(file=io.StringIO()).print(report.table(list(hand.rows().values())))
+    Console(file=io.StringIO()).print(table(hand.results()))
 
 
 def test_failures_are_listed_and_escaped(hand: Hand) -> None:
@@ -281,7 +284,7 @@ def test_failures_are_listed_and_escaped(hand: Hand) -> None:
     hand.run("none", seed=0)  # retried with success, but the driver died before it heard of it
     outcomes = hand.folder.root / "outcomes.jsonl"
     outcomes.write_text("".join(outcomes.read_text().splitlines(keepends=True)[:-1]))
-    page = report.write(hand.study, hand.folder).read_text()
+    page = write(hand.results()).read_text()
     assert "bilevel: no finished final training for seed 0, 1, 2; 1 run failed" in page
     assert "ValueError: &lt;script&gt;alert(1)" in page and "<script>alert" not in page
     assert "its process died" not in page
@@ -318,7 +321,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, Fold
                 filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
                 folder.write_rows(run.key, [epoch.row for epoch in train.run(run, meter)])
     classes = [f"<class {i}>" for i in range(10)]
-    yield study, folder, report.write(study, folder, classes)
+    yield study, folder, write(collect(study, folder, classes))
     torch.set_num_threads(threads)
 
 
@@ -361,30 +364,30 @@ def test_same_rows_same_page(made: tuple[Study, Folder, Path]) -> None:
     study, folder, path = made
     before = path.read_bytes()
     names = [f"<class {i}>" for i in range(10)]
-    assert report.write(study, folder, names).read_bytes() == before
+    assert write(collect(study, folder, names)).read_bytes() == before
 
 
 def test_summary_file(made: tuple[Study, Folder, Path]) -> None:
     study, folder, _ = made
-    table = pq.read_table(folder.root / "summary.parquet")
-    assert table.schema.equals(SUMMARY)
-    rows = table.to_pylist()
+    written = pq.read_table(folder.root / "summary.parquet")
+    assert written.schema.equals(SUMMARY)
+    rows = written.to_pylist()
     assert [r["label"] for r in rows] == [e.label for e in study.entries]
-    assert rows == report.summarise(study, folder)
+    assert rows == [r.row() for r in collect(study, folder).entries]
     assert all(r["seeds"] == [0, 1, 2] and r["device"] == "CPU" for r in rows)
     assert rows[0]["relative_cost"] == pytest.approx(1)
     by_label = {r["label"]: r for r in rows}
     assert by_label["randaugment"]["trials"] == 5
     assert by_label["bilevel learn:off"]["control_of"] == "bilevel"
-    written = {k: r["device_hours"] for k, r in folder.finished().items() if r["label"] == "none"}
+    hours = {k: r["device_hours"] for k, r in folder.finished().items() if r["label"] == "none"}
     # The ledger's last line is a little later than the last row.
-    assert by_label["none"]["total_device_hours"] == pytest.approx(sum(written.values()), rel=0.2)
+    assert by_label["none"]["total_device_hours"] == pytest.approx(sum(hours.values()), rel=0.2)
 
 
 def test_figures_without_data_are_removed(hand: Hand) -> None:
     hand.folder.root.mkdir(exist_ok=True)
     (hand.folder.root / "samples.png").write_bytes(b"of an earlier report")
-    report.write(hand.study, hand.folder)
+    write(hand.results())
     assert not list(hand.folder.root.glob("*.png"))
 
 
@@ -398,28 +401,26 @@ def plain(text: str) -> str:
 def test_macro_accuracy_has_a_column_where_it_says_something(tmp_path: Path) -> None:
     hand = MixHand(tmp_path)
     hand.fill({"autogenda": 0.05})
-    rows = list(hand.rows().values())
+    results = hand.results()
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(report.table(rows, hand.study, hand.folder))
+    console.print(table(results))
     text = plain(console.export_text())
     assert "micro accuracy % macro accuracy % points" in text
-    finals = summary.collect(hand.study, hand.folder).finals["none"].values()
+    finals = results.finals["none"].values()
     macro = np.mean([rows[-1]["class_accuracy"] for rows in finals])
     assert re.search(rf"none [\d.]+ ± [\d.]+ \(3\) {100 * macro:.2f} - 1.00", text)
-    page = Page(report.write(hand.study, hand.folder).read_text()).text
+    page = Page(write(hand.results()).read_text()).text
     assert f"{100 * macro:.2f}" in page and "Macro accuracy %classes count the same" in page
 
-    equal = [dict(r, macro_accuracy_mean=r["test_accuracy_mean"]) for r in rows]
-    console.print(report.table(equal, hand.study, hand.folder))
+    equal = [replace(r, macro_accuracy_mean=r.test_accuracy_mean) for r in results.entries]
+    console.print(table(replace(results, entries=tuple(equal))))
     assert "and so do all classes (micro = macro)" in plain(console.export_text())
-    console.print(report.table(rows))
-    assert "macro" not in console.export_text()
 
 
 def test_even_classes_need_no_macro_accuracy(tmp_path: Path) -> None:
     hand = MixHand(tmp_path, dataset={"name": "fashion-mnist-mini", "shots": 40})
     hand.fill({"autogenda": 0.05}, even=True)
-    text = report.write(hand.study, hand.folder).read_text()
+    text = write(hand.results()).read_text()
     assert "acro" not in text and "rarest third" not in text
     assert "The learned mix" in text and not (tmp_path / "frequency.png").exists()
 
@@ -485,7 +486,7 @@ def test_generated_images_are_charged(tmp_path: Path) -> None:
     hand.fill({})
     rows = hand.rows()
     assert rows["autogenda"]["relative_cost"] == pytest.approx(4.6)
-    page = Page(report.write(hand.study, hand.folder).read_text()).text
+    page = Page(write(hand.results()).read_text()).text
     assert "of which imagesgenerated; none = 1" in page and "3.10" in page
     assert "captionsCPU-minutes" in page and "generated imagesCPU-minutes" in page
     assert "learned wordsCPU" not in page  # nobody learned any
@@ -496,11 +497,11 @@ def test_generated_images_are_charged(tmp_path: Path) -> None:
 def test_a_contact_sheet_is_shown_and_kept(tmp_path: Path) -> None:
     hand = MixHand(tmp_path)
     hand.fill({})
-    report.write(hand.study, hand.folder)
+    write(hand.results())
     assert "The generated images" not in (tmp_path / "report.html").read_text()
     sheet = (tmp_path / "mixture.png").read_bytes()
     (tmp_path / "sheet.png").write_bytes(sheet)
-    text = report.write(hand.study, hand.folder).read_text()
+    text = write(hand.results()).read_text()
     assert text.count(base64.b64encode(sheet).decode()) == 2
     assert (tmp_path / "sheet.png").read_bytes() == sheet
 
@@ -550,14 +551,14 @@ def test_series_is_mean_and_range_over_the_seeds() -> None:
 
 
 def test_controls_share_the_colour_of_their_entry(hand: Hand) -> None:
-    look = figures.looks(list(hand.rows().values()))
+    look = figures.styles(hand.results().entries)
     assert look["bilevel learn:off"].color == look["bilevel"].color
     assert look["bilevel learn:off"].hollow and not look["bilevel"].hollow
     assert len({look[k].color for k in ("none", "bilevel", "randaugment")}) == 3
 
 
 def test_many_classes(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100, those on which the entries differ most, in their order and with their names."""
+    """100 classes: those on which the entries differ most are shown, in order and with names."""
     shown: list[str] = []
     original = figures.Axes.set_yticks
 
@@ -568,10 +569,11 @@ def test_many_classes(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures.Axes, "set_yticks", spy)
     hand.finals("none", 0.5)
     hand.finals("bilevel", 0.5)
-    finals = summary.collect(hand.study, hand.folder).finals
+    results = hand.results()
+    finals = results.finals
     same = [0.5] * 100
     finals["none"][0][-1]["class_accuracy"] = same
     finals["bilevel"][0][-1]["class_accuracy"] = [0.5 + (i % 3 == 0) * 0.3 for i in range(100)]
-    png = figures.classes(list(hand.rows().values()), finals, [f"c{i}" for i in range(100)])
+    png = figures.classes(results.entries, finals, [f"c{i}" for i in range(100)])
     assert png is not None
     assert shown == [f"c{i}" for i in range(0, 90, 3)]

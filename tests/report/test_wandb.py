@@ -14,7 +14,7 @@ import pytest
 import wandb_files
 
 from autoaug_ray.commands import main
-from autoaug_ray.report import wandb as track
+from autoaug_ray.report import wandb
 from autoaug_ray.store.folder import Folder
 
 pytestmark = pytest.mark.ray
@@ -167,12 +167,12 @@ def interrupted(copied):
 
 def test_a_resumed_training_goes_on_in_its_run(interrupted):
     folder, key, rows = interrupted
-    track.Tracker(folder, "offline").send(last=True)
+    wandb.Tracker(folder, "offline").send(last=True)
     before = wandb_files.runs(folder.root)
     run = by_key(before)[key]
     assert len(run.history) == 1 and run.summary["outcome"] == "unfinished"
     folder.write_rows(key, rows)
-    track.Tracker(folder, "offline").send(last=True)
+    wandb.Tracker(folder, "offline").send(last=True)
     after = wandb_files.runs(folder.root)
     assert set(after) == set(before)
     run = by_key(after)[key]
@@ -183,7 +183,7 @@ def test_a_clock_that_goes_back_is_shown_as_standing(interrupted):
     folder, key, rows = interrupted
     behind = rows[0]["device_hours"] / 2
     folder.write_rows(key, [rows[0], rows[1] | {"device_hours": behind}])
-    track.Tracker(folder, "offline").send(last=True)
+    wandb.Tracker(folder, "offline").send(last=True)
     run = by_key(wandb_files.runs(folder.root))[key]
     assert [h["device_hours"] for h in run.history] == [rows[0]["device_hours"]] * 2
 
@@ -195,7 +195,7 @@ def test_mixed_images_bring_a_run_of_their_generation_and_a_table(interrupted):
         "kinds": ["identity", "fixed"], "alpha": [[0.75, 0.25], [0.25, 0.75]],
     }  # fmt: skip
     folder.write_rows(key, [row | mixed for row in rows])
-    track.Tracker(folder, "offline").send(last=True)
+    wandb.Tracker(folder, "offline").send(last=True)
     runs = by_key(wandb_files.runs(folder.root))
     (made,) = (run for run in runs.values() if run.about.job_type == "generate")
     assert made.summary["device_hours"] == 2.5 and made.summary["device_hours/caption"] == 0.5
@@ -221,7 +221,7 @@ def online(monkeypatch):
 def test_online_the_server_gets_every_row_once_and_a_report(interrupted, online, capsys):
     folder, key, rows = interrupted
     failures = []
-    with track.tracking([folder], "online", failures.append, patience=None):
+    with wandb.tracking([folder], "online", failures.append, patience=None):
         pass
     assert not failures
     folder.write_rows(key, rows)
@@ -276,7 +276,7 @@ def test_a_tracker_that_hangs_is_left_behind(copied, monkeypatch):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         said = []
         began = time.monotonic()
-        with track.tracking([copied], "online", said.append, patience=0.5):
+        with wandb.tracking([copied], "online", said.append, patience=0.5):
             inside = time.monotonic() - began
         assert inside < 2 and len(said) == 1 and "--resume" in said[0]
 
@@ -295,11 +295,11 @@ def test_offline_is_the_default_without_a_key(monkeypatch, variables, mode):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert track.default_mode() == mode
+    assert wandb.default_mode() == mode
 
 
 def test_of_a_path_only_its_last_part_is_told():
     settings = {"dataset": {"root": "/home/me/images"}, "more": ["~/x/y", "a/b", 1]}
-    assert track._without_paths(settings) == {
+    assert wandb._without_paths(settings) == {
         "dataset": {"root": "images"}, "more": ["y", "a/b", 1],
     }  # fmt: skip

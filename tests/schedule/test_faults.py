@@ -17,7 +17,9 @@ from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.generate.worker import Failure, Worker
-from autoaug_ray.report import sentences as report
+from autoaug_ray.report.results import collect
+from autoaug_ray.report.sentences import verdicts
+from autoaug_ray.report.write import write
 from autoaug_ray.schedule import cluster, tune
 from autoaug_ray.schedule.trial import trial
 from autoaug_ray.store import meter
@@ -77,14 +79,15 @@ def test_a_run_is_given_up_only_if_it_dies_again_and_again_without_an_epoch_more
     assert [line["open"] for line in attempts(folder, unlucky)] == [True] * 2
     assert folder.finished()[lucky]["test_accuracy"] == undisturbed(final(made, "none", 0))
 
-    (row,) = report.summarise(made, folder)
-    assert row["lost_attempts"] == 4 and row["failed"] == 1
+    results = collect(made, folder)
+    (entry,) = results.entries
+    assert entry.lost_attempts == 4 and entry.failed == 1
     spent = sum(map(meter.spent, meter.read(folder.ledger))) / 3600
-    assert row["total_device_hours"] == pytest.approx(spent)
-    assert 0 < row["lost_device_hours"] < spent
-    said = [line for line in report.verdicts([row], made, folder) if line.startswith("none: ")]
+    assert entry.total_device_hours == pytest.approx(spent)
+    assert 0 < entry.lost_device_hours < spent
+    said = [line for line in verdicts(results) if line.startswith("none: ")]
     assert "4 attempts lost with the process, machine or driver, and " in said[0]
-    report.write(made, folder)
+    write(results)
     assert "died 2 times in a row" in (folder.root / "report.html").read_text()
 
     again = execute(made, folder)  # what failed is tried again, what has finished is not
@@ -199,7 +202,7 @@ def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path):
     )
     lines = meter.read(folder.ledger)
     assert len(lines) == 2 and not any(line["open"] for line in lines)
-    report.write(made, folder)
+    write(collect(made, folder))
     page = (folder.root / "report.html").read_text()
     assert "train_loss became nan" in page and "does not fit in the memory" in page
 
