@@ -14,7 +14,7 @@ from rich.console import Console
 import autoaug_ray
 from autoaug_ray.commands import run
 from autoaug_ray.errors import UserError
-from autoaug_ray.methods import Task
+from autoaug_ray.methods.base import Task
 from autoaug_ray.policy import export
 from autoaug_ray.report import write
 from autoaug_ray.report.results import SUMMARY, collect_cases
