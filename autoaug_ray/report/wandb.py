@@ -376,7 +376,7 @@ def _quiet() -> Any:
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        init_timeout=PATIENCE_SECONDS / 2,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", PATIENCE_SECONDS / 2)),
         finish_timeout=PATIENCE_SECONDS / 2,
         finish_timeout_raises=True,
     )

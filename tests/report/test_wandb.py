@@ -53,7 +53,7 @@ def study(tmp_path_factory):
     (place / "small.yaml").write_text(STUDY)
     command = [place / "small.yaml", "--out", place / "runs"]
     nowhere = f"http://127.0.0.1:{closed_port()}"
-    out = run_all(*command, WANDB_API_KEY=KEY, WANDB_BASE_URL=nowhere)
+    out = run_all(*command, WANDB_API_KEY=KEY, WANDB_BASE_URL=nowhere, WANDB_INIT_TIMEOUT="3")
     first = wandb_files.runs(place / "runs" / "small")
     resumed = run_all(*command, "--resume", "--seeds", "2")
     return Folder(place / "runs" / "small"), first, out, resumed
