@@ -30,8 +30,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Each file is run by one process, so that its fixtures are made once; Ray's tests by another.
+    """Each file is run by one process, so that its fixtures are made once; Ray's tests by two.
 
+    Ray's tests wait more than they compute: those of schedule/ are one group, the others another.
     The groups of pytest-xdist 3.8 would be that, but with pytest 9.2 it puts all tests anywhere.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -47,7 +48,9 @@ def pytest_xdist_make_scheduler(config, log):
     class RayTogether(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             path, _, test = nodeid.partition("::")
-            return "ray" if {test.partition("[")[0], ""} & with_ray(path) else path
+            if not {test.partition("[")[0], ""} & with_ray(path):
+                return path
+            return "schedule" if path.startswith("tests/schedule/") else "other rooms with Ray"
 
     return RayTogether(config, log)
 

@@ -295,6 +295,7 @@ def test_wrong_input_is_one_sentence(arguments, message, tmp_path, capsys):
     assert message in error and len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_real_pilot(tmp_path, monkeypatch):
     """Pictures without any pattern, in two classes: all accuracies are chance."""
