@@ -1,7 +1,9 @@
 """The rule of rooms.py holds, and can fail."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import rooms
@@ -42,3 +44,13 @@ def test_standins_know_formats_and_nothing_of_their_readers():
         for name in rooms.imports(path):
             own = name.startswith("autoaug_ray.data.standins")
             assert own or name.split(".")[0] in known, f"{path.name} imports {name}"
+
+
+def test_no_file_and_no_function_outgrows_its_reader():
+    own = [*rooms.ROOT.rglob("*.py"), *Path(__file__).parent.rglob("*.py")]
+    long = [str(path) for path in own if path.read_text().count("\n") > 500]
+    for path in rooms.ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 80:
+                long.append(f"{path}: {node.name}")
+    assert long == []
