@@ -16,7 +16,11 @@ from autoaug_ray.methods import method_class
 from autoaug_ray.store.folder import Folder
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [ROOT / "README.md", ROOT / "autoaug_ray/data/README.md"]
+TEXTS = [
+    ROOT / "README.md",
+    *(ROOT / f"autoaug_ray/{room}/README.md" for room in ("methods", "data")),
+]
+FILES = ("my_method.py", "my_learned_method.py", "data/my_data.py")
 STUDY = """
 dataset: {name: data/my_data.py:stripes, train_size: 80, test_size: 40}
 model: {width: 4}
@@ -29,7 +33,7 @@ methods:
 
 
 def shown(name):
-    """The Python block that begins with `# name` in the text that shows it."""
+    """The Python block that begins with `# name`, in whatever text shows it."""
     (block,) = re.findall(
         rf"```python\n(# {name}\n.*?)```", "".join(text.read_text() for text in TEXTS), re.DOTALL
     )
@@ -42,13 +46,17 @@ def fresh(monkeypatch):
     monkeypatch.setattr(own_code, "_known", {})
 
 
+def write(folder):
+    (folder / "data").mkdir()
+    for name in FILES:
+        (folder / name).write_text(shown(Path(name).name))
+    (folder / "own.yaml").write_text(STUDY)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "my_method.py").write_text(shown("my_method.py"))
-    (tmp_path / "data/my_data.py").write_text(shown("my_data.py"))
-    (tmp_path / "own.yaml").write_text(STUDY)
-    return tmp_path
+    return write(tmp_path)
 
 
 def load(folder, old="", new=""):
@@ -63,13 +71,17 @@ def run_of(study):
     return study.run(study.entry("mine"), "final", seed=0, choices={"spread": 0.4})
 
 
-def test_it_trains_on_its_own_images_and_learns(folder, monkeypatch, tmp_path_factory):
+def test_it_trains_on_its_own_images(folder, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # paths are relative to the study
     run = run_of(load(folder))
     rows = [epoch.row for epoch in train.run(run)]
     assert [row["finished"] for row in rows] == [False, True]
     assert rows[-1]["used_key"] == rows[-1]["run_key"] == run.key
     assert sum(rows[-1]["class_counts"]) == 80 and 0 <= rows[-1]["test_accuracy"] <= 1
+
+
+def test_one_that_learns_does_so(folder):
+    run = run_of(load(folder, "my_method.py:Bright", "my_learned_method.py:LearnedBright"))
     states = [float(epoch.snapshot()["state"]["spread"]) for epoch in train.run(run)]
     assert states[0] != pytest.approx(0.4) and states[0] != states[1]
 
@@ -149,11 +161,7 @@ def done(tmp_path_factory):
     """The study, run with Ray: its trials are in processes that must be given the code."""
     from autoaug_ray.schedule import cluster, tune
 
-    folder = tmp_path_factory.mktemp("own")
-    (folder / "data").mkdir()
-    (folder / "my_method.py").write_text(shown("my_method.py"))
-    (folder / "data/my_data.py").write_text(shown("my_data.py"))
-    (folder / "own.yaml").write_text(STUDY)
+    folder = write(tmp_path_factory.mktemp("own"))
     (study,) = config.load(folder / "own.yaml")
     runs = Folder(folder / "runs")
     cluster.join(2)
