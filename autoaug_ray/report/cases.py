@@ -218,12 +218,6 @@ def _without_search(found: Across) -> list[str]:
     ]
 
 
-def _of_blocks(found: Across) -> str:
-    if found.by_case:
-        return f"{found.blocks} blocks, which are cases (means over their seeds)"
-    return f"{found.blocks} blocks, which are (case, seed) pairs"
-
-
 def _friedman(found: Across) -> list[str]:
     """What Friedman's test and the comparisons with the control say, or why none was made."""
     r = found.ranking

@@ -17,24 +17,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
 from autoaug_ray.methods.base import Method
-from autoaug_ray.report import published
+from autoaug_ray.report import cases, compare, published, sentences
 from autoaug_ray.report.cases import Across
-from autoaug_ray.report.cases import lines as lines_of_cases
-from autoaug_ray.report.cases import verdicts as verdicts_of_cases
-from autoaug_ray.report.compare import (
-    TOLERANCE,
-    device_unit,
-    learned_mixes,
-    learns,
-    macro_differs,
-    needs_bank,
-    order,
-    uneven,
-)
 from autoaug_ray.report.figures import MARKERS, cost_figure, styles
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.runs import Row
-from autoaug_ray.report.sentences import brief, headline, lines, missing, phases_of, verdicts
 from autoaug_ray.store.places import Place, relative
 
 SYMBOLS = dict(
@@ -56,53 +43,35 @@ def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals |= {
+        "cases_words": cases, "compare": compare, "enough": ENOUGH, "published": published,
+        "sentences": sentences,
+    }  # fmt: skip
     encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items() if png}
     return environment.get_template(template).render(pictures=encoded, **values)
 
 
 def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: bool) -> str:
     """The page of one study; `shifted` tells that the images in use are moved."""
-    study, entries = results.study, results.entries
-    classes_differ = uneven(results)
-    paper = study.published
-    _, time_name = device_unit(entries)
+    study = results.study
+    settings = study.model_dump(mode="json", exclude_defaults=True)
     return render(
         "report.html.j2",
         pictures,
+        results=results,
         study=study,
-        uneven=classes_differ,
-        macro=classes_differ and macro_differs(entries),
-        mixes=learned_mixes(results),
-        bank=needs_bank(entries),
-        ranked=order(results.last_rows),
         reference=study.reference,
-        headline=headline(results),
-        verdicts=verdicts(results),
-        missing=missing(results),
-        lines=lines(results),
-        styles=styles(entries),
-        published=paper
-        and {
-            "lines": published.lines(results, paper),
-            "ours": published.OURS[paper.measure],
-            "cost": published.gives_cost(paper),
-            "verdicts": published.verdicts(entries, paper),
-        },
-        time_name=time_name,
+        uneven=compare.uneven(results),
+        ranked=compare.order(results.last_rows),
+        lines=sentences.lines(results),
+        styles=styles(results.entries),
+        time_name=compare.device_unit(results.entries)[1],
         plot=accuracy_vs_cost(results),
         library=library(),
         policies=policies(results),
-        phases=phases_of(entries),
         shifted=shifted,
         searches=_searches(results),
-        failures=results.failures,
-        settings=yaml.safe_dump(
-            study.model_dump(mode="json", exclude_defaults=True),
-            sort_keys=False,
-            allow_unicode=True,
-        ),
-        enough=ENOUGH,
-        tolerance=round(100 * (TOLERANCE - 1)),
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
 
 
@@ -110,18 +79,10 @@ def _searches(results: StudyResults) -> dict[str, list[dict[str, Any]]]:
     """label -> its search trials. A training that learns a mix is no trial: nothing is chosen."""
     out = {}
     for label, trials in results.searches.items():
-        ranges = results.study.entry(label).ranges
-        last = [rows[-1] for rows in trials if not learns(rows[-1])]
-        if last:
-            out[label] = [
-                {
-                    "choices": {name: brief(_hyperparameters(row)[name]) for name in ranges},
-                    "accuracy": row["val_accuracy"],
-                    "epoch": row["epoch"],
-                    "finished": row["finished"],
-                }
-                for row in last
-            ]
+        names = results.study.entry(label).ranges
+        if last := [rows[-1] for rows in trials if not compare.learns(rows[-1])]:
+            chosen = [{n: sentences.brief(_hyperparameters(row)[n]) for n in names} for row in last]
+            out[label] = [row | {"choices": one} for row, one in zip(last, chosen, strict=True)]
     return out
 
 
@@ -141,9 +102,10 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
     shown = cost_figure(results.entries)
     if shown is None:
         return None
-    style, line_of = styles(results.entries), {line.label: line for line in lines(results)}
+    style = styles(results.entries)
+    line_of = {line.label: line for line in sentences.lines(results)}
     reference = escape(results.study.reference)
-    _, time_name = device_unit(results.entries)
+    _, time_name = compare.device_unit(results.entries)
     traces: list[dict[str, Any]] = [
         {
             "x": [x for x, _ in shown.front], "y": [y for _, y in shown.front],
@@ -210,33 +172,21 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
 
 def cases_page(found: Across, pictures: Mapping[str, bytes | None], root: Place) -> str:
     """The page over the cases, which links to the cases' own pages from `root`."""
-    beside = any(case.study.published is not None for case in found.cases)
     return render(
         "cases.html.j2",
         pictures,
-        name=found.cases[0].study.name,
+        found=found,
         reference=found.reference,
-        control=found.control,
         cases=[_about(case, root) for case in found.cases],
-        lines=lines_of_cases(found),
+        lines=cases.lines(found),
         styles=styles(found.entries),
-        verdicts=verdicts_of_cases(found),
-        published=beside
-        and {
-            "grid": published.grid(found.cases),
-            "verdicts": published.verdicts_over_cases(found.cases),
-        },
-        ranking=found.ranking,
-        blocks=found.words_for_blocks(),
-        by_case=found.by_case,
-        enough=ENOUGH,
     )
 
 
 def _about(case: StudyResults, root: Place) -> dict[str, Any]:
     """What the page tells of a case in one line."""
     last = case.last_rows
-    ranked = order(last)
+    ranked = compare.order(last)
     images = "-"
     if ranked is not None:
         images = f"{ranked.counts[0]:.4g}"
@@ -253,7 +203,7 @@ def _about(case: StudyResults, root: Place) -> dict[str, Any]:
         "asked": f"{asked[0]:g}" if asked else "-",
         "reached": f"{fmean(reached):.2g}" if reached else "-",
         "seeds": len(case.study.seeds),
-        "headline": headline(case),
+        "headline": sentences.headline(case),
     }
 
 
