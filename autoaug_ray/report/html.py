@@ -27,13 +27,11 @@ from autoaug_ray.store.places import Place, relative
 SYMBOLS = dict(
     zip(
         MARKERS,
-        (
-            "circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "x",
-            "pentagon", "hexagon", "triangle-left", "triangle-right", "diamond-tall",
-        ),
+        "circle square diamond triangle-down triangle-up cross x pentagon hexagon triangle-left "
+        "triangle-right diamond-tall".split(),
         strict=True,
     )
-)  # fmt: skip
+)
 """Matplotlib's markers by plotly's names."""
 
 
@@ -95,9 +93,10 @@ def library() -> str:
 
 
 def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
-    """The figure of accuracy against cost as plotly's data and layout.
+    """The figure of accuracy against cost, as `script.html.j2` draws it with plotly.
 
-    `meta` is the entry of a trace, by which the page hides it; the front has none.
+    `meta` is the entry of a point, by which the page hides it. Names and texts are escaped, because
+    plotly reads some HTML in them.
     """
     shown = cost_figure(results.entries)
     if shown is None:
@@ -106,65 +105,27 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
     line_of = {line.label: line for line in sentences.lines(results)}
     reference = escape(results.study.reference)
     _, time_name = compare.device_unit(results.entries)
-    traces: list[dict[str, Any]] = [
-        {
-            "x": [x for x, _ in shown.front], "y": [y for _, y in shown.front],
-            "name": "Pareto front", "mode": "lines", "line": {"color": "#aaaaaa", "width": 1.5},
-            "hoverinfo": "skip",
-        }
-    ]  # fmt: skip
-    for entry, (x, y), half, paper in shown.points:
+    points = []
+    for entry, at, half, paper in shown.points:
         color, marker, hollow = style[entry.label]
-        line = line_of[entry.label]
-        name = escape(entry.label)  # plotly reads some HTML in texts
+        line, name = line_of[entry.label], escape(entry.label)
         texts = [
             f"<b>{name}</b>", f"accuracy {line.accuracy} %",
             f"points above {reference}: {line.difference}",
             f"relative cost {line.cost}", f"{time_name} {line.time}",
             f"seeds {', '.join(map(str, entry.seeds))}",
         ]  # fmt: skip
-        seeds = [100 * a for a in entry.test_accuracies]
-        traces += [
+        points.append(
             {
-                "x": [x] * len(seeds), "y": seeds, "mode": "markers", "meta": entry.label,
-                "marker": {"color": color, "size": 5, "opacity": 0.55}, "showlegend": False,
-                "hoverinfo": "skip",
-            },
-            {
-                "x": [x], "y": [y], "name": name, "mode": "markers", "meta": entry.label,
-                "marker": {
-                    "color": color, "size": 11, "symbol": SYMBOLS[marker] + "-open" * hollow,
-                    "line": {"width": 2, "color": color},
-                },
-                "error_y": {
-                    "array": [half], "visible": len(seeds) >= ENOUGH, "thickness": 1.3,
-                },
-                "text": ["<br>".join(texts)], "hoverinfo": "text",
-            },
-        ]  # fmt: skip
-        if paper:
-            at = f"<b>{name}</b>, published<br>{paper[1]:.2f} % at {paper[0]:.2f}"
-            traces.append(
-                {
-                    "x": [x, paper[0]], "y": [y, paper[1]], "mode": "lines+markers",
-                    "line": {"dash": "dot", "color": "#8f8f8f", "width": 1},
-                    "marker": {"symbol": "circle-open", "size": [0, 9], "color": "#8f8f8f"},
-                    "meta": entry.label, "showlegend": False, "text": ["", at],
-                    "hoverinfo": "text",
-                }
-            )  # fmt: skip
-    grid = {"gridcolor": "#e6e6e6", "zeroline": False}
-    layout = {
-        "xaxis": {
-            "type": "log", "dtick": "D1" if shown.costs[1] > 20 else "D2", "ticksuffix": "x",
-            "title": {"text": f"relative cost (log scale; {reference} = 1)"}, **grid,
-        },
-        "yaxis": {"title": {"text": "test accuracy (%)"}, "range": shown.accuracies, **grid},
-        "legend": {"orientation": "h", "y": -0.2}, "margin": {"l": 55, "r": 10, "t": 10, "b": 40},
-        "height": 560, "plot_bgcolor": "white", "hoverlabel": {"align": "left"},
-        "font": {"family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13},
+                "meta": entry.label, "name": name, "at": at, "half": half, "paper": paper,
+                "color": color, "symbol": SYMBOLS[marker] + "-open" * hollow,
+                "seeds": [100 * a for a in entry.test_accuracies], "text": ["<br>".join(texts)],
+            }
+        )  # fmt: skip
+    return {
+        "data": points, "front": shown.front, "costs": shown.costs,
+        "accuracies": shown.accuracies, "reference": reference,
     }  # fmt: skip
-    return {"data": traces, "layout": layout}
 
 
 # Several cases
