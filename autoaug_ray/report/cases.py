@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from autoaug_ray.report.compare import (
     most_accurate,
 )
 from autoaug_ray.report.results import EntryResult, StudyResults
-from autoaug_ray.report.sentences import number
+from autoaug_ray.report.sentences import number, terminal_table
 
 INDEPENDENT = 5
 """Cases from which on a case is a block; with fewer, a block is a seed of a case."""
@@ -131,12 +130,7 @@ def table(found: Across) -> Table:
     if len(found.cases) > len(found.entries):  # terminals are higher than wide
         grid = [list(column) for column in zip(*grid, strict=True)]
         grid[0] = ["case", *(name.strip() for name in grid[0][1:])]
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    for i, name in enumerate(grid[0]):
-        out.add_column(escape(name), justify="right" if i else "left", overflow="fold")
-    for row in grid[1:]:
-        out.add_row(*row)
-    return out
+    return terminal_table(caption, list(map(escape, grid[0])), grid[1:])
 
 
 def verdicts(found: Across) -> list[str]:
@@ -164,7 +158,9 @@ def _interesting(found: Across) -> list[str]:
 
 def _wins(found: Across, label: str) -> str:
     """In which cases an entry beats the reference, and where it is the best of all."""
-    names: dict[str, list[str]] = {"better": [], "worse": [], "open": [], "too few": []}
+    names: dict[str, list[str]] = {
+        "better": [], "worse": [], "not distinguishable": [], "too few seeds to tell": [],
+    }  # fmt: skip
     best = []
     for case in found.cases:
         if not _seeds(case, label):
@@ -172,23 +168,10 @@ def _wins(found: Across, label: str) -> str:
         if most_accurate(case.entries) is case.by_label[label]:
             best.append(case.name)
         c, p = against_reference(case.entries)[label]
-        if c.n < ENOUGH:
-            names["too few"].append(case.name)
-        elif not c.distinguishable(p):
-            names["open"].append(case.name)
-        else:
-            assert c.difference is not None
-            names["better" if c.difference > 0 else "worse"].append(case.name)
+        names[c.side(p) if c.n >= ENOUGH else "too few seeds to tell"].append(case.name)
     count = sum(map(len, names.values()))
     parts = [
-        f"{word} in {len(which)} ({', '.join(which)})"
-        for word, which in (
-            ("better", names["better"]),
-            ("worse", names["worse"]),
-            ("not distinguishable", names["open"]),
-            ("too few seeds to tell", names["too few"]),
-        )
-        if which
+        f"{word} in {len(which)} ({', '.join(which)})" for word, which in names.items() if which
     ]
     highest = f"{len(best)} ({', '.join(best)})" if best else "none"
     if not parts:
@@ -236,18 +219,16 @@ def _friedman(found: Across) -> list[str]:
     test += f", {k - 1} degrees of freedom, p = {_p(r.p_value)}"
     if r.rejected():
         out.append(f"{test}. The entries are not all the same.")
-        parts: dict[str, list[str]] = {"better than": [], "worse than": [], "open": []}
+        parts: dict[str, list[str]] = {
+            "better than": [], "worse than": [], "not distinguishable from": [],
+        }  # fmt: skip
         control = r.mean_ranks[r.control]
         for name, p in r.against_control.items():
-            key = "open" if p >= 1 - LEVEL else "better than"
-            if key != "open" and control > r.mean_ranks[name]:
-                key = "worse than"
-            parts[key].append(f"{name} (rank {r.mean_ranks[name]:.2f}, p = {_p(p)})")
-        words = [
-            f"{key} {', '.join(names)}" for key, names in parts.items() if names and key != "open"
-        ]
-        if parts["open"]:
-            words.append(f"not distinguishable from {', '.join(parts['open'])}")
+            side = "worse than" if control > r.mean_ranks[name] else "better than"
+            parts["not distinguishable from" if p >= 1 - LEVEL else side].append(
+                f"{name} (rank {r.mean_ranks[name]:.2f}, p = {_p(p)})"
+            )
+        words = [f"{side} {', '.join(names)}" for side, names in parts.items() if names]
         out.append(
             f"{r.control} (mean rank {control:.2f}) by rank, with Holm's correction for "
             f"{len(r.against_control)} comparisons: {'; '.join(words)}."

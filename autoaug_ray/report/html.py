@@ -63,7 +63,6 @@ def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: b
         ranked=compare.order(results.last_rows),
         lines=sentences.lines(results),
         styles=styles(results.entries),
-        time_name=compare.device_unit(results.entries)[1],
         plot=accuracy_vs_cost(results),
         library=library(),
         policies=policies(results),

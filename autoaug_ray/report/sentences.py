@@ -1,7 +1,7 @@
 """The results of a study in words: the headline, honest sentences, and the table's figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,9 +121,7 @@ def _about_reference(results: StudyResults) -> list[str]:
         return []
     parts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for c, p in family:
-        assert c.difference is not None
-        better_or_worse = "better" if c.difference > 0 else "worse"
-        parts[better_or_worse if c.distinguishable(p) else "not distinguishable"].append(c.name)
+        parts[c.side(p)].append(c.name)
     listed = "; ".join(f"{word}: {', '.join(names)}" for word, names in parts.items() if names)
     return [
         f"Against {results.study.reference}, with Holm's correction for "
@@ -297,9 +295,6 @@ class Line:
     bank: str
     time: str
     """Device time of all attempts."""
-    hours: tuple[str, ...]
-    """Device time by the phases of `phases_of`."""
-    choices: Mapping[str, str]
 
     @property
     def label(self) -> str:
@@ -331,8 +326,6 @@ def lines(results: StudyResults) -> list[Line]:
                 search=number(r.relative_search_cost) if r.search_device_hours else "-",
                 bank=number(r.relative_bank_cost or None),
                 time=f"{factor * r.total_device_hours:.2f}",
-                hours=tuple(f"{factor * r.device_hours[p]:.2f}" for p in phases_of(entries)),
-                choices={name: brief(value) for name, value in r.choices.items()},
             )
         )
     return out
@@ -361,28 +354,35 @@ def table(results: StudyResults) -> Table:
         about_accuracy += (
             "; macro: all classes do." if macro else ", and so do all classes (micro = macro)."
         )
-    out = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption="Mean ± standard deviation (n seeds); in brackets the paired 95 % interval; "
+    caption = (
+        "Mean ± standard deviation (n seeds); in brackets the paired 95 % interval; "
         f"* distinguishable from {reference} after Holm's correction; cost (search "
         f"{'and generated images ' * bank}included){',' if bank else ' and'} search"
-        f"{' and images' * bank} in trainings of {reference}. Indented: controls.{about_accuracy}",
-        caption_justify="left",
+        f"{' and images' * bank} in trainings of {reference}. Indented: controls.{about_accuracy}"
     )
-    out.add_column("method", overflow="fold")
     accuracy = "micro" if macro else "held-out" if results.study.dataset.closed_test else "test"
-    for name in (
-        f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
+    head = [
+        "method", f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
         f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
-    ):  # fmt: skip
-        out.add_column(name, justify="right", overflow="fold")
-    for line in lines(results):
-        indent = "  " if line.entry.control_of else ""
-        out.add_row(
-            indent + line.label, line.accuracy, *([line.macro] * macro), line.difference, line.cost,
-            line.search, *([line.bank] * bank), str(line.entry.trials), line.time,
-        )  # fmt: skip
+    ]  # fmt: skip
+    rows = [
+        [
+            "  " * bool(line.entry.control_of) + line.label, line.accuracy, *([line.macro] * macro),
+            line.difference, line.cost, line.search, *([line.bank] * bank), str(line.entry.trials),
+            line.time,
+        ]
+        for line in lines(results)
+    ]  # fmt: skip
+    return terminal_table(caption, head, rows)
+
+
+def terminal_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with numbers to the right of its first column; narrow terminals wrap it."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for i, name in enumerate(head):
+        out.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*row)
     return out
 
 
