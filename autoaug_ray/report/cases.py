@@ -13,12 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
-from autoaug_ray.report.compare import (
-    against_reference,
-    equal_mixes_of,
-    learned_mixes,
-    most_accurate,
-)
+from autoaug_ray.report import compare
 from autoaug_ray.report.results import EntryResult, StudyResults
 from autoaug_ray.report.sentences import number, terminal_table
 
@@ -69,7 +64,7 @@ def gather(cases: Sequence[StudyResults], control: str | None = None) -> Across:
     for case in cases:
         entries |= {label: r for label, r in case.by_label.items() if label not in entries}
     if control is None:
-        learned = [label for case in cases for label in learned_mixes(case)]
+        learned = [label for case in cases for label in compare.learned_mixes(case)]
         learned += [r.control_of for r in entries.values() if r.control_of]
         control = next(iter(learned), cases[0].study.reference)
     if control not in entries:
@@ -151,7 +146,7 @@ def verdicts(found: Across) -> list[str]:
 
 
 def _interesting(found: Across) -> list[str]:
-    learned = [label for case in found.cases for label in learned_mixes(case)]
+    learned = [label for case in found.cases for label in compare.learned_mixes(case)]
     wanted = {found.control, *learned} - {found.reference}
     return [label for label in found.labels if label in wanted]
 
@@ -165,9 +160,9 @@ def _wins(found: Across, label: str) -> str:
     for case in found.cases:
         if not _seeds(case, label):
             continue
-        if most_accurate(case.entries) is case.by_label[label]:
+        if compare.most_accurate(case.entries) is case.by_label[label]:
             best.append(case.name)
-        c, p = against_reference(case.entries)[label]
+        c, p = compare.against_reference(case.entries)[label]
         names[c.side(p) if c.n >= ENOUGH else "too few seeds to tell"].append(case.name)
     count = sum(map(len, names.values()))
     parts = [
@@ -187,8 +182,8 @@ def _without_search(found: Across) -> list[str]:
     """A learned mix against the same mix without a search: the sign of the difference by case."""
     signs: dict[tuple[str, str], list[float]] = {}
     for case in found.cases:
-        for label in learned_mixes(case):
-            for plain in equal_mixes_of(case, label):
+        for label in compare.learned_mixes(case):
+            for plain in compare.equal_mixes_of(case, label):
                 x, y = _seeds(case, label), _seeds(case, plain)
                 if common := x.keys() & y.keys():
                     d = fmean(x[s] - y[s] for s in common)
@@ -303,7 +298,7 @@ def lines(found: Across) -> list[Line]:
 
 def _column(case: StudyResults) -> dict[str, Cell]:
     """label -> cell, of the entries of a case that have finished."""
-    family, best = against_reference(case.entries), most_accurate(case.entries)
+    family, best = compare.against_reference(case.entries), compare.most_accurate(case.entries)
     stars = {label: "*" for label, (c, p) in family.items() if c.distinguishable(p)}
     return {
         r.label: Cell(

@@ -156,19 +156,20 @@ def accuracy_vs_cost(entries: Entries) -> bytes | None:
         )
         axes.set_ylabel("test accuracy (%)")
         _time_axis(axes, shown.points[0].entry, *shown.costs)
+        signs: dict[str, dict[str, Any]] = {
+            "mean over seeds": {"marker": "o"},
+            "a control": {"marker": "o", "mfc": "white"},
+            "one seed": {"marker": ".", "alpha": 0.55, "ms": 9},
+            "95 % interval": {"marker": "|", "ms": 11},
+            "Pareto front": {"ls": "-", "color": "#aaaaaa"},
+            "published": {"ls": ":", "marker": "o", "color": "#8f8f8f", "mfc": "white"},
+        }
+        drawn = {"95 % interval": any(p.half for p in shown.points), "published": bool(papers)}
         handles = [
-            Line2D([], [], ls="", marker="o", color=GREY, label="mean over seeds"),
-            Line2D([], [], ls="", marker="o", color=GREY, mfc="white", label="a control"),
-            Line2D([], [], ls="", marker=".", color=GREY, alpha=0.55, ms=9, label="one seed"),
-            Line2D([], [], color="#aaaaaa", label="Pareto front"),
+            Line2D([], [], label=name, **{"ls": "", "color": GREY} | look)
+            for name, look in signs.items()
+            if drawn.get(name, True)
         ]
-        if any(p.half for p in shown.points):
-            bar = Line2D([], [], ls="", marker="|", ms=11, color=GREY, label="95 % interval")
-            handles.insert(3, bar)
-        if papers:
-            handles.append(
-                Line2D([], [], ls=":", marker="o", color="#8f8f8f", mfc="white", label="published")
-            )
         figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
         bars = [((x, y - half), (x, y + half)) for _, (x, y), half, _ in shown.points]
         stairs = zip(shown.front, shown.front[1:], strict=False)

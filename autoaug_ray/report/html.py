@@ -16,7 +16,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
-from autoaug_ray.methods.base import Method
 from autoaug_ray.report import cases, compare, published, sentences
 from autoaug_ray.report.cases import Across
 from autoaug_ray.report.figures import MARKERS, cost_figure, styles
@@ -181,7 +180,10 @@ def policies(results: StudyResults) -> list[dict[str, Any]]:
         if entry.policies:
             last = {seed: results.finals[entry.label][seed][-1] for seed in entry.policies}
             of = method_class(entry.method)
-            methods = {seed: _method(of, row) for seed, row in last.items()}
+            methods = {
+                seed: of.model_validate_json(json.dumps(_hyperparameters(row)))
+                for seed, row in last.items()
+            }
             first = relative(next(iter(entry.policies.values())), results.root)
             found = {
                 "label": entry.label, "load": json.dumps(first),
@@ -191,11 +193,6 @@ def policies(results: StudyResults) -> list[dict[str, Any]]:
             if found["figures"] or found["sub_policies"]:
                 out.append(found)
     return out
-
-
-def _method(of: type[Method], row: Row) -> Method:
-    """The method that a row's run trained with."""
-    return of.model_validate_json(json.dumps(_hyperparameters(row)))
 
 
 def _hyperparameters(row: Row) -> dict[str, Any]:

@@ -90,15 +90,11 @@ def _line(
         ours_value=mean.mean if mean else None,
         published=in_per_cent(row.accuracy / 100, sd, row.seeds),
         published_value=row.accuracy,
-        apart="-" if g is None else in_points(g.difference, g.half_width) + _star(g),
+        apart="-" if g is None else in_points(g.difference, g.half_width) + "*" * g.outside(),
         apart_value=None if g is None else g.difference,
         published_cost="-" if row.cost is None else f"{SIGNS[row.cost_is]}{row.cost:g}",
         published_cost_value=row.cost,
     )
-
-
-def _star(g: Gap) -> str:
-    return "*" if g.outside() else ""
 
 
 def gives_cost(published: Published) -> bool:
@@ -241,7 +237,7 @@ def _cell(label: str, case: StudyResults) -> Cell:
     g = gap_to(row, values)
     return Cell(
         f"{in_per_cent(fmean(values)) if values else '-'} / {published}",
-        "-" if g is None else in_points(g.difference, None) + _star(g),
+        "-" if g is None else in_points(g.difference, None) + "*" * g.outside(),
         True,
     )
 
