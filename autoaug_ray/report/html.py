@@ -113,11 +113,13 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
             f"relative cost {line.cost}", f"{time_name} {line.time}",
             f"seeds {', '.join(map(str, entry.seeds))}",
         ]  # fmt: skip
+        beside = paper and f"<b>{name}</b>, published<br>{paper[1]:.2f} % at {paper[0]:.2f}"
         points.append(
             {
-                "meta": entry.label, "name": name, "at": at, "half": half, "paper": paper,
+                "meta": entry.label, "name": name, "at": at, "half": half,
                 "color": color, "symbol": SYMBOLS[marker] + "-open" * hollow,
                 "seeds": [100 * a for a in entry.test_accuracies], "text": ["<br>".join(texts)],
+                "paper": paper and [*paper, beside],
             }
         )  # fmt: skip
     return {
