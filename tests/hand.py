@@ -144,7 +144,8 @@ def entry(label: str, **known: Any) -> EntryResult:
         "macro_accuracies": (), "choices": {}, "policies": {},
     }  # fmt: skip
     hours = dict.fromkeys(meter.PHASES, 0.0) | known.pop("device_hours", {})
-    return EntryResult(**unknown | defaults | {"label": label, "device_hours": hours} | known)
+    about = {"label": label, "device_hours": hours, "total_device_hours": sum(hours.values())}
+    return EntryResult(**unknown | defaults | about | known)
 
 
 KINDS = ["identity", "local", "transfer"]

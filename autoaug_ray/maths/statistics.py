@@ -81,6 +81,12 @@ class Comparison:
         p = self.p_value if p_value is None else p_value
         return self.n >= ENOUGH and p is not None and p < 1 - LEVEL
 
+    def side(self, p_value: float | None = None) -> str:
+        """better | worse | not distinguishable"""
+        if not self.distinguishable(p_value) or self.difference is None:
+            return "not distinguishable"
+        return "better" if self.difference > 0 else "worse"
+
     def figures(self) -> str:
         """The difference in points (hundredths) with its interval and the number of seeds."""
         if self.difference is None:
@@ -106,9 +112,7 @@ class Comparison:
                 f"{self.name} is not distinguishable from {other} at {self.n} seeds{why} "
                 f"({self.figures()})."
             )
-        assert self.difference is not None
-        word = "better" if self.difference > 0 else "worse"
-        return f"{self.name} is {word} than {other} ({self.figures()})."
+        return f"{self.name} is {self.side(p_value)} than {other} ({self.figures()})."
 
 
 def compare(

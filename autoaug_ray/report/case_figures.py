@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.report import figures, mixes
 from autoaug_ray.report.cases import Across
@@ -38,7 +37,8 @@ def axis(cases: Sequence[StudyResults]) -> Axis | None:
 
     A panel holds at least two cases; cases without a partner are in none.
     """
-    flat = [_flat(_settings(case.study)) for case in cases]
+    fields = {"dataset", "model", "train", "val_fraction"}
+    flat = [_flat(case.study.model_dump(mode="json", include=fields)) for case in cases]
     varied = [key for key in AXES if len({f.get(key) for f in flat} - {None}) > 1]
     if len(varied) != 1:
         return None
@@ -62,10 +62,6 @@ def axis(cases: Sequence[StudyResults]) -> Axis | None:
         ticks={x: f"{x:g}" for x in xs},
         panels=dict(zip(names, whole, strict=True)),
     )
-
-
-def _settings(study: Study) -> dict[str, Any]:
-    return study.model_dump(mode="json", include={"dataset", "model", "train", "val_fraction"})
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -9,19 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
-from autoaug_ray.report.compare import (
-    against_reference,
-    equal_mixes_of,
-    learned_mixes,
-    most_accurate,
-)
+from autoaug_ray.report import compare
 from autoaug_ray.report.results import EntryResult, StudyResults
-from autoaug_ray.report.sentences import number
+from autoaug_ray.report.sentences import number, terminal_table
 
 INDEPENDENT = 5
 """Cases from which on a case is a block; with fewer, a block is a seed of a case."""
@@ -70,7 +64,7 @@ def gather(cases: Sequence[StudyResults], control: str | None = None) -> Across:
     for case in cases:
         entries |= {label: r for label, r in case.by_label.items() if label not in entries}
     if control is None:
-        learned = [label for case in cases for label in learned_mixes(case)]
+        learned = [label for case in cases for label in compare.learned_mixes(case)]
         learned += [r.control_of for r in entries.values() if r.control_of]
         control = next(iter(learned), cases[0].study.reference)
     if control not in entries:
@@ -131,12 +125,7 @@ def table(found: Across) -> Table:
     if len(found.cases) > len(found.entries):  # terminals are higher than wide
         grid = [list(column) for column in zip(*grid, strict=True)]
         grid[0] = ["case", *(name.strip() for name in grid[0][1:])]
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    for i, name in enumerate(grid[0]):
-        out.add_column(escape(name), justify="right" if i else "left", overflow="fold")
-    for row in grid[1:]:
-        out.add_row(*row)
-    return out
+    return terminal_table(caption, list(map(escape, grid[0])), grid[1:])
 
 
 def verdicts(found: Across) -> list[str]:
@@ -157,38 +146,27 @@ def verdicts(found: Across) -> list[str]:
 
 
 def _interesting(found: Across) -> list[str]:
-    learned = [label for case in found.cases for label in learned_mixes(case)]
+    learned = [label for case in found.cases for label in compare.learned_mixes(case)]
     wanted = {found.control, *learned} - {found.reference}
     return [label for label in found.labels if label in wanted]
 
 
 def _wins(found: Across, label: str) -> str:
     """In which cases an entry beats the reference, and where it is the best of all."""
-    names: dict[str, list[str]] = {"better": [], "worse": [], "open": [], "too few": []}
+    names: dict[str, list[str]] = {
+        "better": [], "worse": [], "not distinguishable": [], "too few seeds to tell": [],
+    }  # fmt: skip
     best = []
     for case in found.cases:
         if not _seeds(case, label):
             continue
-        if most_accurate(case.entries) is case.by_label[label]:
+        if compare.most_accurate(case.entries) is case.by_label[label]:
             best.append(case.name)
-        c, p = against_reference(case.entries)[label]
-        if c.n < ENOUGH:
-            names["too few"].append(case.name)
-        elif not c.distinguishable(p):
-            names["open"].append(case.name)
-        else:
-            assert c.difference is not None
-            names["better" if c.difference > 0 else "worse"].append(case.name)
+        c, p = compare.against_reference(case.entries)[label]
+        names[c.side(p) if c.n >= ENOUGH else "too few seeds to tell"].append(case.name)
     count = sum(map(len, names.values()))
     parts = [
-        f"{word} in {len(which)} ({', '.join(which)})"
-        for word, which in (
-            ("better", names["better"]),
-            ("worse", names["worse"]),
-            ("not distinguishable", names["open"]),
-            ("too few seeds to tell", names["too few"]),
-        )
-        if which
+        f"{word} in {len(which)} ({', '.join(which)})" for word, which in names.items() if which
     ]
     highest = f"{len(best)} ({', '.join(best)})" if best else "none"
     if not parts:
@@ -204,8 +182,8 @@ def _without_search(found: Across) -> list[str]:
     """A learned mix against the same mix without a search: the sign of the difference by case."""
     signs: dict[tuple[str, str], list[float]] = {}
     for case in found.cases:
-        for label in learned_mixes(case):
-            for plain in equal_mixes_of(case, label):
+        for label in compare.learned_mixes(case):
+            for plain in compare.equal_mixes_of(case, label):
                 x, y = _seeds(case, label), _seeds(case, plain)
                 if common := x.keys() & y.keys():
                     d = fmean(x[s] - y[s] for s in common)
@@ -216,12 +194,6 @@ def _without_search(found: Across) -> list[str]:
         f"{sum(d > 0 for d in differences)} of {len(differences)}."
         for (label, plain), differences in signs.items()
     ]
-
-
-def _of_blocks(found: Across) -> str:
-    if found.by_case:
-        return f"{found.blocks} blocks, which are cases (means over their seeds)"
-    return f"{found.blocks} blocks, which are (case, seed) pairs"
 
 
 def _friedman(found: Across) -> list[str]:
@@ -242,18 +214,16 @@ def _friedman(found: Across) -> list[str]:
     test += f", {k - 1} degrees of freedom, p = {_p(r.p_value)}"
     if r.rejected():
         out.append(f"{test}. The entries are not all the same.")
-        parts: dict[str, list[str]] = {"better than": [], "worse than": [], "open": []}
+        parts: dict[str, list[str]] = {
+            "better than": [], "worse than": [], "not distinguishable from": [],
+        }  # fmt: skip
         control = r.mean_ranks[r.control]
         for name, p in r.against_control.items():
-            key = "open" if p >= 1 - LEVEL else "better than"
-            if key != "open" and control > r.mean_ranks[name]:
-                key = "worse than"
-            parts[key].append(f"{name} (rank {r.mean_ranks[name]:.2f}, p = {_p(p)})")
-        words = [
-            f"{key} {', '.join(names)}" for key, names in parts.items() if names and key != "open"
-        ]
-        if parts["open"]:
-            words.append(f"not distinguishable from {', '.join(parts['open'])}")
+            side = "worse than" if control > r.mean_ranks[name] else "better than"
+            parts["not distinguishable from" if p >= 1 - LEVEL else side].append(
+                f"{name} (rank {r.mean_ranks[name]:.2f}, p = {_p(p)})"
+            )
+        words = [f"{side} {', '.join(names)}" for side, names in parts.items() if names]
         out.append(
             f"{r.control} (mean rank {control:.2f}) by rank, with Holm's correction for "
             f"{len(r.against_control)} comparisons: {'; '.join(words)}."
@@ -328,7 +298,7 @@ def lines(found: Across) -> list[Line]:
 
 def _column(case: StudyResults) -> dict[str, Cell]:
     """label -> cell, of the entries of a case that have finished."""
-    family, best = against_reference(case.entries), most_accurate(case.entries)
+    family, best = compare.against_reference(case.entries), compare.most_accurate(case.entries)
     stars = {label: "*" for label, (c, p) in family.items() if c.distinguishable(p)}
     return {
         r.label: Cell(

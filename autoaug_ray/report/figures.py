@@ -6,7 +6,8 @@ and is drawn hollow or dashed.
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -148,26 +149,27 @@ def accuracy_vs_cost(entries: Entries) -> bytes | None:
         axes.set_xlim(*shown.costs)
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, shown.accuracies[0]), min(high, shown.accuracies[1]))
-        _nice_ticks(axes.xaxis, *shown.costs, "x")
+        _cost_ticks(axes.xaxis, *shown.costs, "x")
         axes.set_xlabel(
             f"relative cost: (search + one final training) / one training of "
             f"{entries[0].reference} (log scale)"
         )
         axes.set_ylabel("test accuracy (%)")
         _time_axis(axes, shown.points[0].entry, *shown.costs)
+        signs: dict[str, dict[str, Any]] = {
+            "mean over seeds": {"marker": "o"},
+            "a control": {"marker": "o", "mfc": "white"},
+            "one seed": {"marker": ".", "alpha": 0.55, "ms": 9},
+            "95 % interval": {"marker": "|", "ms": 11},
+            "Pareto front": {"ls": "-", "color": "#aaaaaa"},
+            "published": {"ls": ":", "marker": "o", "color": "#8f8f8f", "mfc": "white"},
+        }
+        drawn = {"95 % interval": any(p.half for p in shown.points), "published": bool(papers)}
         handles = [
-            Line2D([], [], ls="", marker="o", color=GREY, label="mean over seeds"),
-            Line2D([], [], ls="", marker="o", color=GREY, mfc="white", label="a control"),
-            Line2D([], [], ls="", marker=".", color=GREY, alpha=0.55, ms=9, label="one seed"),
-            Line2D([], [], color="#aaaaaa", label="Pareto front"),
+            Line2D([], [], label=name, **{"ls": "", "color": GREY} | look)
+            for name, look in signs.items()
+            if drawn.get(name, True)
         ]
-        if any(p.half for p in shown.points):
-            bar = Line2D([], [], ls="", marker="|", ms=11, color=GREY, label="95 % interval")
-            handles.insert(3, bar)
-        if papers:
-            handles.append(
-                Line2D([], [], ls=":", marker="o", color="#8f8f8f", mfc="white", label="published")
-            )
         figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
         bars = [((x, y - half), (x, y + half)) for _, (x, y), half, _ in shown.points]
         stairs = zip(shown.front, shown.front[1:], strict=False)
@@ -185,15 +187,22 @@ def _time_axis(axes: Axes, entry: EntryResult, left: float, right: float) -> Non
     scale = hours * factor
     there_and_back = (lambda x: np.asarray(x) * scale, lambda t: np.asarray(t) / scale)
     above = axes.secondary_xaxis("top", functions=there_and_back)
-    _nice_ticks(above.xaxis, left * scale, right * scale, "")
+    _cost_ticks(above.xaxis, left * scale, right * scale)
     device = "CPU" if entry.device == "CPU" else "GPU"
     above.set_xlabel(f"{device}-{unit} of training: search + one final")
 
 
-def _nice_ticks(axis: Axis, left: float, right: float, suffix: str) -> None:
+def _cost_ticks(axis: Axis, left: float, right: float, suffix: str = "") -> None:
     steps = (1, 1.5, 2, 3, 5, 7) if right < 20 * left else (1, 3) if right < 1e3 * left else (1,)
-    nice = [m * 10.0**e for e in range(-6, 8) for m in steps]
-    axis.set_major_locator(FixedLocator([t for t in nice if left <= t <= right]))
+    round_ticks(axis, steps, left, right, suffix)
+
+
+def round_ticks(
+    axis: Axis, steps: Sequence[float], low: float, high: float, suffix: str = ""
+) -> None:
+    """Ticks at steps times powers of ten in [low, high], in plain numbers."""
+    ticks = [m * 10.0**e for e in range(-6, 8) for m in steps]
+    axis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}{suffix}"))
     axis.set_minor_locator(NullLocator())
 
@@ -232,27 +241,22 @@ def series(
     return Series(np.array(epochs), values.mean(0), values.min(0), values.max(0))
 
 
+DELIVERED = {
+    "displacement": ("Delivered displacement", "mean displacement (pixels)"),
+    "color_change": ("Delivered colour change", "mean colour change (0 to 1)"),
+}
+
+
 def strength(entries: Entries, finals: Finals, true_mean: float | None) -> bytes | None:
     """Delivered displacement and colour change, and the learned spread of every parameter."""
     style = styles(entries)
-    delivered = {
-        name: {
-            label: s
-            for label in style
-            if (s := series(finals.get(label, {}), lambda row, n=name: row[n])) is not None  # type: ignore[misc]
-        }
-        for name in ("displacement", "color_change")
-    }
-    # An entry that delivers nothing is left out.
-    delivered = {
-        k: {label: s for label, s in curves.items() if s.high.max() > 1e-6}
-        for k, curves in delivered.items()
-    }
-    delivered = {
-        k: curves
-        for k, curves in delivered.items()
-        if curves and (k == "displacement" or any(s.varies() for s in curves.values()))
-    }
+    delivered: dict[str, dict[str, Series]] = {}
+    for name in DELIVERED:
+        curves = _by_label(style, finals, itemgetter(name))
+        # An entry that delivers nothing is left out.
+        curves = {label: s for label, s in curves.items() if s.high.max() > 1e-6}
+        if curves and (name == "displacement" or any(s.varies() for s in curves.values())):
+            delivered[name] = curves
     spreads = {label: _spreads(finals[label]) for label in style if finals.get(label)}
     spreads = {
         label: s for label, s in spreads.items() if s and any(c.varies() for c in s.values())
@@ -261,38 +265,53 @@ def strength(entries: Entries, finals: Finals, true_mean: float | None) -> bytes
         return None
     with mpl.rc_context(RC):
         figure, all_axes = panels(9.2, 3.7, wide=len(delivered), narrow=len(spreads))
-        titles = {
-            "displacement": ("Delivered displacement", "mean displacement (pixels)"),
-            "color_change": ("Delivered colour change", "mean colour change (0 to 1)"),
-        }
+        colors = {label: one.color for label, one in style.items()}
         for axes, (name, curves) in zip(all_axes, delivered.items(), strict=False):
-            axes.set_title(titles[name][0])
-            axes.set_ylabel(titles[name][1])
+            title, y_name = DELIVERED[name]
+            axes.set_title(title)
             ends = {label: _curve(axes, s, style[label]) for label, s in curves.items()}
             if name == "displacement" and true_mean is not None:
                 axes.axhline(true_mean, color="black", ls=(0, (8, 4)), lw=1.4)
                 ends["the test images"] = true_mean
-            axes.set_ylim(bottom=0)
-            label_placement.at_ends(axes, ends, {k: v.color for k, v in style.items()})
+            _from_zero(axes, y_name, ends, colors)
         for axes, (label, parameters) in zip(
             all_axes[len(delivered) :], spreads.items(), strict=True
         ):
             axes.set_title(f"Learned spread: {label}", fontsize=10.5)
-            axes.set_ylabel("std of the parameter")
             colors = dict(zip(parameters, PALETTE, strict=False))
             plain = len(parameters) > 3  # too many for bands
             ends = {
                 k: _curve(axes, s, Style(colors[k], "", False), band=not plain)
                 for k, s in parameters.items()
             }
-            axes.set_ylim(bottom=0)
-            label_placement.at_ends(axes, ends, colors)
+            _from_zero(axes, "std of the parameter", ends, colors)
         return png(figure)
+
+
+def _by_label(
+    labels: Iterable[str], finals: Finals, read: Callable[[Row], float | None]
+) -> dict[str, Series]:
+    """The series of a figure of each entry that has it."""
+    found = {label: series(finals.get(label, {}), read) for label in labels}
+    return {label: s for label, s in found.items() if s is not None}
+
+
+def _logged(name: str) -> Callable[[Row], float | None]:
+    return lambda row: row["log"].get(name)
+
+
+def _from_zero(
+    axes: Axes, y_name: str, ends: Mapping[str, float], colors: Mapping[str, str]
+) -> None:
+    """Let y begin at zero, and name the curves at their ends."""
+    axes.set_ylabel(y_name)
+    axes.set_ylim(bottom=0)
+    label_placement.at_ends(axes, ends, colors)
 
 
 def _spreads(by_seed: Mapping[int, Sequence[Row]]) -> dict[str, Series]:
     names = [k for k in next(iter(by_seed.values()))[-1]["log"] if k.startswith("std/")]
-    found = {n: series(by_seed, lambda row, n=n: row["log"].get(n)) for n in names}  # type: ignore[misc]
+    found = {n: series(by_seed, _logged(n)) for n in names}
     return {n.removeprefix("std/"): s for n, s in found.items() if s is not None}
 
 
@@ -311,20 +330,18 @@ def hypergradient(entries: Entries, finals: Finals) -> bytes | None:
     }  # fmt: skip
     found: dict[str, dict[str, Series]] = {}
     for name, (_, _, limit) in wanted.items():
-        for label in style:
-            s = series(finals.get(label, {}), lambda row, n=name: row["log"].get(n))  # type: ignore[misc]
-            if s is not None and s.high.max() < limit:
-                found.setdefault(name, {})[label] = s
+        curves = _by_label(style, finals, _logged(name))
+        found[name] = {label: s for label, s in curves.items() if s.high.max() < limit}
+    found = {name: curves for name, curves in found.items() if curves}
     if not found:
         return None
     with mpl.rc_context(RC):
         figure, all_axes = panels(9.2, 3.2, wide=0, narrow=len(found))
         for axes, (name, curves) in zip(all_axes, found.items(), strict=True):
-            axes.set_title(wanted[name][0])
-            axes.set_ylabel(wanted[name][1])
+            title, y_name, _ = wanted[name]
+            axes.set_title(title)
             ends = {label: _curve(axes, s, style[label]) for label, s in curves.items()}
-            axes.set_ylim(bottom=0)
-            label_placement.at_ends(axes, ends, {k: v.color for k, v in style.items()})
+            _from_zero(axes, y_name, ends, {k: v.color for k, v in style.items()})
         return png(figure)
 
 

@@ -16,37 +16,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
-from autoaug_ray.methods.base import Method
-from autoaug_ray.report import published
+from autoaug_ray.report import cases, compare, published, sentences
 from autoaug_ray.report.cases import Across
-from autoaug_ray.report.cases import lines as lines_of_cases
-from autoaug_ray.report.cases import verdicts as verdicts_of_cases
-from autoaug_ray.report.compare import (
-    TOLERANCE,
-    device_unit,
-    learned_mixes,
-    learns,
-    macro_differs,
-    needs_bank,
-    order,
-    uneven,
-)
 from autoaug_ray.report.figures import MARKERS, cost_figure, styles
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.runs import Row
-from autoaug_ray.report.sentences import brief, headline, lines, missing, phases_of, verdicts
 from autoaug_ray.store.places import Place, relative
 
 SYMBOLS = dict(
     zip(
         MARKERS,
-        (
-            "circle", "square", "diamond", "triangle-down", "triangle-up", "cross", "x",
-            "pentagon", "hexagon", "triangle-left", "triangle-right", "diamond-tall",
-        ),
+        "circle square diamond triangle-down triangle-up cross x pentagon hexagon triangle-left "
+        "triangle-right diamond-tall".split(),
         strict=True,
     )
-)  # fmt: skip
+)
 """Matplotlib's markers by plotly's names."""
 
 
@@ -56,53 +40,34 @@ def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals |= {
+        "cases_words": cases, "compare": compare, "enough": ENOUGH, "published": published,
+        "sentences": sentences,
+    }  # fmt: skip
     encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items() if png}
     return environment.get_template(template).render(pictures=encoded, **values)
 
 
 def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: bool) -> str:
     """The page of one study; `shifted` tells that the images in use are moved."""
-    study, entries = results.study, results.entries
-    classes_differ = uneven(results)
-    paper = study.published
-    _, time_name = device_unit(entries)
+    study = results.study
+    settings = study.model_dump(mode="json", exclude_defaults=True)
     return render(
         "report.html.j2",
         pictures,
+        results=results,
         study=study,
-        uneven=classes_differ,
-        macro=classes_differ and macro_differs(entries),
-        mixes=learned_mixes(results),
-        bank=needs_bank(entries),
-        ranked=order(results.last_rows),
         reference=study.reference,
-        headline=headline(results),
-        verdicts=verdicts(results),
-        missing=missing(results),
-        lines=lines(results),
-        styles=styles(entries),
-        published=paper
-        and {
-            "lines": published.lines(results, paper),
-            "ours": published.OURS[paper.measure],
-            "cost": published.gives_cost(paper),
-            "verdicts": published.verdicts(entries, paper),
-        },
-        time_name=time_name,
+        uneven=compare.uneven(results),
+        ranked=compare.order(results.last_rows),
+        lines=sentences.lines(results),
+        styles=styles(results.entries),
         plot=accuracy_vs_cost(results),
         library=library(),
         policies=policies(results),
-        phases=phases_of(entries),
         shifted=shifted,
         searches=_searches(results),
-        failures=results.failures,
-        settings=yaml.safe_dump(
-            study.model_dump(mode="json", exclude_defaults=True),
-            sort_keys=False,
-            allow_unicode=True,
-        ),
-        enough=ENOUGH,
-        tolerance=round(100 * (TOLERANCE - 1)),
+        settings=yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
     )
 
 
@@ -110,18 +75,10 @@ def _searches(results: StudyResults) -> dict[str, list[dict[str, Any]]]:
     """label -> its search trials. A training that learns a mix is no trial: nothing is chosen."""
     out = {}
     for label, trials in results.searches.items():
-        ranges = results.study.entry(label).ranges
-        last = [rows[-1] for rows in trials if not learns(rows[-1])]
-        if last:
-            out[label] = [
-                {
-                    "choices": {name: brief(_hyperparameters(row)[name]) for name in ranges},
-                    "accuracy": row["val_accuracy"],
-                    "epoch": row["epoch"],
-                    "finished": row["finished"],
-                }
-                for row in last
-            ]
+        names = results.study.entry(label).ranges
+        if last := [rows[-1] for rows in trials if not compare.learns(rows[-1])]:
+            chosen = [{n: sentences.brief(_hyperparameters(row)[n]) for n in names} for row in last]
+            out[label] = [row | {"choices": one} for row, one in zip(last, chosen, strict=True)]
     return out
 
 
@@ -134,75 +91,41 @@ def library() -> str:
 
 
 def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
-    """The figure of accuracy against cost as plotly's data and layout.
+    """The figure of accuracy against cost, as `script.html.j2` draws it with plotly.
 
-    `meta` is the entry of a trace, by which the page hides it; the front has none.
+    `meta` is the entry of a point, by which the page hides it. Names and texts are escaped, because
+    plotly reads some HTML in them.
     """
     shown = cost_figure(results.entries)
     if shown is None:
         return None
-    style, line_of = styles(results.entries), {line.label: line for line in lines(results)}
+    style = styles(results.entries)
+    line_of = {line.label: line for line in sentences.lines(results)}
     reference = escape(results.study.reference)
-    _, time_name = device_unit(results.entries)
-    traces: list[dict[str, Any]] = [
-        {
-            "x": [x for x, _ in shown.front], "y": [y for _, y in shown.front],
-            "name": "Pareto front", "mode": "lines", "line": {"color": "#aaaaaa", "width": 1.5},
-            "hoverinfo": "skip",
-        }
-    ]  # fmt: skip
-    for entry, (x, y), half, paper in shown.points:
+    _, time_name = compare.device_unit(results.entries)
+    points = []
+    for entry, at, half, paper in shown.points:
         color, marker, hollow = style[entry.label]
-        line = line_of[entry.label]
-        name = escape(entry.label)  # plotly reads some HTML in texts
+        line, name = line_of[entry.label], escape(entry.label)
         texts = [
             f"<b>{name}</b>", f"accuracy {line.accuracy} %",
             f"points above {reference}: {line.difference}",
             f"relative cost {line.cost}", f"{time_name} {line.time}",
             f"seeds {', '.join(map(str, entry.seeds))}",
         ]  # fmt: skip
-        seeds = [100 * a for a in entry.test_accuracies]
-        traces += [
+        beside = paper and f"<b>{name}</b>, published<br>{paper[1]:.2f} % at {paper[0]:.2f}"
+        points.append(
             {
-                "x": [x] * len(seeds), "y": seeds, "mode": "markers", "meta": entry.label,
-                "marker": {"color": color, "size": 5, "opacity": 0.55}, "showlegend": False,
-                "hoverinfo": "skip",
-            },
-            {
-                "x": [x], "y": [y], "name": name, "mode": "markers", "meta": entry.label,
-                "marker": {
-                    "color": color, "size": 11, "symbol": SYMBOLS[marker] + "-open" * hollow,
-                    "line": {"width": 2, "color": color},
-                },
-                "error_y": {
-                    "array": [half], "visible": len(seeds) >= ENOUGH, "thickness": 1.3,
-                },
-                "text": ["<br>".join(texts)], "hoverinfo": "text",
-            },
-        ]  # fmt: skip
-        if paper:
-            at = f"<b>{name}</b>, published<br>{paper[1]:.2f} % at {paper[0]:.2f}"
-            traces.append(
-                {
-                    "x": [x, paper[0]], "y": [y, paper[1]], "mode": "lines+markers",
-                    "line": {"dash": "dot", "color": "#8f8f8f", "width": 1},
-                    "marker": {"symbol": "circle-open", "size": [0, 9], "color": "#8f8f8f"},
-                    "meta": entry.label, "showlegend": False, "text": ["", at],
-                    "hoverinfo": "text",
-                }
-            )  # fmt: skip
-    grid = {"gridcolor": "#e6e6e6", "zeroline": False}
-    layout = {
-        "xaxis": {
-            "type": "log", "dtick": "D1" if shown.costs[1] > 20 else "D2", "ticksuffix": "x",
-            "title": {"text": f"relative cost (log scale; {reference} = 1)"}, **grid,
-        },
-        "yaxis": {"title": {"text": "test accuracy (%)"}, "range": shown.accuracies, **grid},
-        "legend": {"orientation": "h", "y": -0.2}, "margin": {"l": 55, "r": 10, "t": 10, "b": 40},
-        "height": 560, "plot_bgcolor": "white", "hoverlabel": {"align": "left"},
-        "font": {"family": "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif", "size": 13},
+                "meta": entry.label, "name": name, "at": at, "half": half,
+                "color": color, "symbol": SYMBOLS[marker] + "-open" * hollow,
+                "seeds": [100 * a for a in entry.test_accuracies], "text": ["<br>".join(texts)],
+                "paper": paper and [*paper, beside],
+            }
+        )  # fmt: skip
+    return {
+        "data": points, "front": shown.front, "costs": shown.costs,
+        "accuracies": shown.accuracies, "reference": reference,
     }  # fmt: skip
-    return {"data": traces, "layout": layout}
 
 
 # Several cases
@@ -210,33 +133,21 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
 
 def cases_page(found: Across, pictures: Mapping[str, bytes | None], root: Place) -> str:
     """The page over the cases, which links to the cases' own pages from `root`."""
-    beside = any(case.study.published is not None for case in found.cases)
     return render(
         "cases.html.j2",
         pictures,
-        name=found.cases[0].study.name,
+        found=found,
         reference=found.reference,
-        control=found.control,
         cases=[_about(case, root) for case in found.cases],
-        lines=lines_of_cases(found),
+        lines=cases.lines(found),
         styles=styles(found.entries),
-        verdicts=verdicts_of_cases(found),
-        published=beside
-        and {
-            "grid": published.grid(found.cases),
-            "verdicts": published.verdicts_over_cases(found.cases),
-        },
-        ranking=found.ranking,
-        blocks=found.words_for_blocks(),
-        by_case=found.by_case,
-        enough=ENOUGH,
     )
 
 
 def _about(case: StudyResults, root: Place) -> dict[str, Any]:
     """What the page tells of a case in one line."""
     last = case.last_rows
-    ranked = order(last)
+    ranked = compare.order(last)
     images = "-"
     if ranked is not None:
         images = f"{ranked.counts[0]:.4g}"
@@ -253,7 +164,7 @@ def _about(case: StudyResults, root: Place) -> dict[str, Any]:
         "asked": f"{asked[0]:g}" if asked else "-",
         "reached": f"{fmean(reached):.2g}" if reached else "-",
         "seeds": len(case.study.seeds),
-        "headline": headline(case),
+        "headline": sentences.headline(case),
     }
 
 
@@ -271,7 +182,10 @@ def policies(results: StudyResults) -> list[dict[str, Any]]:
         if entry.policies:
             last = {seed: results.finals[entry.label][seed][-1] for seed in entry.policies}
             of = method_class(entry.method)
-            methods = {seed: _method(of, row) for seed, row in last.items()}
+            methods = {
+                seed: of.model_validate_json(json.dumps(_hyperparameters(row)))
+                for seed, row in last.items()
+            }
             first = relative(next(iter(entry.policies.values())), results.root)
             found = {
                 "label": entry.label, "load": json.dumps(first),
@@ -281,11 +195,6 @@ def policies(results: StudyResults) -> list[dict[str, Any]]:
             if found["figures"] or found["sub_policies"]:
                 out.append(found)
     return out
-
-
-def _method(of: type[Method], row: Row) -> Method:
-    """The method that a row's run trained with."""
-    return of.model_validate_json(json.dumps(_hyperparameters(row)))
 
 
 def _hyperparameters(row: Row) -> dict[str, Any]:

@@ -61,9 +61,8 @@ def beside_points(
 
 def overlap(a: Bbox, b: Bbox) -> float:
     """Area that two boxes share."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return float(width * height) if width > 0 and height > 0 else 0.0
+    both = Bbox.intersection(a, b)
+    return 0.0 if both is None else float(both.width * both.height)
 
 
 def at_ends(
@@ -90,14 +89,10 @@ def apart(
 ) -> list[float]:
     """Positions at least `gap` apart in [low, high], as close to the rising `wanted` as can be.
 
-    Least squares: isotonic regression of what is wanted less the gaps, by pooling violators.
+    Least squares: isotonic regression of what is wanted less the gaps.
     """
-    blocks: list[tuple[float, int]] = []  # (sum of wanted - i gap, count)
-    for i, w in enumerate(wanted):
-        blocks.append((w - i * gap, 1))
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            (s, m), (t, n) = blocks[-2:]
-            blocks[-2:] = [(s + t, m + n)]
+    from scipy.optimize import isotonic_regression
+
+    gaps = gap * np.arange(len(wanted))
     top = max(low, high - (len(wanted) - 1) * gap)
-    flat = [min(max(total / n, low), top) for total, n in blocks for _ in range(n)]
-    return [f + i * gap for i, f in enumerate(flat)]
+    return list(isotonic_regression(wanted - gaps).x.clip(low, top) + gaps)

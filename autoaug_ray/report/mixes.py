@@ -16,23 +16,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from autoaug_ray.maths.statistics import Ranking
-from autoaug_ray.report import label_placement
-from autoaug_ray.report.compare import (
-    Entries,
-    Order,
-    by_frequency,
-    class_accuracies,
-    hours,
-    learned,
-    learned_table,
-    order,
-    tables,
-    time_unit,
-)
-from autoaug_ray.report.figures import GREY, RC, Style, panels, styles
+from autoaug_ray.report import compare, label_placement
+from autoaug_ray.report.compare import Entries, Order
+from autoaug_ray.report.figures import GREY, RC, Style, panels, round_ticks, styles
 from autoaug_ray.report.runs import Finals, Row, Searches
 from autoaug_ray.report.sentences import PHASES
 
@@ -50,11 +39,13 @@ def frequency(
     entries: Entries, finals: Finals, chosen: Sequence[str], names: Sequence[str] = ()
 ) -> Figure | None:
     """Training images per class, and below them the test accuracy per class of some entries."""
-    ranked = order((rows[-1] for by_seed in finals.values() for rows in by_seed.values()), names)
+    ranked = compare.order(
+        (rows[-1] for by_seed in finals.values() for rows in by_seed.values()), names
+    )
     found = {
         label: np.stack(list(by_seed.values()))  # (seeds, classes)
         for label in chosen
-        if (by_seed := class_accuracies(finals, label))
+        if (by_seed := compare.class_accuracies(finals, label))
     }
     if ranked is None or ranked.even() or not found:
         return None
@@ -71,25 +62,17 @@ def frequency(
         _count_ticks(above.yaxis, ranked.counts)
         for j, (label, values) in enumerate(found.items()):
             values = 100 * values
-            color, marker, hollow = style[label]
-            face = "white" if hollow else color
+            aside = j - (len(found) - 1) / 2
             if count <= FEW:  # side by side within the class
-                x = ranks + (j - (len(found) - 1) / 2) * 0.8 / len(found)
-                mean = values.mean(0)
-                below.vlines(x, values.min(0), values.max(0), color=color, lw=1.3, alpha=0.6)
-                below.plot(x, mean, marker, color=color, mfc=face, ms=6, mew=1.5, label=label)
+                x = ranks + aside * 0.8 / len(found)
             else:
-                below.plot(ranks, values.mean(0), ".", color=color, alpha=0.3, ms=4)
+                below.plot(ranks, values.mean(0), ".", color=style[label].color, alpha=0.3, ms=4)
                 parts = np.array_split(ranks - 1, GROUPS)
-                means = np.array([values[:, part].mean(1) for part in parts])  # (groups, seeds)
-                x = np.array([part.mean() + 1 for part in parts])
-                x = x + (j - (len(found) - 1) / 2) * count / GROUPS * 0.1
-                below.vlines(x, means.min(1), means.max(1), color=color, lw=1.3, alpha=0.6)
-                dashes = "--" if hollow else "-"
-                below.plot(
-                    x, means.mean(1), dashes, marker=marker, color=color, mfc=face, ms=6, mew=1.5,
-                    label=label,
-                )  # fmt: skip
+                values = np.stack([values[:, part].mean(1) for part in parts], axis=1)
+                x = np.array([part.mean() + 1 for part in parts]) + aside * count / GROUPS * 0.1
+            mean, low, high = values.mean(0), values.min(0), values.max(0)
+            alone: dict[str, Any] = {"ls": ""} if count <= FEW else {}
+            _ranges(below, x, mean, low, high, style[label], lw=1.3, label=label, **alone)
         below.set_title("Test accuracy per class")
         below.set_ylabel("accuracy (%)")
         _rank_axis(below, ranked)
@@ -102,6 +85,17 @@ def frequency(
         return figure
 
 
+def _ranges(
+    axes: Axes, x: Any, y: Any, low: Any, high: Any, style: Style, *, lw: float, **look: Any
+) -> None:
+    """An entry's marks, each with a line from low to high; hollow and dashed for a control."""
+    color, marker, hollow = style
+    axes.vlines(x, low, high, color=color, lw=lw, alpha=0.6)
+    face = "white" if hollow else color
+    look = {"ls": "--" if hollow else "-", "ms": 6, "mew": 1.5} | look
+    axes.plot(x, y, marker=marker, color=color, mfc=face, **look)
+
+
 def mixture(
     entries: Entries,
     finals: Finals,
@@ -109,7 +103,7 @@ def mixture(
     names: Sequence[str] = (),
 ) -> Figure | None:
     """alpha by class as stacked bars, one panel per entry: mean over seeds, and every seed."""
-    mixed = tables(finals)
+    mixed = compare.tables(finals)
     wanted = set(chosen)
     shown = [r.label for r in entries if r.label in wanted & set(mixed)]
     if not shown:
@@ -119,7 +113,7 @@ def mixture(
         kinds: list[str] = []
         for axes, label in zip(all_axes, shown, strict=True):
             rows = list(mixed[label].values())
-            ranked = order(rows, names)
+            ranked = compare.order(rows, names)
             kinds += [k for k in rows[0]["kinds"] if k not in kinds]
             _bars(axes, rows, ranked, names)
             n = len(rows)
@@ -137,7 +131,7 @@ def mixture(
 def _bars(axes: Axes, rows: Sequence[Row], ranked: Order | None, names: Sequence[str]) -> None:
     """One entry's bars; `rows` are the last ones of its seeds."""
     kinds = rows[0]["kinds"]
-    alpha = learned_table(rows, ranked)  # (seeds, classes, kinds)
+    alpha = compare.learned_table(rows, ranked)  # (seeds, classes, kinds)
     mean = alpha.mean(0)
     count = len(mean)
     ranks = np.arange(1, count + 1)
@@ -168,7 +162,7 @@ def trajectories(searches: Searches, chosen: Sequence[str]) -> Figure | None:
 
     Means over the seeds of the class of the same rank; colour is the number of training images.
     """
-    found = {label: rows for label, rows in learned(searches).items() if label in chosen}
+    found = {label: rows for label, rows in compare.learned(searches).items() if label in chosen}
     if not found:
         return None
     columns = max(len(by_seed[0][-1]["kinds"]) for by_seed in found.values())
@@ -178,18 +172,15 @@ def trajectories(searches: Searches, chosen: Sequence[str]) -> Figure | None:
         everywhere: list[np.ndarray] = []
         drawn: list[tuple[Line2D, float]] = []
         for line, (label, by_seed) in zip(grid, found.items(), strict=True):
-            ranked = order(rows[-1] for rows in by_seed)
-            common = set.intersection(
-                *({row["epoch"] for row in rows if row.get("alpha")} for rows in by_seed)
+            ranked = compare.order(rows[-1] for rows in by_seed)
+            epochs = sorted(
+                set.intersection(
+                    *({row["epoch"] for row in rows if row.get("alpha")} for rows in by_seed)
+                )
             )
-            epochs = sorted(common)
             alpha = np.stack(
                 [
-                    [
-                        by_frequency(row, row["alpha"]) if ranked else np.array(row["alpha"])
-                        for row in sorted(rows, key=lambda row: row["epoch"])
-                        if row["epoch"] in common
-                    ]
+                    compare.learned_table([row for row in rows if row["epoch"] in epochs], ranked)
                     for rows in by_seed
                 ]
             )  # (seeds, epochs, classes, kinds)
@@ -228,12 +219,10 @@ def trajectories(searches: Searches, chosen: Sequence[str]) -> Figure | None:
 
 def device_hours(entries: Entries) -> Figure | None:
     """Where the device time of each entry went: one stacked bar per entry, the first on top."""
-    by_phase = hours(entries)
+    by_phase = compare.hours(entries)
     if not by_phase:
         return None
-    sums = np.sum(list(by_phase.values()), axis=0)
-    factor, unit = time_unit(float(sums.max()))
-    device = "CPU" if all(r.device in ("CPU", "") for r in entries) else "GPU"
+    factor, unit = compare.device_unit(entries)
     y = np.arange(len(entries))
     with mpl.rc_context(RC):
         figure, (axes,) = panels(9.2, 1.5 + 0.32 * len(entries))
@@ -250,7 +239,7 @@ def device_hours(entries: Entries) -> Figure | None:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, 1.08 * float(left.max()))
-        axes.set_xlabel(f"{device}-{unit}, all seeds and attempts")
+        axes.set_xlabel(f"{unit}, all seeds and attempts")
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(PHASES))
         )
@@ -283,10 +272,7 @@ def _count_ticks(axis: Any, counts: np.ndarray) -> None:
     if axis.get_scale() == "log" or axis.axes.get_label() == "<colorbar>":
         low, high = max(0.5, float(counts.min())), float(counts.max())
         steps = (1, 2, 5) if high < 200 * low else (1,)
-        nice = [m * 10.0**e for e in range(8) for m in steps]
-        axis.set_major_locator(FixedLocator([t for t in nice if 0.9 * low <= t <= 1.1 * high]))
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.set_minor_locator(NullLocator())
+        round_ticks(axis, steps, max(1, 0.9 * low), 1.1 * high)
 
 
 # Over several cases
@@ -354,7 +340,7 @@ def over_cases(
             figure = Figure((9.2, 3.6), dpi=110, layout="constrained")
             all_axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
         else:
-            wide = 1 if len(curves) == 1 else 0
+            wide = int(len(curves) == 1)
             figure, all_axes = panels(9.2, height, wide=wide, narrow=len(curves) - wide)
         xs = sorted(ticks)
         step = _step(xs, log)
@@ -365,26 +351,16 @@ def over_cases(
             if not share:
                 axes.axhline(0, color=GREY, lw=1.2)
             for j, (label, points) in enumerate(by_label.items()):
-                color, marker, hollow = style[label]
-                move = step((j - (len(by_label) - 1) / 2) * 0.3 / max(1, len(by_label)))
-                x = [move(p.x) for p in points]
-                axes.vlines(
-                    x, [p.low for p in points], [p.high for p in points], color=color, lw=1.2,
-                    alpha=0.6,
-                )  # fmt: skip
-                axes.plot(
-                    x, [p.y for p in points], "--" if hollow else "-", marker=marker, color=color,
-                    mfc="white" if hollow else color, ms=6, mew=1.5, label=label,
-                )  # fmt: skip
+                move = step((j - (len(by_label) - 1) / 2) * 0.3 / len(by_label))
+                x, y, low, high = zip(*points, strict=True)
+                _ranges(axes, [move(t) for t in x], y, low, high, style[label], lw=1.2, label=label)
             axes.set_title(title, fontsize=10.5)
             axes.set_xlabel(textwrap.fill(x_name, 30) if share else x_name)
             if axes is all_axes[0] or not share:
                 axes.set_ylabel(y_name)
-            long = max(map(len, ticks.values())) * len(xs) > 40
-            axes.xaxis.set_major_locator(FixedLocator(xs))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xticks(xs, [ticks[x] for x in xs])
-            if long:
+            if max(map(len, ticks.values())) * len(xs) > 40:
                 axes.tick_params(axis="x", rotation=20)
             axes.set_xlim(step(-0.4)(xs[0]), step(0.4)(xs[-1]))
             if share:

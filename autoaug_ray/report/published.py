@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from autoaug_ray.maths.statistics import ENOUGH, Gap, in_per_cent, in_points, me
 from autoaug_ray.published_settings import Published, PublishedRow
 from autoaug_ray.report.compare import Entries
 from autoaug_ray.report.results import EntryResult, StudyResults, gap_to
-from autoaug_ray.report.sentences import Line
+from autoaug_ray.report.sentences import Line, terminal_table
 from autoaug_ray.report.sentences import lines as lines_of_results
 
 Cases = Sequence[StudyResults]
@@ -91,15 +90,11 @@ def _line(
         ours_value=mean.mean if mean else None,
         published=in_per_cent(row.accuracy / 100, sd, row.seeds),
         published_value=row.accuracy,
-        apart="-" if g is None else in_points(g.difference, g.half_width) + _star(g),
+        apart="-" if g is None else in_points(g.difference, g.half_width) + "*" * g.outside(),
         apart_value=None if g is None else g.difference,
         published_cost="-" if row.cost is None else f"{SIGNS[row.cost_is]}{row.cost:g}",
         published_cost_value=row.cost,
     )
-
-
-def _star(g: Gap) -> str:
-    return "*" if g.outside() else ""
 
 
 def gives_cost(published: Published) -> bool:
@@ -116,17 +111,15 @@ def table(results: StudyResults, published: Published) -> Table:
     )
     if cost:
         caption += f" Cost in trainings of {results.study.reference}, ours and the paper's."
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    out.add_column("method", overflow="fold")
-    names = [OURS[published.measure], "published %", "ours - published"]
-    for name in names + ["cost", "published cost"] * cost:
-        out.add_column(name, justify="right", overflow="fold")
-    for r in lines(results, published):
-        costs = [r.cost, r.published_cost] * cost
-        out.add_row(
-            escape(r.label), r.ours, r.published, r.apart, *costs,
-            style="dim" if r.line is None else None,
-        )  # fmt: skip
+    head = ["method", OURS[published.measure], "published %", "ours - published"]
+    shown = lines(results, published)
+    rows = [
+        [escape(r.label), r.ours, r.published, r.apart, *([r.cost, r.published_cost] * cost)]
+        for r in shown
+    ]
+    out = terminal_table(caption, head + ["cost", "published cost"] * cost, rows)
+    for row, r in zip(out.rows, shown, strict=True):
+        row.style = "dim" if r.line is None else None
     return out
 
 
@@ -244,7 +237,7 @@ def _cell(label: str, case: StudyResults) -> Cell:
     g = gap_to(row, values)
     return Cell(
         f"{in_per_cent(fmean(values)) if values else '-'} / {published}",
-        "-" if g is None else in_points(g.difference, None) + _star(g),
+        "-" if g is None else in_points(g.difference, None) + "*" * g.outside(),
         True,
     )
 
@@ -255,17 +248,14 @@ def table_over_cases(cases: Cases) -> Table:
         "Accuracy in %, as the paper measures it, ours / published; below it ours - published in "
         "points; * the 95 % interval of the difference leaves zero out."
     )
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    rows = grid(cases)
-    out.add_column(overflow="fold")
-    for name in next(iter(rows.values())):
-        out.add_column(escape(name), justify="right", overflow="fold")
-    for name, cells in rows.items():
-        texts = [
-            f"{c.figures}\n{c.apart}" if c.ran else f"[dim]{c.figures}[/]" for c in cells.values()
-        ]
-        out.add_row(escape(name), *texts)
-    return out
+    by_row = grid(cases)
+    head = ["", *(escape(name) for name in next(iter(by_row.values())))]
+    rows = [
+        [escape(name)]
+        + [f"{c.figures}\n{c.apart}" if c.ran else f"[dim]{c.figures}[/]" for c in cells.values()]
+        for name, cells in by_row.items()
+    ]
+    return terminal_table(caption, head, rows)
 
 
 def verdicts_over_cases(cases: Cases) -> list[str]:

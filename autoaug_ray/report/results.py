@@ -139,16 +139,10 @@ class EntryResult:
 
     def row(self) -> dict[str, Any]:
         """The entry's row of summary.parquet, as plain values."""
-        out: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "device_hours":
-                out |= {f"device_hours_{phase}": value[phase] for phase in meter.PHASES}
-            elif field.name == "choices":
-                out["choices"] = json.dumps(value)
-            elif field.name != "policies":
-                out[field.name] = list(value) if isinstance(value, tuple) else value
-        return out
+        values = vars(self) | {"choices": json.dumps(self.choices)}
+        values |= {f"device_hours_{phase}": self.device_hours[phase] for phase in meter.PHASES}
+        known = {name: values[name] for name in SUMMARY.names}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}
 
 
 _TYPES: dict[Any, pa.DataType] = {

@@ -1,7 +1,7 @@
 """The results of a study in words: the headline, honest sentences, and the table's figures."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,30 +9,10 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from autoaug_ray.maths.statistics import ENOUGH, compare, in_per_cent, in_points
-from autoaug_ray.report.compare import (
-    Entries,
-    Order,
-    against_reference,
-    class_accuracies,
-    clock_noise,
-    device_unit,
-    equal_mixes_of,
-    hours,
-    learned_mixes,
-    learned_table,
-    macro_differs,
-    mean_accuracy,
-    needs_bank,
-    order,
-    paired,
-    pareto,
-    recommend,
-    tables,
-    thirds,
-    told_apart_by_class,
-    uneven,
-)
+from autoaug_ray.maths import statistics
+from autoaug_ray.maths.statistics import ENOUGH, in_per_cent, in_points
+from autoaug_ray.report import compare
+from autoaug_ray.report.compare import Entries, Order
 from autoaug_ray.report.results import EntryResult, StudyResults
 
 NOISY_CLOCK = 1.25
@@ -53,7 +33,7 @@ PHASES = {
 
 def headline(results: StudyResults) -> str:
     """What to use: the cheapest entry that cannot be told from the most accurate one."""
-    best, use, comparison, cheaper = recommend(results.entries)
+    best, use, comparison, cheaper = compare.recommend(results.entries)
     if best is None:
         return "No final training has finished yet: there is nothing to compare."
     where = f"On {best.dataset} ({_plural(best.epochs, 'epoch')} per training)"
@@ -93,13 +73,13 @@ def verdicts(results: StudyResults) -> list[str]:
     """Short sentences: what was learned, what can be told apart, what is missing."""
     entries, by_label = results.entries, results.by_label
     out = [
-        paired(by_label[r.control_of], r).verdict(f"its control {r.label}")
+        compare.paired(by_label[r.control_of], r).verdict(f"its control {r.label}")
         for r in entries
         if r.control_of
     ]
     out += _about_mixes(results)
     out += _about_reference(results)
-    if front := pareto(entries):
+    if front := compare.pareto(entries):
         steps = ", ".join(f"{r.label} ({_at_cost(r)})" for r in front)
         out.append(f"Pareto front, by the means alone: {steps}.")
     counts = sorted({len(r.seeds) for r in entries})
@@ -117,7 +97,7 @@ def verdicts(results: StudyResults) -> list[str]:
         )
     elif devices:
         out.append(f"All costs are time on this device: {devices[0]}.")
-    if (slow := clock_noise(entries)) > NOISY_CLOCK:
+    if (slow := compare.clock_noise(entries)) > NOISY_CLOCK:
         out.append(
             f"The clock was noisy: the same training took up to {slow:.1f}x as long with one seed "
             "as with another. Smaller differences in cost mean nothing."
@@ -134,14 +114,14 @@ def verdicts(results: StudyResults) -> list[str]:
 
 def _about_reference(results: StudyResults) -> list[str]:
     """Which entries are better or worse than the reference, as far as the seeds tell."""
-    family = [(c, p) for c, p in against_reference(results.entries).values() if c.n >= ENOUGH]
+    family = [
+        (c, p) for c, p in compare.against_reference(results.entries).values() if c.n >= ENOUGH
+    ]
     if not family:
         return []
     parts: dict[str, list[str]] = {"better": [], "worse": [], "not distinguishable": []}
     for c, p in family:
-        assert c.difference is not None
-        better_or_worse = "better" if c.difference > 0 else "worse"
-        parts[better_or_worse if c.distinguishable(p) else "not distinguishable"].append(c.name)
+        parts[c.side(p)].append(c.name)
     listed = "; ".join(f"{word}: {', '.join(names)}" for word, names in parts.items() if names)
     return [
         f"Against {results.study.reference}, with Holm's correction for "
@@ -152,7 +132,7 @@ def _about_reference(results: StudyResults) -> list[str]:
 def missing(results: StudyResults) -> list[str]:
     """What did not finish, and what must not be trusted."""
     out = []
-    factor, unit = device_unit(results.entries)
+    factor, unit = compare.device_unit(results.entries)
     for r in results.entries:
         parts = []
         if r.missing_seeds:
@@ -187,21 +167,21 @@ def missing(results: StudyResults) -> list[str]:
 
 def _about_mixes(results: StudyResults) -> list[str]:
     """Sentences on uneven classes, and on what the learned mixes of images learned and gained."""
-    by_label, mixes = results.by_label, learned_mixes(results)
-    ranked = order(results.last_rows)
+    by_label, mixes = results.by_label, compare.learned_mixes(results)
+    ranked = compare.order(results.last_rows)
     out = []
     if ranked is not None and not ranked.even():
         out.append(_imbalance(results, ranked))
     out += [
-        paired(by_label[label], by_label[plain]).verdict(f"its search-free mix {plain}")
+        compare.paired(by_label[label], by_label[plain]).verdict(f"its search-free mix {plain}")
         for label in mixes
-        for plain in equal_mixes_of(results, label)
+        for plain in compare.equal_mixes_of(results, label)
         if by_label[plain].control_of != label  # else it stands among the controls already
     ]
     if ranked is not None and not ranked.even():
         out += _tails(results, ranked) + _best_by_macro(results.entries)
     out += [sentence for label in mixes for sentence in _learned(results, label)]
-    factor, unit = device_unit(results.entries)
+    factor, unit = compare.device_unit(results.entries)
     for r in results.entries:
         images = sum(r.device_hours[p] for p in ("caption", "invert", "generate"))
         if images and r.label in mixes:
@@ -216,10 +196,10 @@ def _about_mixes(results: StudyResults) -> list[str]:
 
 def _best_by_macro(entries: Entries) -> list[str]:
     done = [(r.macro_accuracy_mean, r) for r in entries if r.macro_accuracy_mean is not None]
-    if not done or not macro_differs(entries):
+    if not done or not compare.macro_differs(entries):
         return []
     value, macro = max(done, key=lambda pair: pair[0])
-    of_micro, micro = max(done, key=lambda pair: mean_accuracy(pair[1]))
+    of_micro, micro = max(done, key=lambda pair: compare.mean_accuracy(pair[1]))
     if macro is micro:
         return []
     return [
@@ -247,17 +227,17 @@ def _imbalance(results: StudyResults, ranked: Order) -> str:
 def _tails(results: StudyResults, ranked: Order) -> list[str]:
     """The gain over the reference in the rarest and in the most frequent third of the classes."""
     reference = results.study.reference
-    base = class_accuracies(results.finals, reference)
-    head, tail = thirds(len(ranked.counts))
+    base = compare.class_accuracies(results.finals, reference)
+    head, tail = compare.thirds(len(ranked.counts))
     out = []
-    for label in told_apart_by_class(results):
-        own = class_accuracies(results.finals, label)
+    for label in compare.told_apart_by_class(results):
+        own = compare.class_accuracies(results.finals, label)
         if label == reference or not own.keys() & base.keys():
             continue
         parts = []
         for name, part in (("rarest", tail), ("most frequent", head)):
             x, y = ({s: float(v[part].mean()) for s, v in by.items()} for by in (own, base))
-            c = compare(label, x, reference, y)
+            c = statistics.compare(label, x, reference, y)
             counts = ranked.counts[part]
             known = "" if c.n < ENOUGH or c.distinguishable() else "; not distinguishable"
             images = f"{counts[-1]:.4g}"
@@ -270,10 +250,10 @@ def _tails(results: StudyResults, ranked: Order) -> list[str]:
 
 def _learned(results: StudyResults, label: str) -> list[str]:
     """What a learned table is on average, and whether it is anything but equal shares."""
-    rows = list(tables(results.finals)[label].values())
+    rows = list(compare.tables(results.finals)[label].values())
     kinds = rows[0]["kinds"]
-    ranked = order(rows)
-    alpha = learned_table(rows, ranked)  # (seeds, classes, kinds)
+    ranked = compare.order(rows)
+    alpha = compare.learned_table(rows, ranked)  # (seeds, classes, kinds)
 
     def shares(part: slice) -> str:
         means = alpha[:, part].mean(1)  # (seeds, kinds)
@@ -285,7 +265,7 @@ def _learned(results: StudyResults, label: str) -> list[str]:
 
     text = f"{label} learned, as a mean over classes (± sd over seeds): {shares(slice(None))}"
     if ranked is not None and not ranked.even():
-        head, tail = thirds(len(ranked.counts))
+        head, tail = compare.thirds(len(ranked.counts))
         text += f"; in the rarest third: {shares(tail)}; in the most frequent: {shares(head)}"
     out = [text + "."]
     moved = float(np.abs(alpha - 1 / len(kinds)).max())
@@ -315,9 +295,6 @@ class Line:
     bank: str
     time: str
     """Device time of all attempts."""
-    hours: tuple[str, ...]
-    """Device time by the phases of `phases_of`."""
-    choices: Mapping[str, str]
 
     @property
     def label(self) -> str:
@@ -327,8 +304,8 @@ class Line:
 def lines(results: StudyResults) -> list[Line]:
     """The lines of the table, one per entry."""
     entries = results.entries
-    family = against_reference(entries)
-    factor, _ = device_unit(entries)
+    family = compare.against_reference(entries)
+    factor, _ = compare.device_unit(entries)
     out = []
     for r in entries:
         c, p = family.get(r.label, (None, None))
@@ -349,8 +326,6 @@ def lines(results: StudyResults) -> list[Line]:
                 search=number(r.relative_search_cost) if r.search_device_hours else "-",
                 bank=number(r.relative_bank_cost or None),
                 time=f"{factor * r.total_device_hours:.2f}",
-                hours=tuple(f"{factor * r.device_hours[p]:.2f}" for p in phases_of(entries)),
-                choices={name: brief(value) for name, value in r.choices.items()},
             )
         )
     return out
@@ -359,7 +334,7 @@ def lines(results: StudyResults) -> list[Line]:
 def phases_of(entries: Entries) -> dict[str, str]:
     """phase -> its name; those of generated images only where there are some."""
     always = ("search", "final", "eval", "other")
-    spent = hours(entries)
+    spent = compare.hours(entries)
     return {phase: name for phase, name in PHASES.items() if phase in spent or phase in always}
 
 
@@ -369,38 +344,45 @@ def table(results: StudyResults) -> Table:
     Where the classes are uneven, micro and macro accuracy are told apart.
     """
     entries, reference = results.entries, results.study.reference
-    _, time_name = device_unit(entries)
-    classes_differ = uneven(results)
-    macro = classes_differ and macro_differs(entries)
-    bank = needs_bank(entries)
+    _, time_name = compare.device_unit(entries)
+    classes_differ = compare.uneven(results)
+    macro = classes_differ and compare.macro_differs(entries)
+    bank = compare.needs_bank(entries)
     about_accuracy = ""
     if classes_differ:
         about_accuracy = " Micro accuracy: all test images count the same"
         about_accuracy += (
             "; macro: all classes do." if macro else ", and so do all classes (micro = macro)."
         )
-    out = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption="Mean ± standard deviation (n seeds); in brackets the paired 95 % interval; "
+    caption = (
+        "Mean ± standard deviation (n seeds); in brackets the paired 95 % interval; "
         f"* distinguishable from {reference} after Holm's correction; cost (search "
         f"{'and generated images ' * bank}included){',' if bank else ' and'} search"
-        f"{' and images' * bank} in trainings of {reference}. Indented: controls.{about_accuracy}",
-        caption_justify="left",
+        f"{' and images' * bank} in trainings of {reference}. Indented: controls.{about_accuracy}"
     )
-    out.add_column("method", overflow="fold")
     accuracy = "micro" if macro else "held-out" if results.study.dataset.closed_test else "test"
-    for name in (
-        f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
+    head = [
+        "method", f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
         f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
-    ):  # fmt: skip
-        out.add_column(name, justify="right", overflow="fold")
-    for line in lines(results):
-        indent = "  " if line.entry.control_of else ""
-        out.add_row(
-            indent + line.label, line.accuracy, *([line.macro] * macro), line.difference, line.cost,
-            line.search, *([line.bank] * bank), str(line.entry.trials), line.time,
-        )  # fmt: skip
+    ]  # fmt: skip
+    rows = [
+        [
+            "  " * bool(line.entry.control_of) + line.label, line.accuracy, *([line.macro] * macro),
+            line.difference, line.cost, line.search, *([line.bank] * bank), str(line.entry.trials),
+            line.time,
+        ]
+        for line in lines(results)
+    ]  # fmt: skip
+    return terminal_table(caption, head, rows)
+
+
+def terminal_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table with numbers to the right of its first column; narrow terminals wrap it."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for i, name in enumerate(head):
+        out.add_column(name, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        out.add_row(*row)
     return out
 
 
@@ -437,7 +419,7 @@ def brief(value: Any) -> str:
 
 
 def _percent(entry: EntryResult) -> str:
-    return f"{100 * mean_accuracy(entry):.2f} %"
+    return f"{100 * compare.mean_accuracy(entry):.2f} %"
 
 
 def _at_cost(entry: EntryResult) -> str:

@@ -307,40 +307,35 @@ def publish(cases: Sequence[tuple[Study, str]]) -> str:
         blocks: list[Any] = []
         for study, text in cases:
 
-            def runs(name: str, *more: Any, group: str = group_of(study)) -> Any:
-                filters = [expr.Metric("Group") == group, *more]
-                return v2.Runset(entity=entity, project=project(), name=name, filters=filters)
+            def grid(name: str, job_type: str, *panels: Any, group: str = group_of(study)) -> Any:
+                filters = [expr.Metric("Group") == group, expr.Metric("JobType") == job_type]
+                runs = v2.Runset(entity=entity, project=project(), name=name, filters=filters)
+                return v2.PanelGrid(runsets=[runs], panels=list(panels))
 
-            finals = runs("final trainings", expr.Metric("JobType") == "final")
-            searches = runs("search trials", expr.Metric("JobType") == "search")
             axes = [*settings_of(study), v2.SummaryMetric("val_accuracy")]
             blocks += [
                 v2.H1(group_of(study)),
                 v2.MarkdownBlock(text),
-                v2.PanelGrid(
-                    runsets=[finals],
-                    panels=[
-                        v2.ScatterPlot(
-                            title="Test accuracy against device-hours, search and images included",
-                            x=cost, y=accuracy, log_x=True, running_ymax=True,
-                            layout=v2.Layout(w=24, h=12),
-                        ),
-                        curves("Training loss", "train_loss"),
-                        curves("Delivered displacement, pixels", "displacement"),
-                        curves("Delivered change of colour", "color_change"),
-                        v2.RunComparer(diff_only=True, layout=v2.Layout(w=24, h=12)),
-                    ],
+                grid(
+                    "final trainings", "final",
+                    v2.ScatterPlot(
+                        title="Test accuracy against device-hours, search and images included",
+                        x=cost, y=accuracy, log_x=True, running_ymax=True,
+                        layout=v2.Layout(w=24, h=12),
+                    ),
+                    curves("Training loss", "train_loss"),
+                    curves("Delivered displacement, pixels", "displacement"),
+                    curves("Delivered change of colour", "color_change"),
+                    v2.RunComparer(diff_only=True, layout=v2.Layout(w=24, h=12)),
                 ),
-                v2.PanelGrid(
-                    runsets=[searches],
-                    panels=[
-                        curves("Validation accuracy in the search", "val_accuracy"),
-                        v2.ParallelCoordinatesPlot(
-                            title="What was searched",
-                            columns=[v2.ParallelCoordinatesPlotColumn(axis) for axis in axes],
-                            layout=v2.Layout(w=16, h=8),
-                        ),
-                    ],
+                grid(
+                    "search trials", "search",
+                    curves("Validation accuracy in the search", "val_accuracy"),
+                    v2.ParallelCoordinatesPlot(
+                        title="What was searched",
+                        columns=[v2.ParallelCoordinatesPlotColumn(axis) for axis in axes],
+                        layout=v2.Layout(w=16, h=8),
+                    ),
                 ),
             ]  # fmt: skip
         report = v2.Report(

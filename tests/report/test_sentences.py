@@ -1,141 +1,26 @@
-"""Results, words, figures and labels: arithmetic on hand-written rows, and a page of real ones."""
+"""Headline, sentences and tables, from rows written by hand."""
 
 import base64
 import io
-import json
-import math
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from warnings import catch_warnings, filterwarnings
 
 import hand as by_hand
-import matplotlib.image
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import torch
-from hand import TREE, Hand, MixHand, Page
-from matplotlib.figure import Figure
+from hand import Hand, MixHand, Page
 from rich.console import Console
 
-from autoaug_ray import config, train
-from autoaug_ray.config import Study
-from autoaug_ray.report import figures, label_placement
 from autoaug_ray.report.compare import pareto
-from autoaug_ray.report.results import SUMMARY, EntryResult, collect
+from autoaug_ray.report.results import EntryResult
 from autoaug_ray.report.sentences import headline, table
 from autoaug_ray.report.write import write
-from autoaug_ray.store.folder import Folder
-from autoaug_ray.store.meter import PHASES, Meter
 
 
 @pytest.fixture
 def hand(tmp_path: Path) -> Hand:
     return Hand(tmp_path)
-
-
-# Arithmetic
-
-
-def test_accuracy_is_that_of_whole_final_runs(hand: Hand) -> None:
-    hand.run("randaugment", "search", accuracy=0.99, choices={"magnitude": 5})
-    hand.run("randaugment", seed=0, accuracy=0.70, choices={"magnitude": 9})
-    hand.run("randaugment", seed=1, accuracy=0.74, choices={"magnitude": 9})
-    hand.run("randaugment", seed=2, accuracy=0.10, choices={"magnitude": 9}, finished=False)
-    row = hand.rows()["randaugment"]
-    assert row["seeds"] == [0, 1] and row["missing_seeds"] == [2]
-    assert row["test_accuracy_mean"] == pytest.approx(0.72)
-    assert row["test_accuracy_sd"] == pytest.approx(math.sqrt(0.0008))
-    assert row["test_accuracy_half_width"] == pytest.approx(0.02 * math.tan(0.475 * math.pi))
-    assert json.loads(row["choices"]) == {"magnitude": 9}
-    assert row["displacement"] == pytest.approx(0.72)
-
-
-def test_relative_cost_by_hand(hand: Hand) -> None:
-    """Search 6 + 2 x (3 + 4) for an attempt that died; finals (20 + 30) / 2; reference 10."""
-    hand.finals("none", 0.5, 0.5)
-    search = {"label": "randaugment", "phase": "search"}
-    hand.run(**search, choices={"magnitude": 5}, seconds=(6.0,))
-    hand.run(**search, choices={"magnitude": 9}, index=1, seconds=(3.0, 4.0), share=2.0)
-    hand.run("randaugment", seed=0, choices={"magnitude": 9}, seconds=(5.0, 15.0))
-    hand.run("randaugment", seed=1, choices={"magnitude": 9}, seconds=(30.0,))
-    row = hand.rows()["randaugment"]
-    assert row["relative_search_cost"] == pytest.approx(2.0)
-    assert row["relative_cost"] == pytest.approx(4.5)
-    assert row["training_device_hours"] == pytest.approx(45 / 3600)
-    assert row["trials"] == 4 and row["attempts"] == 6
-    assert hand.rows()["none"]["relative_cost"] == pytest.approx(1.0)
-    assert row["search_device_hours"] == pytest.approx((20 + 1100 + 4 * 1100) / 3600)
-    assert row["total_device_hours"] == pytest.approx((20 + 50 + 5 * 1100 + 3 * 1100) / 3600)
-
-
-def test_failed_and_stopped_runs_cost(hand: Hand) -> None:
-    hand.finals("none", 0.5, 0.5, 0.5)
-    search = {"label": "randaugment", "phase": "search"}
-    hand.run(**search, choices={"magnitude": 5}, seconds=(7.0,), error="out of memory", rows=False)
-    hand.run(**search, choices={"magnitude": 9}, index=1, seconds=(3.0,), finished=False)
-    hand.finals("randaugment", 0.6, 0.6, 0.6, choices={"magnitude": 9})
-    row = hand.rows()["randaugment"]
-    assert row["relative_cost"] == pytest.approx(2.0)
-    assert (row["failed"], row["stopped"], row["trials"]) == (1, 1, 5)
-
-
-def test_relative_cost_is_over_the_same_seeds(hand: Hand) -> None:
-    """A machine that was slow during seed 1 was slow for both."""
-    hand.run("none", seed=0, seconds=(10.0,))
-    hand.run("none", seed=1, seconds=(40.0,))
-    hand.run("bilevel", seed=1, seconds=(80.0,))
-    hand.run("bilevel", seed=2, seconds=(999.0,))
-    assert hand.rows()["bilevel"]["relative_cost"] == pytest.approx(2.0)
-
-
-def test_phases_add_up(hand: Hand) -> None:
-    hand.run("none", seconds=(10.0, 20.0), share=0.5)
-    row = hand.rows()["none"]
-    assert row["device_hours_final"] == pytest.approx(15 / 3600)
-    assert row["device_hours_eval"] == pytest.approx(100 / 3600)
-    parts = [row[f"device_hours_{p}"] for p in PHASES]
-    assert sum(parts) == pytest.approx(row["total_device_hours"])
-
-
-def test_a_replay_pays_for_what_it_replays(tmp_path: Path) -> None:
-    methods = TREE["methods"] | {"replay": {"of": "bilevel"}}
-    hand = Hand(tmp_path, methods=methods)
-    hand.finals("none", 0.5, 0.5)
-    hand.finals("bilevel", 0.5, 0.5, seconds=(30.0,))
-    for seed in (0, 1):
-        hand.run("replay", seed=seed, choices={"policy": f"p{seed}.pt"}, seconds=(11.0,))
-    row = hand.rows()["replay"]
-    assert row["seeds"] == [0, 1] and json.loads(row["choices"]) == {}
-    assert row["relative_cost"] == pytest.approx(4.1)
-
-
-def test_rows_of_another_version_of_the_study_do_not_count(hand: Hand) -> None:
-    other = Hand(hand.folder.root, train={"epochs": 2, "batch_size": 16, "lr": 0.01})
-    other.finals("none", 0.9, 0.9, 0.9, seconds=(500.0,))
-    hand.run("none", seed=1, accuracy=0.5)
-    row = hand.rows()["none"]
-    assert row["seeds"] == [1] and row["test_accuracy_mean"] == 0.5
-    assert row["device_hours_final"] == pytest.approx(10 / 3600)
-    assert "3 runs in this folder with other settings" in hand.words()
-
-
-def test_a_longer_search_replaces_the_choice(hand: Hand) -> None:
-    hand.finals("randaugment", 0.9, 0.9, 0.9, choices={"magnitude": 5})
-    hand.run("randaugment", seed=1, accuracy=0.6, choices={"magnitude": 9})
-    row = hand.rows()["randaugment"]
-    assert row["seeds"] == [1] and json.loads(row["choices"]) == {"magnitude": 9}
-
-
-def test_difference_is_paired(hand: Hand) -> None:
-    hand.finals("none", 0.60, 0.70, 0.80)
-    hand.finals("bilevel", 0.61, 0.71, 0.815)
-    row = hand.rows()["bilevel"]
-    assert row["difference"] == pytest.approx(0.035 / 3)
-    assert row["difference_half_width"] < 0.01 < row["test_accuracy_half_width"]
 
 
 # Words
@@ -297,100 +182,6 @@ def test_a_run_that_used_other_settings_is_reported(hand: Hand) -> None:
     assert f"Run {row['run_key']} did not use the settings" in hand.words()
 
 
-# The page, of a real study
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, Folder, Path]]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    tree = TREE | {"dataset": TREE["dataset"] | {"shift": {"translate": 6}}}
-    study = config.study(tree, name="made")
-    folder = Folder(tmp_path_factory.mktemp("study") / "made")
-    for entry in study.entries:
-        runs = [
-            study.run(entry, "search", seed=0, choices=c, index=i)
-            for i, c in enumerate(entry.grid())
-            if entry.ranges
-        ]
-        choices = entry.grid()[0]
-        runs += [study.run(entry, "final", seed=s, choices=choices) for s in study.seeds]
-        for run in runs:
-            about = {"label": run.label, "phase": run.phase, "seed": run.seed}
-            with Meter(folder.ledger, key=run.key, about=about) as meter, catch_warnings():
-                filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
-                folder.write_rows(run.key, [epoch.row for epoch in train.run(run, meter)])
-    classes = [f"<class {i}>" for i in range(10)]
-    yield study, folder, write(collect(study, folder, classes))
-    torch.set_num_threads(threads)
-
-
-def test_page_is_whole_and_needs_nothing_else(made: tuple[Study, Folder, Path]) -> None:
-    study, folder, path = made
-    text = path.read_text()
-    page = Page(text)
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(list(folder.root.glob("*.png"))) == 6
-    assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)
-    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not any("href" in attributes for _, attributes in page.tags)
-    assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[^\"]+", "", text))
-    for label in (e.label for e in study.entries):
-        assert label in page.text
-    assert "magnitude: 5" in page.text  # chosen
-    assert "translated by up to ±6 pixels" in page.text
-    assert "randaugment: 2 search trials" in page.text
-    assert "train_size: 160" in page.text  # the settings
-    assert "Not all is there" not in page.text
-
-
-def test_pictures_can_be_read(made: tuple[Study, Folder, Path]) -> None:
-    _, folder, _ = made
-    for name in (
-        "accuracy_vs_cost",
-        "strength",
-        "hypergradient",
-        "samples",
-        "classes",
-        "device_hours",
-    ):
-        picture = matplotlib.image.imread(folder.root / f"{name}.png")
-        height, width = picture.shape[:2]
-        assert 600 < width < 1200 and 250 < height
-        assert picture[..., :3].std() > 0.05
-
-
-def test_same_rows_same_page(made: tuple[Study, Folder, Path]) -> None:
-    study, folder, path = made
-    before = path.read_bytes()
-    names = [f"<class {i}>" for i in range(10)]
-    assert write(collect(study, folder, names)).read_bytes() == before
-
-
-def test_summary_file(made: tuple[Study, Folder, Path]) -> None:
-    study, folder, _ = made
-    written = pq.read_table(folder.root / "summary.parquet")
-    assert written.schema.equals(SUMMARY)
-    rows = written.to_pylist()
-    assert [r["label"] for r in rows] == [e.label for e in study.entries]
-    assert rows == [r.row() for r in collect(study, folder).entries]
-    assert all(r["seeds"] == [0, 1, 2] and r["device"] == "CPU" for r in rows)
-    assert rows[0]["relative_cost"] == pytest.approx(1)
-    by_label = {r["label"]: r for r in rows}
-    assert by_label["randaugment"]["trials"] == 5
-    assert by_label["bilevel learn:off"]["control_of"] == "bilevel"
-    hours = {k: r["device_hours"] for k, r in folder.finished().items() if r["label"] == "none"}
-    # The ledger's last line is a little later than the last row.
-    assert by_label["none"]["total_device_hours"] == pytest.approx(sum(hours.values()), rel=0.2)
-
-
-def test_figures_without_data_are_removed(hand: Hand) -> None:
-    hand.folder.root.mkdir(exist_ok=True)
-    (hand.folder.root / "samples.png").write_bytes(b"of an earlier report")
-    write(hand.results())
-    assert not list(hand.folder.root.glob("*.png"))
-
-
 # Mixes and uneven classes
 
 
@@ -504,76 +295,3 @@ def test_a_contact_sheet_is_shown_and_kept(tmp_path: Path) -> None:
     text = write(hand.results()).read_text()
     assert text.count(base64.b64encode(sheet).decode()) == 2
     assert (tmp_path / "sheet.png").read_bytes() == sheet
-
-
-# Figures
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_labels_do_not_overlap(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    figure = Figure((9, 5.6), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    points = {f"entry number {i}": (float(rng.normal()), float(rng.normal())) for i in range(12)}
-    for point in points.values():
-        axes.plot(*point, "o")
-    axes.margins(0.15)
-    boxes = list(label_placement.beside_points(figure, axes, points, []).values())
-    frame = axes.get_window_extent()
-    for i, box in enumerate(boxes):
-        assert label_placement.overlap(box, frame) > 0.9 * box.width * box.height
-        assert all(label_placement.overlap(box, other) == 0 for other in boxes[:i])
-
-
-def test_apart() -> None:
-    assert label_placement.apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
-    assert label_placement.apart([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
-    assert label_placement.apart([0.0, 0.0, 0.0], 0.1) == pytest.approx([0.02, 0.12, 0.22])
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        wanted = sorted(rng.uniform(0, 1, 9))
-        out = np.array(label_placement.apart(wanted, 0.08))
-        assert (np.diff(out) > 0.08 - 1e-9).all() and out.min() > 0.01 and out.max() < 0.99
-
-
-def test_true_displacement_equals_a_simulation() -> None:
-    xy = np.random.default_rng(0).uniform(-6, 6, (400_000, 2))
-    assert figures.true_displacement(6) == pytest.approx(np.hypot(*xy.T).mean(), rel=3e-3)
-
-
-def test_series_is_mean_and_range_over_the_seeds() -> None:
-    rows = {s: [{"epoch": e, "x": 10.0 * s + e} for e in (1, 2)] for s in (0, 1, 2)}
-    out = figures.series(rows, lambda row: row["x"])
-    assert out is not None and out.varies()
-    assert (out.mean.tolist(), out.low.tolist(), out.high.tolist()) == ([11, 12], [1, 2], [21, 22])
-    assert figures.series(rows, lambda row: None) is None
-    assert figures.series({}, lambda row: 1.0) is None
-
-
-def test_controls_share_the_colour_of_their_entry(hand: Hand) -> None:
-    look = figures.styles(hand.results().entries)
-    assert look["bilevel learn:off"].color == look["bilevel"].color
-    assert look["bilevel learn:off"].hollow and not look["bilevel"].hollow
-    assert len({look[k].color for k in ("none", "bilevel", "randaugment")}) == 3
-
-
-def test_many_classes(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 classes: those on which the entries differ most are shown, in order and with names."""
-    shown: list[str] = []
-    original = figures.Axes.set_yticks
-
-    def spy(self: Any, ticks: Any, labels: Any = None, **more: Any) -> Any:
-        shown.extend(labels or [])
-        return original(self, ticks, labels, **more)
-
-    monkeypatch.setattr(figures.Axes, "set_yticks", spy)
-    hand.finals("none", 0.5)
-    hand.finals("bilevel", 0.5)
-    results = hand.results()
-    finals = results.finals
-    same = [0.5] * 100
-    finals["none"][0][-1]["class_accuracy"] = same
-    finals["bilevel"][0][-1]["class_accuracy"] = [0.5 + (i % 3 == 0) * 0.3 for i in range(100)]
-    png = figures.classes(results.entries, finals, [f"c{i}" for i in range(100)])
-    assert png is not None
-    assert shown == [f"c{i}" for i in range(0, 90, 3)]
