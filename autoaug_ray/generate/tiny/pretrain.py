@@ -453,4 +453,4 @@ def show(title: str, **parts: nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, interrupted="pretrain: interrupted; what was saved last is there."))
+    sys.exit(exit_status(main, again="what was saved last is there."))
