@@ -135,7 +135,7 @@ def run(
             studies[0].name, cases[::-1], len(studies[0].entries), time.monotonic() - began, fault
         )
         outcomes.append(outcome)
-        console.print(_line(outcome), highlight=False, soft_wrap=True)
+        console.print(_line(outcome), soft_wrap=True)
     console.print(table(outcomes))
     return outcomes
 
