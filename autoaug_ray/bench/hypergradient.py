@@ -118,9 +118,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
             central=central,
         )
         state.record(h.theta)
-        for parameter, g in zip(theta, h.theta, strict=True):
-            parameter.grad = g
-        state.optimiser.step()
+        state.move(h.theta)
         learner.apply(h.weights)
 
     return step
