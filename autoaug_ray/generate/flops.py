@@ -15,7 +15,7 @@ from torch import nn
 
 from autoaug_ray.generate import weights
 from autoaug_ray.generate.bank_files import LOSSLESS
-from autoaug_ray.generate.loading import cannot_load
+from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.settings import Generation
 
 SD14 = "CompVis/stable-diffusion-v1-4"
@@ -168,16 +168,13 @@ def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
     from transformers import CLIPTextConfig
 
     source = weights.resolve(settings.model, "stable-diffusion")
-    try:
+    with loading("model", f"the configs of {settings.model}"):
+        text_encoder = CLIPTextConfig.from_pretrained(source, subfolder="text_encoder")
         return {
             "unet": UNet2DConditionModel.load_config(source, subfolder="unet"),
             "vae": AutoencoderKL.load_config(source, subfolder="vae"),
-            "text_encoder": CLIPTextConfig.from_pretrained(
-                source, subfolder="text_encoder"
-            ).to_dict(),
+            "text_encoder": text_encoder.to_dict(),
         }
-    except (OSError, ValueError) as error:
-        raise cannot_load("model", f"the configs of {settings.model}", error) from None
 
 
 def _gflop(call: Callable[[], object]) -> float:
