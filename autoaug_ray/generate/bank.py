@@ -4,6 +4,7 @@ What is held, what a training draws from it, and what it cost. Reading needs nei
 generative model.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,19 +80,6 @@ class Bank:
 
     def shard_path(self, keys: Sequence[str]) -> Place:
         return self.shards_folder / f"{shard_name(keys)}.parquet"
-
-    def write_shard(
-        self,
-        edits: Sequence[Edit],
-        images: Sequence[Tensor],
-        rejects: Sequence[str | None],
-        settings: Generation,
-        fingerprints: Fingerprints,
-    ) -> Place:
-        """Writes images (c, h, w) uint8, one per edit; `rejects`: why not to use one, or None."""
-        path = self.shard_path([e.key for e in edits])
-        bank_files.write_shard(path, edits, images, rejects, settings, fingerprints)
-        return path
 
     def encoded(self, keys: Iterable[str]) -> Iterator[EditedImage]:
         """The images with these keys that the bank holds, shard by shard."""
@@ -169,7 +157,10 @@ class Bank:
 
     def quarantined(self) -> dict[str, dict[str, Any]]:
         """The shards that are set aside, by name: each one's `keys` and its `error`."""
-        return bank_files.read_quarantine(self.quarantine_file)
+        if not self.quarantine_file.is_file():
+            return {}
+        lines = map(json.loads, self.quarantine_file.read_text().splitlines())
+        return {line["shard"]: line for line in lines}
 
     def quarantined_keys(self) -> set[str]:
         """The keys of all images that are set aside."""

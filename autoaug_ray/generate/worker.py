@@ -16,7 +16,7 @@ from torch import Tensor
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import prompts, weights
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.generate.bank_files import Caption
+from autoaug_ray.generate.bank_files import Caption, write_shard
 from autoaug_ray.generate.plan import Edit, Fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.store.meter import Meter, device_name
@@ -143,7 +143,8 @@ class Worker:
         fingerprints: Fingerprints,
     ) -> PieceDone:
         """Makes one shard; `index` says which of `images`, (c, h, w) uint8, each edit is of."""
-        if self.bank.shard_path([edit.key for edit in edits]).exists():
+        path = self.bank.shard_path([edit.key for edit in edits])
+        if path.exists():
             return PieceDone()
         editor = self._editor_with(fingerprints.tokens)
         from autoaug_ray.generate.img2img import Job
@@ -154,9 +155,8 @@ class Worker:
         edited = self._fitting(editor, lambda: editor.edit(jobs))
         seconds = _now(self.device) - begin
         rejects = [one.reject for one in edited]
-        self.bank.write_shard(
-            edits, [one.image for one in edited], rejects, self.settings, fingerprints
-        )
+        pictures = [one.image for one in edited]
+        write_shard(path, edits, pictures, rejects, self.settings, fingerprints)
         return PieceDone(
             items=len(edits),
             rejected=sum(reject is not None for reject in rejects),
