@@ -36,12 +36,8 @@ def class_embeddings(
 @torch.no_grad()
 def _clip(names: Sequence[str], model: str, device: torch.device) -> Tensor:
     """The pooled embedding of each name's prompt, (C, d)."""
-    try:
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError:
-        raise UserError(
-            "generate.embedder: pipeline needs transformers: pip install 'autoaug_ray[generate]'."
-        ) from None
+    from transformers import CLIPTextModel, CLIPTokenizer
+
     with loading("model", f"the text encoder of {model}"):
         tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
         encoder: Any = CLIPTextModel.from_pretrained(
