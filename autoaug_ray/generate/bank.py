@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoaug_ray.data import Edits
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import bank_files
 from autoaug_ray.generate.bank_files import Caption, EditedImage, Plan, decode, shard_name
@@ -32,14 +33,9 @@ from autoaug_ray.store.places import Place, listed, place
 
 
 @dataclass(frozen=True)
-class Variants:
-    """The edited images that a training draws from, as one tensor."""
+class Variants(Edits):
+    """The edited images that a training draws from, and what they lack."""
 
-    images: Tensor  # (N, channels, height, width) uint8
-    start: Tensor  # (n, kinds) int64; n: images in the pool
-    count: (
-        Tensor  # (n, kinds) int64; image i, kind k: images[start[i, k] : start[i, k]+count[i, k]]
-    )
     missing: dict[ImageKind, int]
     """Edits that were never made because their shard is in quarantine."""
     rejected: dict[ImageKind, int]
