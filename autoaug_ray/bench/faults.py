@@ -23,7 +23,7 @@ from rich.table import Table
 
 from autoaug_ray import config
 from autoaug_ray.bench import DATASET, Outcome
-from autoaug_ray.bench.tune import attempts
+from autoaug_ray.bench.tune import attempts, run_all
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report.results import collect
@@ -126,13 +126,9 @@ def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
 
 def _run(study: Study, folder: Folder) -> None:
     from autoaug_ray.schedule import cluster
-    from autoaug_ray.schedule.tune import Watch, execute
 
     cluster.join()
-    (queue,) = execute([(study, folder)], Watch())
-    for done in queue.done:
-        if done.outcome != "finished":
-            raise RunError(f"{done.run.label} {done.outcome}: {done.error}")
+    run_all(study, folder)
 
 
 def _under_way(folder: Folder) -> Mapping[str, Any] | None:

@@ -1,7 +1,6 @@
 """What each way to the augmenter's gradient costs, and how right it is."""
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from autoaug_ray import data, models, train
-from autoaug_ray.bench import DATASET, Outcome, device_of
+from autoaug_ray.bench import DATASET, Outcome, device_of, now
 from autoaug_ray.config import Run
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
@@ -314,18 +313,11 @@ def step_seconds(place: Place, rounds: int) -> dict[str, list[float]]:
         batches = [place.batch() for _ in range(SLICE)]
         for variant, learner, state in trainees:
             learner.steps_done = place.steps_done  # all at the same learning rate
-            begin = _now(place.device)
+            begin = now(place.device)
             for batch in batches:
                 _train_step(learner, variant.step, batch, state)
-            seconds[variant.name].append((_now(place.device) - begin) / SLICE)
+            seconds[variant.name].append((now(place.device) - begin) / SLICE)
     return {name: s[1:] for name, s in seconds.items()}
-
-
-def _now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def trainings() -> dict[str, AnyMethod]:
