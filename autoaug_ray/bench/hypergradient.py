@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -233,26 +234,24 @@ def as_it_is(model: nn.Module) -> None:
     """Nothing is changed."""
 
 
-def with_silu(model: nn.Module) -> None:
-    """Turns every ReLU and leaky ReLU, which have a kink, into a smooth SiLU."""
+def with_silu(model: nn.Module, *, pools: bool = False) -> None:
+    """Turns every ReLU and leaky ReLU, which have a kink, into a smooth SiLU.
+
+    With `pools`, also max-pooling, which has a kink at every tie, into average pooling.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU | nn.LeakyReLU):
                 setattr(module, name, nn.SiLU())
-
-
-def smooth(model: nn.Module) -> None:
-    """`with_silu`; also turns max-pooling, which has a kink at every tie, into average pooling."""
-    with_silu(model)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.MaxPool2d):
+            elif pools and isinstance(child, nn.MaxPool2d):
                 pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
                 setattr(module, name, pool)
-            elif isinstance(child, nn.AdaptiveMaxPool2d):
+            elif pools and isinstance(child, nn.AdaptiveMaxPool2d):
                 setattr(module, name, nn.AdaptiveAvgPool2d(child.output_size))
 
 
+smooth = partial(with_silu, pools=True)
+"""Takes every kink out of a classifier."""
 NETS: dict[str, Callable[[nn.Module], None]] = {
     "as is": as_it_is,
     "SiLU": with_silu,
