@@ -5,7 +5,7 @@ generative model.
 """
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -310,9 +310,7 @@ def _variants(
             f"bank {bank.root}: {lost} of the {len({e.key for e in edits})} images of plan "
             f"{plan_key} are not made yet; start the study again to make them."
         )
-    missing: Counter[ImageKind] = Counter()
-    rejected: Counter[ImageKind] = Counter()
-    duplicate: Counter[ImageKind] = Counter()
+    missing, rejected, duplicate = (dict.fromkeys(kinds, 0) for _ in range(3))
     used: list[Tensor] = []
     start = torch.zeros(plan.images, len(kinds), dtype=torch.int64)
     count = torch.zeros_like(start)
@@ -344,7 +342,7 @@ def _variants(
         images=torch.stack(used) if used else torch.zeros((0, *shape), dtype=torch.uint8),
         start=start,
         count=count,
-        missing={kind: missing[kind] for kind in kinds},
-        rejected={kind: rejected[kind] for kind in kinds},
-        duplicate={kind: duplicate[kind] for kind in kinds},
+        missing=missing,
+        rejected=rejected,
+        duplicate=duplicate,
     )
