@@ -87,7 +87,8 @@ class Worker:
         with _loading("generate.embedder"):
             from autoaug_ray.generate.embeddings import class_embeddings
 
-            rows = class_embeddings(names, self.settings.embedder, self._model, self.device)
+            model = weights.resolve(self.settings.model, "stable-diffusion")
+            rows = class_embeddings(names, self.settings.embedder, model, self.device)
         return PieceDone(prompts.nearest(rows, self.settings.neighbours))
 
     def caption(
@@ -199,10 +200,6 @@ class Worker:
             )
         except Exception:  # the figure is only shown
             return 0.0
-
-    @property
-    def _model(self) -> str:
-        return weights.resolve(self.settings.model, "stable-diffusion")
 
     def _editor_with(self, tokens: str | None) -> "Editor":
         """The editor that knows these words; loaded once, and again for other words."""
