@@ -165,8 +165,12 @@ class Captioner:
 
 
 def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
+    try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+    except ImportError:
+        raise UserError(
+            "generate.captioner needs transformers: pip install 'autoaug_ray[generate]'."
+        ) from None
     with loading("captioner", f"{model} as an image-text-to-text model"):
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         # Not .to(dtype) afterwards: BLIP-2 keeps its Q-Former in fp32 under fp16.

@@ -36,8 +36,12 @@ def class_embeddings(
 @torch.no_grad()
 def _clip(names: Sequence[str], model: str, device: torch.device) -> Tensor:
     """The pooled embedding of each name's prompt, (C, d)."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError:
+        raise UserError(
+            "generate.embedder: pipeline needs transformers: pip install 'autoaug_ray[generate]'."
+        ) from None
     with loading("model", f"the text encoder of {model}"):
         tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
         encoder: Any = CLIPTextModel.from_pretrained(

@@ -12,7 +12,7 @@ def loading(field: str, what: str) -> Iterator[None]:
     """Loads a model; raises UserError, which names the `field` of `generate:`, if that fails.
 
     The progress bars of transformers and diffusers are hidden, as far as these are imported: many
-    workers write into one terminal.
+    workers write into one terminal. Missing packages are the caller's to explain.
     """
     names = ("transformers.utils.logging", "diffusers.utils.logging")
     loggings = [sys.modules[name] for name in names if name in sys.modules]
