@@ -369,20 +369,10 @@ def _entries(label: str, name: str, body: dict[str, Any], folder: Path) -> Itera
     tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
     entry: Entry = _validate(Entry, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
-    for choices in entry.extremes():
-        entry.method(choices)
     for learn in controls:
-        control = Entry(
-            label=f"{label} learn:{learn}",
-            hyperparameters={**entry.hyperparameters, "learn": learn},
-            ranges=entry.ranges,
-            search=entry.search,
-            resources=entry.resources,
-            control_of=label,
-        )
-        for choices in control.extremes():
-            control.method(choices)
-        yield control
+        hyperparameters = {**entry.hyperparameters, "learn": learn}
+        own = {"label": f"{label} learn:{learn}", "hyperparameters": hyperparameters}
+        yield Entry.model_validate(dict(entry) | own | {"control_of": label})
 
 
 def _own(reference: str, folder: Path, where: str) -> str:

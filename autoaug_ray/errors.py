@@ -28,24 +28,25 @@ def storing(place: object) -> Iterator[None]:
         raise StorageError(f"{place} cannot be used ({reason}).") from error
 
 
-def exit_status(work: Callable[[], int], *, interrupted: str, again: str = "") -> int:
+def exit_status(work: Callable[[], int], *, again: str = "") -> int:
     """The exit status of a command: what `work` returns (0: done) or, with a line on stderr, 1 if a
     run failed, 2 for wrong input, 130 if it was interrupted.
 
-    `interrupted` is the line for the last of these. `again` says how to go on once a place can be
-    used again; it is added to the line of a StorageError.
+    `again` says how to go on after an interruption, or once a place can be used again; it is added
+    to the line.
     """
+    how = f"; {again}" if again else ""
     try:
         return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except StorageError as error:
-        print(f"error: {error}".removesuffix(".") + f"; {again}" * bool(again), file=sys.stderr)
-        return 1
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = f"error: {error}"
+        if isinstance(error, StorageError):
+            line = line.removesuffix(".") + how
+        print(line, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        print(f"interrupted{how}", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 import torch
 
 from autoaug_ray.generate import plan
+from autoaug_ray.generate.bank_files import write_shard
 from autoaug_ray.generate.plan import Fingerprints, Pool
 from autoaug_ray.generate.settings import EDITS, Generation
 
@@ -36,4 +37,6 @@ def edited(edit):
 def write(bank, edits, change=None, rejects=None):
     images = [(change or {}).get(e.key, edited(e)) for e in edits]
     rejects = [(rejects or {}).get(e.key) for e in edits]
-    return bank.write_shard(edits, images, rejects, SETTINGS, MARK)
+    path = bank.shard_path([e.key for e in edits])
+    write_shard(path, edits, images, rejects, SETTINGS, MARK)
+    return path

@@ -11,6 +11,7 @@ import pytest
 
 import autoaug_ray
 from autoaug_ray.commands import main, quickstart
+from autoaug_ray.errors import RunError, StorageError
 from autoaug_ray.report import wandb
 
 ROOT = Path(__file__).parents[1]
@@ -209,3 +210,47 @@ def test_a_wheel_runs_the_quick_start_from_anywhere(tmp_path):
     assert call("-c", asked).strip() == str(study)
     assert study.read_bytes() == (ROOT / "search_spaces/quickstart.yaml").read_bytes()
     assert "1 passed, 0 failed" in call("-m", "autoaug_ray", "--smoke")
+
+
+@pytest.mark.parametrize(
+    "word, work, line",
+    [
+        ("run", "run.run_studies", "interrupted; the same command with --resume goes on."),
+        ("pilot", "pilot.run_pilots", "interrupted; the same command goes on."),
+        ("report", "report.report_folder", "interrupted"),
+    ],
+)
+def test_an_interruption_says_how_to_go_on(word, work, line, monkeypatch, capsys):
+    from autoaug_ray import config
+
+    def interrupt(*_, **options):
+        raise KeyboardInterrupt
+
+    module, function = work.split(".")
+    monkeypatch.setattr(config, "load", lambda path, **settings: [])
+    monkeypatch.setattr(f"autoaug_ray.commands.{module}.{function}", interrupt)
+    assert main([word, "a.yaml"]) == 130
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_full_disk_says_how_to_go_on_and_a_failed_run_only_why(monkeypatch, capsys):
+    from autoaug_ray.commands import report, run
+
+    monkeypatch.setattr("autoaug_ray.config.load", lambda path, **settings: [])
+
+    def fails_with(error):
+        def work(*_, **options):
+            raise error
+
+        return work
+
+    monkeypatch.setattr(run, "run_studies", fails_with(StorageError("x is full.")))
+    assert main(["a.yaml"]) == 1
+    goes_on = "the same command with --resume goes on."
+    assert capsys.readouterr().err == f"error: x is full; {goes_on}\n"
+    monkeypatch.setattr(report, "report_folder", fails_with(StorageError("x is full.")))
+    assert main(["report", "x"]) == 1
+    assert capsys.readouterr().err == "error: x is full\n"
+    monkeypatch.setattr(run, "run_studies", fails_with(RunError("no gradient.")))
+    assert main(["a.yaml"]) == 1
+    assert capsys.readouterr().err == "error: no gradient.\n"

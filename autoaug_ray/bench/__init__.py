@@ -17,6 +17,7 @@ The ways that are compared take turns in one process, A B C A B C ..., and each 
 the plain way's, so that a machine that is busy now and then slows both sides of a ratio.
 """
 
+import time
 from typing import Any, NamedTuple
 
 import torch
@@ -40,3 +41,10 @@ def device_of(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device on this machine; use cpu.")
     return torch.device(name)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _write(path, about | outcome.figures)
         return 0
 
-    return exit_status(work, interrupted="interrupted.")
+    return exit_status(work)
 
 
 def _write(path: Path, figures: Mapping[str, Any]) -> None:

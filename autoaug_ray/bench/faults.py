@@ -23,7 +23,7 @@ from rich.table import Table
 
 from autoaug_ray import config
 from autoaug_ray.bench import DATASET, Outcome
-from autoaug_ray.bench.tune import attempts
+from autoaug_ray.bench.tune import attempts, run_all
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report.results import collect
@@ -58,7 +58,7 @@ def faults(
     with tempfile.TemporaryDirectory(prefix="faults-") as place, _cluster(nodes, place) as cluster:
         undisturbed, bereft, resumed = (Folder(Path(place, name)) for name in ("a", "b", "c"))
         _run(study, undisturbed)
-        with _once(bereft, cluster.kill):
+        with meanwhile(lambda: _lose_machine(cluster, bereft)):
             _run(study, bereft)
         cluster.add()
         _lose_driver(study, resumed)
@@ -126,13 +126,9 @@ def _cluster(nodes: int, place: str) -> Iterator[_Cluster]:
 
 def _run(study: Study, folder: Folder) -> None:
     from autoaug_ray.schedule import cluster
-    from autoaug_ray.schedule.tune import Watch, execute
 
     cluster.join()
-    (queue,) = execute([(study, folder)], Watch())
-    for done in queue.done:
-        if done.outcome != "finished":
-            raise RunError(f"{done.run.label} {done.outcome}: {done.error}")
+    run_all(study, folder)
 
 
 def _under_way(folder: Folder) -> Mapping[str, Any] | None:
@@ -166,18 +162,12 @@ def meanwhile(act: Callable[[], bool | None]) -> Iterator[None]:
         raise errors[0]
 
 
-def _once(
-    folder: Folder, act: Callable[[Mapping[str, Any]], None]
-) -> contextlib.AbstractContextManager[None]:
-    """Calls `act` with an attempt as soon as one is under way, while the block runs."""
-
-    def when_it_runs() -> bool:
-        if (line := _under_way(folder)) is None:
-            return False
-        act(line)
-        return True
-
-    return meanwhile(when_it_runs)
+def _lose_machine(cluster: _Cluster, folder: Folder) -> bool:
+    """Kills the machine of an attempt if one is under way; returns whether it did."""
+    if (line := _under_way(folder)) is None:
+        return False
+    cluster.kill(line)
+    return True
 
 
 def _lose_driver(study: Study, folder: Folder) -> None:

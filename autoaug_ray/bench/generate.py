@@ -1,6 +1,5 @@
 """The cost of an edited image: the package's editor beside a plain loop of diffusers."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from autoaug_ray import data
-from autoaug_ray.bench import DATASET, Outcome, device_of
+from autoaug_ray.bench import DATASET, Outcome, device_of, now
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.store import meter as metering
@@ -165,9 +164,9 @@ def _timed(edit: Callable[..., Any], pipe: Any) -> "Callable[[Sequence[Job]], Ro
 
     def once(jobs: "Sequence[Job]") -> Round:
         with _clock(networks, pipe.device) as inside:
-            begin = _now(pipe.device)
+            begin = now(pipe.device)
             edited = edit(jobs)
-            seconds = _now(pipe.device) - begin
+            seconds = now(pipe.device) - begin
         return Round(seconds, sum(inside), [one.image for one in edited])
 
     return once
@@ -180,9 +179,9 @@ def _clock(networks: Sequence[nn.Module], device: torch.device) -> Iterator[list
     began: list[float] = []
     hooks = []
     for network in networks:
-        hooks.append(network.register_forward_pre_hook(lambda *_: began.append(_now(device))))
+        hooks.append(network.register_forward_pre_hook(lambda *_: began.append(now(device))))
         hooks.append(
-            network.register_forward_hook(lambda *_: spent.append(_now(device) - began.pop()))
+            network.register_forward_hook(lambda *_: spent.append(now(device) - began.pop()))
         )
     try:
         yield spent
@@ -297,9 +296,3 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 
 def _name(splits: data.Splits, i: int) -> str:
     return splits.classes[int(splits.test.labels[i])]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,8 +1,8 @@
 """What each way to the augmenter's gradient costs, and how right it is."""
 
 import copy
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from autoaug_ray import data, models, train
-from autoaug_ray.bench import DATASET, Outcome, device_of
+from autoaug_ray.bench import DATASET, Outcome, device_of, now
 from autoaug_ray.config import Run
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
@@ -118,9 +118,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
             central=central,
         )
         state.record(h.theta)
-        for parameter, g in zip(theta, h.theta, strict=True):
-            parameter.grad = g
-        state.optimiser.step()
+        state.move(h.theta)
         learner.apply(h.weights)
 
     return step
@@ -236,26 +234,24 @@ def as_it_is(model: nn.Module) -> None:
     """Nothing is changed."""
 
 
-def with_silu(model: nn.Module) -> None:
-    """Turns every ReLU and leaky ReLU, which have a kink, into a smooth SiLU."""
+def with_silu(model: nn.Module, *, pools: bool = False) -> None:
+    """Turns every ReLU and leaky ReLU, which have a kink, into a smooth SiLU.
+
+    With `pools`, also max-pooling, which has a kink at every tie, into average pooling.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU | nn.LeakyReLU):
                 setattr(module, name, nn.SiLU())
-
-
-def smooth(model: nn.Module) -> None:
-    """`with_silu`; also turns max-pooling, which has a kink at every tie, into average pooling."""
-    with_silu(model)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.MaxPool2d):
+            elif pools and isinstance(child, nn.MaxPool2d):
                 pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
                 setattr(module, name, pool)
-            elif isinstance(child, nn.AdaptiveMaxPool2d):
+            elif pools and isinstance(child, nn.AdaptiveMaxPool2d):
                 setattr(module, name, nn.AdaptiveAvgPool2d(child.output_size))
 
 
+smooth = partial(with_silu, pools=True)
+"""Takes every kink out of a classifier."""
 NETS: dict[str, Callable[[nn.Module], None]] = {
     "as is": as_it_is,
     "SiLU": with_silu,
@@ -316,18 +312,11 @@ def step_seconds(place: Place, rounds: int) -> dict[str, list[float]]:
         batches = [place.batch() for _ in range(SLICE)]
         for variant, learner, state in trainees:
             learner.steps_done = place.steps_done  # all at the same learning rate
-            begin = _now(place.device)
+            begin = now(place.device)
             for batch in batches:
                 _train_step(learner, variant.step, batch, state)
-            seconds[variant.name].append((_now(place.device) - begin) / SLICE)
+            seconds[variant.name].append((now(place.device) - begin) / SLICE)
     return {name: s[1:] for name, s in seconds.items()}
-
-
-def _now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def trainings() -> dict[str, AnyMethod]:

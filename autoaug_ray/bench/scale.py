@@ -14,8 +14,9 @@ from rich.table import Table
 
 from autoaug_ray import config
 from autoaug_ray.bench import DATASET, Outcome
+from autoaug_ray.bench.tune import run_all
 from autoaug_ray.config import Study
-from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.errors import UserError
 from autoaug_ray.store import meter as metering
 from autoaug_ray.store.folder import ROW, Folder
 
@@ -120,7 +121,7 @@ def measure(trials: int, slots: int, results: int, seconds: float) -> Measured:
     """
     import ray
 
-    from autoaug_ray.schedule.tune import Watch, execute
+    from autoaug_ray.schedule.tune import Watch
 
     study = _study(results, trials)
     with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
@@ -135,11 +136,8 @@ def measure(trials: int, slots: int, results: int, seconds: float) -> Measured:
         attempt = _sleeper(_template(study, folder), results, seconds)
         with _timed(ray, "wait", waited):
             began, cpu = time.time(), time.process_time()
-            (queue,) = execute([(study, folder)], Marks(), attempt=attempt)
+            run_all(study, folder, watch=Marks(), attempt=attempt)
             cpu = time.process_time() - cpu
-        for done in queue.done:
-            if done.outcome != "finished":
-                raise RunError(f"a trial {done.outcome}: {done.error}")
         starts = [line.split() for line in (folder.root / "starts").read_text().splitlines()]
     # The first tenth is left out: the first trials wait for actors, the last for each other.
     a, b, c = (round(len(marks) * part) for part in (0.1, 0.5, 0.9))

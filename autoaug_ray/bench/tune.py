@@ -68,6 +68,16 @@ def slot_time(lanes: Sequence[Sequence[Attempt]], begin: float, end: float) -> d
     return parts
 
 
+def run_all(study: Study, folder: Folder, **how: Any) -> None:
+    """Run all of a study by `tune.execute`, told `how`. Raises RunError unless all runs finish."""
+    from autoaug_ray.schedule.tune import Watch, execute
+
+    (queue,) = execute([(study, folder)], **{"watch": Watch()} | how)
+    for done in queue.done:
+        if done.outcome != "finished":
+            raise RunError(f"{done.run.label} {done.outcome}: {done.error}")
+
+
 def _study(epochs: int, trials: int) -> Study:
     """A study of so many equal trainings, none of which waits for another."""
     tree = {
@@ -99,7 +109,6 @@ def tune(
     if slots > (cores or 1):
         raise UserError(f"--slots must be at most {cores}, the cores of this machine, got {slots}.")
     from autoaug_ray.schedule import cluster
-    from autoaug_ray.schedule.tune import Watch, execute
 
     if (where := cluster.address()) != cluster.LOCAL:
         raise UserError(
@@ -114,11 +123,8 @@ def tune(
     with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
         folder = Folder(Path(root))
         begin = time.time()
-        (queue,) = execute([(study, folder)], Watch())
+        run_all(study, folder)
         end = time.time()
-        for done in queue.done:
-            if done.outcome != "finished":
-                raise RunError(f"a trial {done.outcome}: {done.error}")
         spans = attempts(folder.ledger)
     lanes = in_lanes(spans, slots)
     parts = slot_time(lanes, begin, end)

@@ -4,7 +4,7 @@ That file, and torch and Ray with it, is imported when its word runs: --help and
 study's YAML are said at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,7 +18,11 @@ from autoaug_ray.errors import UserError, exit_status
 if TYPE_CHECKING:
     from autoaug_ray.config import Study
 
-GO_ON = "the same command with --resume goes on."
+GO_ON = {
+    "run": "the same command with --resume goes on.",
+    "pilot": "the same command goes on.",
+}
+"""How a word goes on after an interruption, if there is anything to go on with."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,13 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _RunByDefault(TyperGroup):
-    """A line that begins with none of the words is a line of `run`."""
+    """A line that begins with none of the words is a line of `run`; each ends with its status."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for option in self.get_params(ctx) for name in option.opts}
         if not args or args[0] not in own | set(self.commands):
             args = ["run", *args]
+        ctx.meta["word"] = args[0]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> None:
+        work = super().invoke
+        raise typer.Exit(exit_status(lambda: work(ctx), again=GO_ON.get(ctx.meta["word"], "")))
 
 
 PLAIN: dict[str, Any] = {
@@ -62,10 +71,6 @@ Changes = Annotated[
 ]  # fmt: skip
 _Edit = StrEnum("_Edit", ["fixed", "local", "transfer"])
 PlanKey = Annotated[str, typer.Argument(metavar="PLAN", help="A plan's key, or its beginning.")]
-
-
-def _end(work: Callable[[], int], *, interrupted: str, again: str = "") -> None:
-    raise typer.Exit(exit_status(work, interrupted=interrupted, again=again))
 
 
 def _show_version(asked: bool) -> None:
@@ -149,23 +154,18 @@ def _run(
             "temporary folder: does it run?",
         ),
     ] = False,
-) -> None:
+) -> int:
     """Run studies and write their reports.
 
     All trainings of a study, searches included, are trials of one Ray Tune run.
     """
 
-    def work() -> int:
-        studies = _load_studies(paths or [quickstart()], changes or (), seeds)
-        from autoaug_ray.commands import run
+    studies = _load_studies(paths or [quickstart()], changes or (), seeds)
+    from autoaug_ray.commands import run
 
-        if smoke:
-            return run.smoke_studies(studies)
-        return run.run_studies(
-            studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb
-        )
-
-    _end(work, interrupted=f"interrupted; {GO_ON}", again=GO_ON)
+    if smoke:
+        return run.smoke_studies(studies)
+    return run.run_studies(studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb)
 
 
 def quickstart() -> Path:
@@ -213,18 +213,15 @@ def _init(
         Literal["horizontal", "vertical", "none"],
         typer.Option(help="How training images may be mirrored; none for text and digits."),
     ] = "horizontal",
-) -> None:
+) -> int:
     """Propose a study of a folder of images, with reasons."""
 
-    def work() -> int:
-        path = study or Path(f"{folder.resolve().name}.yaml")
-        if path.exists() and not force:
-            raise UserError(f"{path} exists; --force replaces it, --study names another file.")
-        from autoaug_ray.commands import init
+    path = study or Path(f"{folder.resolve().name}.yaml")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; --force replaces it, --study names another file.")
+    from autoaug_ray.commands import init
 
-        return init.propose_study(folder, path, flip)
-
-    _end(work, interrupted="interrupted")
+    return init.propose_study(folder, path, flip)
 
 
 @_words.command("pilot")
@@ -249,24 +246,20 @@ def _pilot(
         ),
     ] = 1.0,
     changes: Changes = None,
-) -> None:
+) -> int:
     """Ask early and cheaply: is a search worth its compute?
 
     Runs the study with a third of its epochs and short searches, on 3 seeds and then on more while
     it is undecided. The test set stays closed: a fifth of the pool stands in for it.
     """
 
-    def work() -> int:
-        for name, value in (("epochs", epochs), ("worth", worth)):
-            if value is not None and value <= 0:
-                raise UserError(f"--{name} must be above 0, got {value:g}.")
-        (studies,) = _load_studies([path], changes or (), None)
-        from autoaug_ray.commands import pilot
+    for name, value in (("epochs", epochs), ("worth", worth)):
+        if value is not None and value <= 0:
+            raise UserError(f"--{name} must be above 0, got {value:g}.")
+    (studies,) = _load_studies([path], changes or (), None)
+    from autoaug_ray.commands import pilot
 
-        return pilot.run_pilots(studies, pilot.Options(path, out, epochs, worth))
-
-    again = "the same command goes on."
-    _end(work, interrupted=f"interrupted; {again}", again=again)
+    return pilot.run_pilots(studies, path, out, epochs=epochs, worth=worth)
 
 
 @_words.command("report")
@@ -286,19 +279,16 @@ def _report(
             "WANDB_PROJECT (default: autoaug_ray); needs pip install 'autoaug_ray[wandb-report]'.",
         ),
     ] = False,
-) -> None:
+) -> int:
     """Write a study's pages anew, without training anything.
 
     The folder has all they need. With --wandb, W&B also gets the trainings that
     it lacks, and a report of its own: accuracy against device-hours, the table, curves, settings.
     """
 
-    def work() -> int:
-        from autoaug_ray.commands import report
+    from autoaug_ray.commands import report
 
-        return report.report_folder(folder, publish=wandb)
-
-    _end(work, interrupted="interrupted; nothing was trained or changed.")
+    return report.report_folder(folder, publish=wandb)
 
 
 @_bank.callback()
@@ -317,27 +307,21 @@ def _bank_folder(
 def _bank_ls(
     context: typer.Context,
     classes: Annotated[bool, typer.Option("--classes", help="Counts per class too.")] = False,
-) -> None:
+) -> int:
     """Plans, images and what they cost."""
 
-    def work() -> int:
-        from autoaug_ray.commands import bank
+    from autoaug_ray.commands import bank
 
-        return bank.ls(bank.open_bank(context.obj), classes=classes)
-
-    _end(work, interrupted="interrupted")
+    return bank.ls(bank.open_bank(context.obj), classes=classes)
 
 
 @_bank.command("verify")
-def _bank_verify(context: typer.Context) -> None:
+def _bank_verify(context: typer.Context) -> int:
     """Read everything and name what is broken."""
 
-    def work() -> int:
-        from autoaug_ray.commands import bank
+    from autoaug_ray.commands import bank
 
-        return bank.verify(bank.open_bank(context.obj))
-
-    _end(work, interrupted="interrupted")
+    return bank.verify(bank.open_bank(context.obj))
 
 
 @_bank.command("sheet")
@@ -352,15 +336,12 @@ def _bank_sheet(
         str | None, typer.Option("--class", metavar="NAME", help="One class (default: every one).")
     ] = None,
     sources: Annotated[int, typer.Option(metavar="N", help="Rows.")] = 6,
-) -> None:
+) -> int:
     """Pictures of a class's edits with their prompts."""
 
-    def work() -> int:
-        from autoaug_ray.commands import bank
+    from autoaug_ray.commands import bank
 
-        return bank.sheet(bank.open_bank(context.obj), plan, class_name, out, rows=sources)
-
-    _end(work, interrupted="interrupted")
+    return bank.sheet(bank.open_bank(context.obj), plan, class_name, out, rows=sources)
 
 
 @_bank.command("export")
@@ -380,13 +361,10 @@ def _bank_export(
     no_sources: Annotated[
         bool, typer.Option("--no-sources", help="Leave the real images out.")
     ] = False,
-) -> None:
+) -> int:
     """Write a plan's images for other software."""
 
-    def work() -> int:
-        from autoaug_ray.commands import bank
+    from autoaug_ray.commands import bank
 
-        opened = bank.open_bank(context.obj)
-        return bank.export(opened, plan, out, form, kinds=kinds or (), sources=not no_sources)
-
-    _end(work, interrupted="interrupted")
+    opened = bank.open_bank(context.obj)
+    return bank.export(opened, plan, out, form, kinds=kinds or (), sources=not no_sources)

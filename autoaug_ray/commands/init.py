@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,33 +28,28 @@ FEW = 5
 def propose_study(folder: Path, path: Path, flip: Flip) -> int:
     """Describe the images, write the study to `path`, time its methods; the exit status."""
     console = new_console()
+    say = partial(console.print, markup=False)
     with console.status(f"reading {folder}"):
         found = inspect(folder)
     where = "CLASS/*" if found.flat else " ".join(f"{part}/CLASS/*" for part in found.parts)
-    console.print(
-        f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}",
-        highlight=False, markup=False,
-    )  # fmt: skip
+    say(f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}")
     console.print(_counts(found))
     for line in _facts(found):
-        console.print(line, highlight=False, markup=False)
+        say(line)
     for line in _warnings(found):
-        console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
+        say(f"warning: {line}", style="yellow")
 
     gpu = torch.cuda.is_available()
     text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=flip)
     write_whole(path, text.encode())
-    console.print(
-        f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...",
-        highlight=False, markup=False,
-    )  # fmt: skip
+    say(f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...")
     (study,) = config.load(path)
     console.print(forecast_table(study, torch.device("cuda" if gpu else "cpu")))
-    console.print(
+    say(
         f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?\n"
         f"      autoaug-ray {path}         the whole study -> runs/{path.stem}/report.html",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        soft_wrap=True,
+    )
     return 0
 
 

@@ -5,7 +5,6 @@ is undecided. The test set stays closed: a fifth of the pool stands in for it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -29,55 +28,52 @@ from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
 
-@dataclass(frozen=True)
-class Options:
-    study: Path
-    out: Path
-    epochs: int | None
-    """Epochs of a training; None: a third of the study's."""
-    worth: float
-    """How much better a search would have to be, in points of accuracy."""
+def run_pilots(
+    studies: Sequence[Study], path: Path, out: Path, *, epochs: int | None, worth: float
+) -> int:
+    """Run a pilot of each case of the study in the file `path`; the exit status.
 
-
-def run_pilots(studies: Sequence[Study], options: Options) -> int:
-    """Run a pilot of each case of a study; the exit status."""
+    `epochs` are those of a training; None: a third of the study's. `worth`: how much better a
+    search would have to be, in points of accuracy.
+    """
     console = run.new_console()
-    pilots = [shortened(study, options.epochs) for study in studies]
+    pilots = [shortened(study, epochs) for study in studies]
     pairs = zip(studies, pilots, strict=True)
-    failed = [_pilot(whole, short, options, console) for whole, short in pairs]
+    failed = [_pilot(whole, short, path, out, worth, console) for whole, short in pairs]
     return 1 if any(failed) else 0
 
 
-def _pilot(whole: Study, study: Study, options: Options, console: Console) -> bool:
+def _pilot(
+    whole: Study, study: Study, path: Path, out: Path, worth: float, console: Console
+) -> bool:
     """Run the pilot of a study and print its verdict; whether any of its runs failed."""
     from autoaug_ray.report.write import write
 
-    folder = Folder(options.out / study.name / (study.case or ""))
+    folder = Folder(out / study.name / (study.case or ""))
     run.introduce(study, console)
     for line in _shorter(whole, study):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, markup=False)
     searches, free = searching(study), search_free(study)
     for seeds in LOOKS:
         asked = study.model_copy(update={"seeds": tuple(range(seeds))})
-        (ran,), failed = run.run_cases([asked], [folder], options.out / "bank", console)
+        (ran,), failed = run.run_cases([asked], [folder], out / "bank", console)
         (results,) = collect_cases([(ran, folder)])
         page = write(results)
-        verdict = decide(results.entries, searches, free, worth=options.worth)
+        verdict = decide(results.entries, searches, free, worth=worth)
         if verdict.decided or seeds == LOOKS[-1]:
             break
-        console.print(f"{verdict.sentence} Going on with more seeds.", highlight=False)
+        console.print(f"{verdict.sentence} Going on with more seeds.")
     console.print(table(results))
-    console.print(verdict.sentence, style="bold", highlight=False)
+    console.print(verdict.sentence, style="bold")
     if study.train.epochs < whole.train.epochs:
         console.print(
             f"That is after {study.train.epochs} of {whole.train.epochs} epochs. Strong "
             "augmentation needs long trainings and may be judged too early; --epochs asks again.",
-            highlight=False,
         )
-    console.print(_cost(whole, ran, folder), highlight=False)
+    console.print(_cost(whole, ran, folder))
     run.say_failed(failed, console)
-    for line in (f"report: {page}", f"the whole study: autoaug-ray {options.study}"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for line in (f"report: {page}", f"the whole study: autoaug-ray {path}"):
+        console.print(line, markup=False, soft_wrap=True)
     return bool(failed)
 
 

@@ -5,6 +5,7 @@ lacks, and a report of its own: accuracy against device-hours, the table, curves
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
@@ -26,18 +27,15 @@ def report_folder(folder: str, *, publish: bool) -> int:
         raise UserError(f"STUDY_FOLDER: {error}") from None
     results = collect_cases(cases)
     page = run.show(results, root, console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
     if publish:
-        console.print(f"report in W&B: {_publish(results, console)}", highlight=False)
+        console.print(f"report in W&B: {_publish(results, console)}")
     return 0
 
 
 def _publish(results: Sequence[StudyResults], console: Console) -> str:
     """Send what W&B lacks and make a report there; its address."""
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     with wandb.tracking([Folder(one.root) for one in results], "online", say, patience=None):
         pass  # nothing is running: what is on disk is all there is
     return wandb.publish([(one.study, sentences.markdown(one)) for one in results])

@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,20 +33,9 @@ if TYPE_CHECKING:
     from autoaug_ray.report.results import StudyResults
 
 
-@dataclass(frozen=True)
-class Options:
-    """How studies are run; each field is the option of its name."""
-
-    out: Place
-    bank: Place
-    resume: bool
-    dry_run: bool
-    wandb: str
-
-
 def new_console() -> Console:
     """Where there is no terminal, a log is read later and wider than 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def run_studies(
@@ -68,10 +56,23 @@ def run_studies(
     root = place(out)
     kept = place(bank) if bank else root / "bank"
     places.check(root)
-    options = Options(root, kept, resume, dry_run, wandb or tracker.default_mode())
+    mode = wandb or tracker.default_mode()
     console = new_console()
-    failed = [_run_study(cases, options, console) for cases in studies]
-    return 1 if any(failed) else 0
+    failed = False
+    for cases in studies:
+        for folder in _folders(cases, root):
+            if folder.rows.exists() and not (resume or dry_run):
+                raise UserError(
+                    f"{folder.root} holds rows of an earlier run; add --resume to go on with it, "
+                    "or --out for another folder."
+                )
+        for study in cases:
+            introduce(study, console)
+        if dry_run:
+            _dry_run(cases, console)
+        else:
+            failed |= carry_out(cases, root, kept, console, mode)
+    return int(failed)
 
 
 def smoke_studies(studies: Sequence[Sequence[Study]]) -> int:
@@ -90,23 +91,12 @@ def smoke_studies(studies: Sequence[Sequence[Study]]) -> int:
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
-def _run_study(studies: Sequence[Study], options: Options, console: Console) -> bool:
-    """Run one study, in all its cases; returns whether any of its runs failed."""
-    for folder in _folders(studies, options.out):
-        if folder.rows.exists() and not (options.resume or options.dry_run):
-            raise UserError(
-                f"{folder.root} holds rows of an earlier run; add --resume to go on with it, or "
-                "--out for another folder."
-            )
+def _dry_run(studies: Sequence[Study], console: Console) -> None:
+    """Print what the cases of a study will cost."""
     for study in studies:
-        introduce(study, console)
-    if options.dry_run:
-        for study in studies:
-            console.print(forecast_table(study, torch.device("cpu")))
-        if any(kinds_of(study) for study in studies):
-            console.print(_dry_run_bank(studies))
-        return False
-    return carry_out(studies, options.out, options.bank, console, options.wandb)
+        console.print(forecast_table(study, torch.device("cpu")))
+    if any(kinds_of(study) for study in studies):
+        console.print(_dry_run_bank(studies))
 
 
 def _folders(studies: Sequence[Study], out: Place) -> list[Folder]:
@@ -130,7 +120,7 @@ def carry_out(
     results = collect_cases(zip(studies, folders, strict=True))
     page = show(results, out / studies[0].name, console)
     say_failed(failed, console)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", soft_wrap=True)
     return bool(failed)
 
 
@@ -140,14 +130,14 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
-            console.print(line, highlight=False, markup=False)
+            console.print(line, markup=False)
 
     for one in results:
         page, study = write.write(one), one.study
         if study.case:
             console.rule(f"{study.name}, {study.case}")
         console.print(sentences.table(one))
-        console.print(sentences.headline(one), style="bold", highlight=False)
+        console.print(sentences.headline(one), style="bold")
         tell(sentences.verdicts(one))
         if study.published is not None:
             if study.published.figures:
@@ -180,7 +170,7 @@ def run_cases(
     from autoaug_ray.schedule.tune import execute
 
     cluster.join()
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say = partial(console.print, markup=False, soft_wrap=True)
     with Bill(_bills(studies[0], folders[0]), cluster.look):
         studies = fill_bank(studies, bank, say)
         for study, folder in zip(studies, folders, strict=True):
@@ -202,7 +192,7 @@ def say_failed(failed: Sequence[Done], console: Console) -> None:
     for done in failed:
         console.print(
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
-            style="red", highlight=False,
+            style="red",
         )  # fmt: skip
 
 
@@ -222,10 +212,9 @@ def introduce(study: Study, console: Console) -> None:
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
-        highlight=False,
     )
     for note in data.source_of(study.dataset).notes:
-        console.print(note, highlight=False, markup=False)
+        console.print(note, markup=False)
     if study.model.weights is not None:
         models.build(study.model, len(splits.classes), torch.zeros(1), torch.ones(1), seed=0)
 

@@ -135,14 +135,10 @@ def run(
             studies[0].name, cases[::-1], len(studies[0].entries), time.monotonic() - began, fault
         )
         outcomes.append(outcome)
-        console.print(_line(outcome), highlight=False, soft_wrap=True)
+        word = f"FAILED: {fault}" if fault else "passed"
+        console.print(f"{outcome.study}: {word} ({outcome.seconds:.0f} s)", soft_wrap=True)
     console.print(table(outcomes))
     return outcomes
-
-
-def _line(outcome: Outcome) -> str:
-    word = f"FAILED: {outcome.fault}" if outcome.fault else "passed"
-    return f"{outcome.study}: {word} ({outcome.seconds:.0f} s)"
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:

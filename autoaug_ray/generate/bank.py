@@ -4,7 +4,8 @@ What is held, what a training draws from it, and what it cost. Reading needs nei
 generative model.
 """
 
-from collections import Counter, defaultdict
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autoaug_ray.data import Edits
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import bank_files
 from autoaug_ray.generate.bank_files import Caption, EditedImage, Plan, decode, shard_name
@@ -31,14 +33,9 @@ from autoaug_ray.store.places import Place, listed, place
 
 
 @dataclass(frozen=True)
-class Variants:
-    """The edited images that a training draws from, as one tensor."""
+class Variants(Edits):
+    """The edited images that a training draws from, and what they lack."""
 
-    images: Tensor  # (N, channels, height, width) uint8
-    start: Tensor  # (n, kinds) int64; n: images in the pool
-    count: (
-        Tensor  # (n, kinds) int64; image i, kind k: images[start[i, k] : start[i, k]+count[i, k]]
-    )
     missing: dict[ImageKind, int]
     """Edits that were never made because their shard is in quarantine."""
     rejected: dict[ImageKind, int]
@@ -79,19 +76,6 @@ class Bank:
 
     def shard_path(self, keys: Sequence[str]) -> Place:
         return self.shards_folder / f"{shard_name(keys)}.parquet"
-
-    def write_shard(
-        self,
-        edits: Sequence[Edit],
-        images: Sequence[Tensor],
-        rejects: Sequence[str | None],
-        settings: Generation,
-        fingerprints: Fingerprints,
-    ) -> Place:
-        """Writes images (c, h, w) uint8, one per edit; `rejects`: why not to use one, or None."""
-        path = self.shard_path([e.key for e in edits])
-        bank_files.write_shard(path, edits, images, rejects, settings, fingerprints)
-        return path
 
     def encoded(self, keys: Iterable[str]) -> Iterator[EditedImage]:
         """The images with these keys that the bank holds, shard by shard."""
@@ -169,7 +153,10 @@ class Bank:
 
     def quarantined(self) -> dict[str, dict[str, Any]]:
         """The shards that are set aside, by name: each one's `keys` and its `error`."""
-        return bank_files.read_quarantine(self.quarantine_file)
+        if not self.quarantine_file.is_file():
+            return {}
+        lines = map(json.loads, self.quarantine_file.read_text().splitlines())
+        return {line["shard"]: line for line in lines}
 
     def quarantined_keys(self) -> set[str]:
         """The keys of all images that are set aside."""
@@ -323,9 +310,7 @@ def _variants(
             f"bank {bank.root}: {lost} of the {len({e.key for e in edits})} images of plan "
             f"{plan_key} are not made yet; start the study again to make them."
         )
-    missing: Counter[ImageKind] = Counter()
-    rejected: Counter[ImageKind] = Counter()
-    duplicate: Counter[ImageKind] = Counter()
+    missing, rejected, duplicate = (dict.fromkeys(kinds, 0) for _ in range(3))
     used: list[Tensor] = []
     start = torch.zeros(plan.images, len(kinds), dtype=torch.int64)
     count = torch.zeros_like(start)
@@ -357,7 +342,7 @@ def _variants(
         images=torch.stack(used) if used else torch.zeros((0, *shape), dtype=torch.uint8),
         start=start,
         count=count,
-        missing={kind: missing[kind] for kind in kinds},
-        rejected={kind: rejected[kind] for kind in kinds},
-        duplicate={kind: duplicate[kind] for kind in kinds},
+        missing=missing,
+        rejected=rejected,
+        duplicate=duplicate,
     )

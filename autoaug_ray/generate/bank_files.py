@@ -31,6 +31,7 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.plan import (
+    KEYED,
     Edit,
     Fingerprints,
     Pool,
@@ -180,38 +181,26 @@ def write_shard(
     """Writes images (c, h, w) uint8, one per edit; `rejects`: why not to use one, or None."""
     with ThreadPoolExecutor(4) as threads:  # a large JPEG takes as long as a third of its edit
         encoded = list(threads.map(encode, images))
-    columns: dict[str, list[Any]] = {
-        "key": [e.key for e in edits],
-        "image": encoded,
-        "channels": [i.shape[0] for i in images],
-        "height": [i.shape[1] for i in images],
-        "width": [i.shape[2] for i in images],
-        "source_hash": [e.source_hash for e in edits],
-        "class_name": [e.class_name for e in edits],
-        "prompt": [e.prompt for e in edits],
-        "seed": [e.seed for e in edits],
-        "reject": list(rejects),
-        "checksum": [hashlib.sha256(data).hexdigest() for data in encoded],
-    }
     same = key_settings(settings, fingerprints)
-    columns |= {name: [value] * len(edits) for name, value in same.items()}
-    _write(path, columns, SHARD)
+    rows = []
+    for edit, data, image, reject in zip(edits, encoded, images, rejects, strict=True):
+        about: dict[str, Any] = dict(zip(("channels", "height", "width"), image.shape, strict=True))
+        about |= {"image": data, "reject": reject, "checksum": hashlib.sha256(data).hexdigest()}
+        rows.append(edit._asdict() | same | about)
+    _write(path, rows, SHARD)
 
 
 def write_captions(path: Place, captions: Sequence[Caption]) -> None:
-    columns: dict[str, list[Any]] = {"key": [c.key for c in captions]}
-    columns |= {name: [getattr(c, name) for c in captions] for name in CAPTIONS.names[1:]}
-    _write(path, columns, CAPTIONS)
+    _write(path, [{"key": c.key, **c._asdict()} for c in captions], CAPTIONS)
 
 
 def write_sources(path: Place, pool: Pool) -> None:
-    columns: dict[str, list[Any]] = {
-        "position": list(range(len(pool.hashes))),
-        "hash": list(pool.hashes),
-        "class_name": [pool.classes[label] for label in pool.labels.tolist()],
-        "image": [encode(image) for image in pool.images.cpu()],
-    }
-    _write(path, columns, SOURCES)
+    images = zip(pool.hashes, pool.labels.tolist(), pool.images.cpu(), strict=True)
+    rows = [
+        {"position": i, "hash": key, "class_name": pool.classes[label], "image": encode(image)}
+        for i, (key, label, image) in enumerate(images)
+    ]
+    _write(path, rows, SOURCES)
 
 
 def write_plan(path: Place, plan: Plan) -> None:
@@ -222,17 +211,19 @@ def write_plan(path: Place, plan: Plan) -> None:
         "settings": plan.settings.model_dump(mode="json"),
         "fingerprints": plan.fingerprints._asdict(),
     }
-    rows: list[list[Any]] = [list(c) for c in zip(*plan.edits, strict=True)] or [[]] * len(PLAN)
     schema = PLAN.with_metadata({"about": json.dumps(about)})
-    _write(path, dict(zip(PLAN.names, rows, strict=True)), schema)
+    _write(path, [edit._asdict() for edit in plan.edits], schema)
 
 
-def _write(path: Place, columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> None:
-    """Writes a Parquet file, the same bytes for the same rows; images are compressed already."""
+def _write(path: Place, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Writes a Parquet file, the same bytes for the same rows; images are compressed already.
+
+    What a row holds beside the schema's columns is left out.
+    """
     text = [name for name in schema.names if name != "image"]
     buffer = io.BytesIO()
     pq.write_table(
-        pa.table(dict(columns), schema=schema),
+        pa.Table.from_pylist(rows, schema=schema),
         buffer,
         version="2.6",
         data_page_version="1.0",
@@ -284,14 +275,6 @@ def read_sources(path: Place) -> list[dict[str, Any]]:
     """The pool's own images as rows of SOURCES, by position."""
     rows: list[dict[str, Any]] = _read(path).to_pylist()
     return rows
-
-
-def read_quarantine(path: Place) -> dict[str, dict[str, Any]]:
-    """The shards that were set aside, by name: each one's `keys` and its `error`."""
-    if not path.is_file():
-        return {}
-    lines = map(json.loads, path.read_text().splitlines())
-    return {line["shard"]: line for line in lines}
 
 
 def _read(path: Place, columns: list[str] | None = None) -> pa.Table:
@@ -359,11 +342,7 @@ def _check_image(row: Mapping[str, Any]) -> Iterator[str]:
     shape = (row["channels"], row["height"], row["width"])
     if (found := tuple(decode(row["image"]).shape)) != shape:
         yield f"{row['key']}: the image is {found}, its row says {shape}"
-    fields = (
-        "generator", "tokens", "source_hash", "prompt", "strength", "guidance", "calls",
-        "solver", "size", "precision", "seed",
-    )  # fmt: skip
-    if edit_key(**{field: row[field] for field in fields}) != row["key"]:
+    if edit_key(**{field: row[field] for field in KEYED}) != row["key"]:
         yield f"{row['key']}: its key does not follow from its row"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
-from autoaug_ray.generate.loading import cannot_load, quiet
+from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.prompts import clean
 from autoaug_ray.generate.resize import PADDED, enlarge
 from autoaug_ray.generate.settings import Precision
@@ -171,15 +171,12 @@ def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise UserError(
             "generate.captioner needs transformers: pip install 'autoaug_ray[generate]'."
         ) from None
-    try:
-        with quiet():
-            processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
-            # Not .to(dtype) afterwards: BLIP-2 keeps its Q-Former in fp32 under fp16.
-            loaded = AutoModelForImageTextToText.from_pretrained(
-                model, dtype=dtype, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise cannot_load("captioner", f"{model} as an image-text-to-text model", error) from None
+    with loading("captioner", f"{model} as an image-text-to-text model"):
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        # Not .to(dtype) afterwards: BLIP-2 keeps its Q-Former in fp32 under fp16.
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=dtype, trust_remote_code=False
+        )
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(f"generate.captioner: {model} has no image processor and tokenizer.")
     return processor, loaded.eval()

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from autoaug_ray.generate import weights
 from autoaug_ray.generate.bank_files import LOSSLESS
-from autoaug_ray.generate.loading import cannot_load
+from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.settings import Generation
+from autoaug_ray.models import parameter_count
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SD14_CONFIGS: Mapping[str, dict[str, Any]] = {
@@ -105,7 +105,7 @@ def of_model(settings: Generation) -> Work:
             encode=_gflop(lambda: vae.encode(image)),
             decode=_gflop(lambda: vae.decode(latents)),
             text=_gflop(lambda: text(tokens)),
-            parameters=sum(_parameters(part) for part in (unet, vae, text)),
+            parameters=sum(parameter_count(part) for part in (unet, vae, text)),
         )
 
 
@@ -168,16 +168,13 @@ def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
     from transformers import CLIPTextConfig
 
     source = weights.resolve(settings.model, "stable-diffusion")
-    try:
+    with loading("model", f"the configs of {settings.model}"):
+        text_encoder = CLIPTextConfig.from_pretrained(source, subfolder="text_encoder")
         return {
             "unet": UNet2DConditionModel.load_config(source, subfolder="unet"),
             "vae": AutoencoderKL.load_config(source, subfolder="vae"),
-            "text_encoder": CLIPTextConfig.from_pretrained(
-                source, subfolder="text_encoder"
-            ).to_dict(),
+            "text_encoder": text_encoder.to_dict(),
         }
-    except (OSError, ValueError) as error:
-        raise cannot_load("model", f"the configs of {settings.model}", error) from None
 
 
 def _gflop(call: Callable[[], object]) -> float:
@@ -187,7 +184,3 @@ def _gflop(call: Callable[[], object]) -> float:
         call()
     flop: int = counter.get_total_flops()
     return flop / 1e9
-
-
-def _parameters(part: nn.Module) -> int:
-    return sum(p.numel() for p in part.parameters())

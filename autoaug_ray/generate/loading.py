@@ -8,10 +8,11 @@ from autoaug_ray.errors import UserError
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Hides the progress bars of transformers and diffusers, as far as they are imported.
+def loading(field: str, what: str) -> Iterator[None]:
+    """Loads a model; raises UserError, which names the `field` of `generate:`, if that fails.
 
-    Many workers write into one terminal.
+    The progress bars of transformers and diffusers are hidden, as far as these are imported: many
+    workers write into one terminal. Missing packages are the caller's to explain.
     """
     names = ("transformers.utils.logging", "diffusers.utils.logging")
     loggings = [sys.modules[name] for name in names if name in sys.modules]
@@ -20,12 +21,9 @@ def quiet() -> Iterator[None]:
         logging.disable_progress_bar()
     try:
         yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(f"generate.{field}: cannot load {what} ({reason}).") from None
     finally:
         for logging in shown:
             logging.enable_progress_bar()
-
-
-def cannot_load(field: str, what: str, error: Exception) -> UserError:
-    """The error that a model, named by a `field` of `generate:`, cannot be loaded, and why."""
-    reason = str(error).strip().partition("\n")[0].rstrip(".")
-    return UserError(f"generate.{field}: cannot load {what} ({reason}).")

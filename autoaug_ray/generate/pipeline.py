@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
-from autoaug_ray.generate.loading import cannot_load, quiet
+from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.settings import Generation, Precision
 
 Pipeline = Any
@@ -30,17 +30,14 @@ DTYPES: dict[Precision, torch.dtype] = {
 def load(settings: Generation, device: torch.device) -> Pipeline:
     """The model in `settings.precision`, for inference. Raises UserError if it cannot be had."""
     source = weights.resolve(settings.model, "stable-diffusion")
-    try:
-        with quiet():
-            pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
-                source,
-                dtype=DTYPES[settings.precision],
-                safety_checker=None,
-                requires_safety_checker=False,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError, TypeError) as error:
-        raise cannot_load("model", f"{settings.model} as a Stable Diffusion", error) from None
+    with loading("model", f"{settings.model} as a Stable Diffusion"):
+        pipe = StableDiffusionImg2ImgPipeline.from_pretrained(
+            source,
+            dtype=DTYPES[settings.precision],
+            safety_checker=None,
+            requires_safety_checker=False,
+            trust_remote_code=False,
+        )
     for network in (pipe.unet, pipe.vae, pipe.text_encoder):
         network.requires_grad_(False).eval()
     return pipe.to(device)

@@ -29,6 +29,12 @@ RANKED = 4096
 """Captions that one edit ranks at most. If there are more, it ranks those that follow it on a ring
 of hashes."""
 
+KEYED = (
+    "generator", "tokens", "source_hash", "prompt", "strength", "guidance", "calls", "solver",
+    "size", "precision", "seed",
+)  # fmt: skip
+"""What an edited image depends on, in the order in which its key hashes it."""
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -98,25 +104,13 @@ def content_hash(image: Tensor) -> str:
     return digest.hexdigest()[:32]
 
 
-def edit_key(
-    *,
-    generator: str,
-    tokens: str | None,
-    source_hash: str,
-    prompt: str,
-    strength: float,
-    guidance: float,
-    calls: int,
-    solver: str,
-    size: int | None,
-    precision: str,
-    seed: int,
-) -> str:
-    """32 hex digits of all that an edited image depends on. Its kind is only a label."""
-    return _digest(
-        [generator, tokens, source_hash, prompt, strength, guidance, calls, solver, size,
-         precision, seed]
-    )  # fmt: skip
+def edit_key(**fields: Any) -> str:
+    """32 hex digits of all that an edited image depends on: the fields KEYED, no more, no fewer.
+
+    Its kind is only a label.
+    """
+    assert fields.keys() == set(KEYED), f"fields of a key: {', '.join(KEYED)}"
+    return _digest([fields[name] for name in KEYED])
 
 
 def key_settings(settings: Generation, fingerprints: Fingerprints) -> dict[str, Any]:

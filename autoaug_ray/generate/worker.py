@@ -16,7 +16,7 @@ from torch import Tensor
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import prompts, weights
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.generate.bank_files import Caption
+from autoaug_ray.generate.bank_files import Caption, write_shard
 from autoaug_ray.generate.plan import Edit, Fingerprints
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.store.meter import Meter, device_name
@@ -87,7 +87,8 @@ class Worker:
         with _loading("generate.embedder"):
             from autoaug_ray.generate.embeddings import class_embeddings
 
-            rows = class_embeddings(names, self.settings.embedder, self._model, self.device)
+            model = weights.resolve(self.settings.model, "stable-diffusion")
+            rows = class_embeddings(names, self.settings.embedder, model, self.device)
         return PieceDone(prompts.nearest(rows, self.settings.neighbours))
 
     def caption(
@@ -143,7 +144,8 @@ class Worker:
         fingerprints: Fingerprints,
     ) -> PieceDone:
         """Makes one shard; `index` says which of `images`, (c, h, w) uint8, each edit is of."""
-        if self.bank.shard_path([edit.key for edit in edits]).exists():
+        path = self.bank.shard_path([edit.key for edit in edits])
+        if path.exists():
             return PieceDone()
         editor = self._editor_with(fingerprints.tokens)
         from autoaug_ray.generate.img2img import Job
@@ -154,9 +156,8 @@ class Worker:
         edited = self._fitting(editor, lambda: editor.edit(jobs))
         seconds = _now(self.device) - begin
         rejects = [one.reject for one in edited]
-        self.bank.write_shard(
-            edits, [one.image for one in edited], rejects, self.settings, fingerprints
-        )
+        pictures = [one.image for one in edited]
+        write_shard(path, edits, pictures, rejects, self.settings, fingerprints)
         return PieceDone(
             items=len(edits),
             rejected=sum(reject is not None for reject in rejects),
@@ -199,10 +200,6 @@ class Worker:
             )
         except Exception:  # the figure is only shown
             return 0.0
-
-    @property
-    def _model(self) -> str:
-        return weights.resolve(self.settings.model, "stable-diffusion")
 
     def _editor_with(self, tokens: str | None) -> "Editor":
         """The editor that knows these words; loaded once, and again for other words."""

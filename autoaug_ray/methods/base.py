@@ -6,7 +6,7 @@ method carries through training is another value, made by `init` and put into ch
 
 import abc
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
@@ -36,6 +36,27 @@ class Task(NamedTuple):
 
 class Stateless(nn.Module):
     """The state of a method that learns nothing."""
+
+
+class Learning(nn.Module):
+    """The state of a method that learns; its optimiser goes into checkpoints with it."""
+
+    optimiser: torch.optim.Optimizer | None = None
+    """None: what was learned earlier is used as it is."""
+
+    def move(self, gradients: Sequence[Tensor | None]) -> None:
+        """One step of the optimiser down the gradients of all parameters, in their order."""
+        assert self.optimiser is not None
+        for parameter, g in zip(self.parameters(), gradients, strict=True):
+            parameter.grad = g
+        self.optimiser.step()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {} if self.optimiser is None else self.optimiser.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if self.optimiser is not None:
+            self.optimiser.load_state_dict(state)
 
 
 class PopulationSearch(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
@@ -32,6 +32,7 @@ from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
     Flip,
+    Learning,
     Method,
     NextMeta,
     Task,
@@ -58,8 +59,10 @@ class _Past(NamedTuple):
     rule: hypergradient.SGD | hypergradient.Adam
 
 
-class BilevelState(nn.Module):
+class BilevelState(Learning):
     """The augmenter and its optimiser; figures and past steps live for one epoch only."""
+
+    optimiser: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -85,12 +88,6 @@ class BilevelState(nn.Module):
             total += g
             squares += g.square()
         self.sum_of_norms += torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.optimiser.state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state)
 
 
 class Bilevel(Method):
@@ -343,9 +340,7 @@ class Bilevel(Method):
     ) -> None:
         if not self.as_released:
             self._anneal(learner, state)
-        for parameter, g in zip(state.parameters(), gradients, strict=True):
-            parameter.grad = g
-        state.optimiser.step()
+        state.move(gradients)
         if isinstance(state.augmenter, Augmenter):
             state.augmenter.decay(state.optimiser.param_groups[1]["lr"] * self.weight_decay)
 

@@ -13,14 +13,14 @@ from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.image_ops import OPS
 from autoaug_ray.maths.policies import SubPolicies
 from autoaug_ray.maths.relaxed_policy import RelaxedPolicy
-from autoaug_ray.methods.base import NextMeta, Task, as_float, flipped
+from autoaug_ray.methods.base import Learning, NextMeta, Task, as_float, flipped
 from autoaug_ray.methods.discrete import Searched, SubPolicyState
 
 PAIRS = tuple(combinations(OPS, 2))
 """The 105 sub-policies to choose from."""
 
 
-class DadaState(nn.Module):
+class DadaState(Learning):
     """The relaxed policy and its optimiser, while it is learned."""
 
     def __init__(self, relaxed: RelaxedPolicy, lr: float) -> None:
@@ -31,12 +31,6 @@ class DadaState(nn.Module):
     @property
     def policy(self) -> SubPolicies:
         return self.relaxed.discrete(len(PAIRS))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.optimiser.state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state)
 
 
 class Dada(Searched):
@@ -109,9 +103,7 @@ class Dada(Searched):
             learner.apply(h.weights)
             gradients = tuple(h.theta)
             logs = {"train_loss": h.train_loss, "meta_loss": h.meta_loss}
-        for parameter, g in zip(state.parameters(), gradients, strict=True):
-            parameter.grad = g
-        state.optimiser.step()
+        state.move(gradients)
         return logs
 
     def _relaxed(self, state: DadaState, batch: Split, noise: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio, relaxed
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Method, NextMeta, Task, as_float
+from autoaug_ray.methods.base import Learning, Method, NextMeta, Task, as_float
 from autoaug_ray.methods.discrete import RandAugment, TrivialAugment
 from autoaug_ray.methods.predefined import NoAugmentation, Predefined
 
@@ -42,26 +42,18 @@ def edited(batch: Split, kind: Tensor, noise: torch.Generator) -> Tensor:
     return as_float(torch.where(is_real[:, None, None, None], batch.images, generated))
 
 
-class MixtureState(nn.Module):
+class MixtureState(Learning):
     """The proportions of every class, and their optimiser while they are learned."""
 
     def __init__(self, alpha: Tensor) -> None:
         """alpha (classes, kinds): probabilities."""
         super().__init__()
         self.logits = nn.Parameter(alpha.log().clamp_min(-1e4))
-        self.optimiser: torch.optim.Optimizer | None = None
 
     @property
     def log_alpha(self) -> Tensor:
         """(classes, kinds)"""
         return torch.log_softmax(self.logits, dim=1)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {} if self.optimiser is None else self.optimiser.state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        if self.optimiser is not None:
-            self.optimiser.load_state_dict(state)
 
 
 class _Mixture(Method, abc.ABC):
@@ -207,8 +199,7 @@ class AutoGenDA(_Mixture):
             logs = super().step(learner, batch, next_meta, state)
             loss = learner.loss_at(self._blended(state, meta, learner.noise), meta.labels)
             meta_loss = loss(learner.weights())
-            state.logits.grad = torch.autograd.grad(meta_loss, state.logits)[0]
-            state.optimiser.step()
+            state.move(torch.autograd.grad(meta_loss, state.logits))
             return logs | {"meta_loss": meta_loss.detach()}
         return self._look_ahead(learner, batch, meta, state)
 
@@ -254,6 +245,5 @@ class AutoGenDA(_Mixture):
             learner.apply(h.weights)
         else:
             logs |= super().step(learner, batch, lambda n: meta, state)
-        state.logits.grad = h.theta[0]
-        state.optimiser.step()
+        state.move(h.theta)
         return logs

@@ -1,6 +1,6 @@
 """The transformation-invariant baseline: a network that learns from the training loss."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from autoaug_ray.maths.augmenter import BOUNDS, parameter_names, transform
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
     Flip,
+    Learning,
     Method,
     NextMeta,
     Task,
@@ -42,17 +43,13 @@ class Localisation(nn.Module):
         return self.bounds * torch.tanh(self.head(self.features(images)))
 
 
-class STNState(nn.Module):
+class STNState(Learning):
+    optimiser: torch.optim.Optimizer
+
     def __init__(self, network: Localisation, lr: float) -> None:
         super().__init__()
         self.network = network
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return self.optimiser.state_dict()
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.optimiser.load_state_dict(state)
 
 
 class STN(Method):

@@ -60,16 +60,6 @@ def fill(
     return [p.key for p in plans]
 
 
-def keys(
-    pools: Sequence[Pool], settings: Generation, kinds: Sequence[ImageKind] = EDITS
-) -> list[str]:
-    """The plan keys that `fill` returns."""
-    return [
-        plan.plan_key(pool, settings, plan.fingerprints(pool, settings, kinds), kinds)
-        for pool in pools
-    ]
-
-
 @dataclass
 class _Piece:
     """What an actor does at a time: `Worker.work` of the first four fields."""
@@ -259,7 +249,9 @@ def _plans(pools: Sequence[Pool], kinds: Sequence[ImageKind], crew: _Crew) -> li
     """Every pool's plan, read from the bank, or made now and written to it."""
     bank, settings = crew.bank, crew.settings
     marks = [plan.fingerprints(pool, settings, kinds) for pool in pools]
-    named = keys(pools, settings, kinds)
+    named = [
+        plan.plan_key(pool, settings, mark, kinds) for pool, mark in zip(pools, marks, strict=True)
+    ]
     new = {
         key: (pool, mark)
         for key, pool, mark in zip(named, pools, marks, strict=True)

@@ -55,7 +55,7 @@ class Progress(Watch):
         self.console.print(
             f"{label}: lost a process, or its machine, after epoch {epoch} of a run; going on from "
             "the last checkpoint",
-            style="yellow", highlight=False,
+            style="yellow",
         )  # fmt: skip
 
     def ended(self, trial_id: str) -> None:
@@ -73,7 +73,7 @@ class Progress(Watch):
             self.live.update(self._table())
         elif time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
-            self.console.print(self._line(), highlight=False)
+            self.console.print(self._line())
 
     def end(self) -> None:
         if self.live is not None:

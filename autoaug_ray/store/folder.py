@@ -81,18 +81,8 @@ class Folder:
         self.ledger, self.policies, self.trials = (
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
-
-    @property
-    def outcomes(self) -> Place:
-        return self.root / "outcomes.jsonl"
-
-    @property
-    def bill(self) -> Place:
-        return self.root / "bill.txt"
-
-    @property
-    def bank_faults(self) -> Place:
-        return self.root / "bank_faults.txt"
+        self.outcomes, self.bill = root / "outcomes.jsonl", root / "bill.txt"
+        self.bank_faults = root / "bank_faults.txt"
 
     def check(self) -> None:
         """Raise StorageError if the folder was deleted.

@@ -117,7 +117,7 @@ def test_a_place_that_cannot_be_used_ends_the_study_and_no_run_has_failed(
         return 0
 
     with once(2, small_disk.fill):
-        assert exit_status(work, interrupted="", again="the same command goes on.") == 1
+        assert exit_status(work, again="the same command goes on.") == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {folder.root}")
     assert said.endswith(" cannot be used (No space left on device); the same command goes on.\n")

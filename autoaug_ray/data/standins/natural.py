@@ -48,7 +48,7 @@ def fashion_mnist(root: Path, per_class: int, seed: int) -> None:
     """The four packed IDX files, of grey images."""
     rng = np.random.default_rng(seed)
     root.mkdir(parents=True, exist_ok=True)
-    for stem, count in (("train", per_class), ("t10k", _tested(per_class))):
+    for stem, count in (("train", per_class), ("t10k", tested(per_class))):
         images, labels = _arrays(rng, FASHION_MNIST_CLASSES, count, 28)
         grey = images.mean(3).astype(np.uint8)
         for name, array in (("images-idx3", grey), ("labels-idx1", labels.astype(np.uint8))):
@@ -64,7 +64,7 @@ def cifar10(root: Path, per_class: int, seed: int) -> None:
     images, labels = _arrays(rng, len(CIFAR10_CLASSES), per_class, 32)
     for i, part in enumerate(np.array_split(np.arange(len(labels)), 5), 1):
         _batch(folder / f"data_batch_{i}", images[part], labels=labels[part].tolist())
-    images, labels = _arrays(rng, len(CIFAR10_CLASSES), _tested(per_class), 32)
+    images, labels = _arrays(rng, len(CIFAR10_CLASSES), tested(per_class), 32)
     _batch(folder / "test_batch", images, labels=labels.tolist())
     _pickle(folder / "batches.meta", {"label_names": list(CIFAR10_CLASSES), "num_vis": 3072})
 
@@ -73,7 +73,7 @@ def cifar100(root: Path, per_class: int, seed: int) -> None:
     """One training batch and one test batch, with fine and coarse labels."""
     rng = np.random.default_rng(seed)
     folder = root / "cifar-100-python"
-    for name, count in (("train", per_class), ("test", _tested(per_class))):
+    for name, count in (("train", per_class), ("test", tested(per_class))):
         images, labels = _arrays(rng, 100, count, 32)
         coarse = (labels // 5).tolist()
         _batch(folder / name, images, fine_labels=labels.tolist(), coarse_labels=coarse)
@@ -90,11 +90,11 @@ def tiny_imagenet(root: Path, per_class: int, seed: int) -> None:
     top = root / "tiny-imagenet-200"
     for wnid, i, image in _pictures(rng, tuple(WORDS), per_class, 64, 64):
         picture = image.convert("L") if i == 0 and wnid == next(iter(WORDS)) else image
-        _save(picture, top / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
+        save(picture, top / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
     lines = []
-    for n, (wnid, _, image) in enumerate(_pictures(rng, tuple(WORDS), _tested(per_class), 64, 64)):
-        _save(image, top / "val/images" / f"val_{n}.JPEG")
-        _save(image, top / "test/images" / f"test_{n}.JPEG")
+    for n, (wnid, _, image) in enumerate(_pictures(rng, tuple(WORDS), tested(per_class), 64, 64)):
+        save(image, top / "val/images" / f"val_{n}.JPEG")
+        save(image, top / "test/images" / f"test_{n}.JPEG")
         lines.append(f"val_{n}.JPEG\t{wnid}\t0\t0\t63\t63\n")
     (top / "val/val_annotations.txt").write_text("".join(lines))
     (top / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WORDS))
@@ -105,10 +105,10 @@ def tiny_imagenet(root: Path, per_class: int, seed: int) -> None:
 def imagenet(root: Path, per_class: int, seed: int) -> None:
     """Five classes of images of two sizes, with a val/ that is sorted by class."""
     rng = np.random.default_rng(seed)
-    for part, count in (("train", per_class), ("val", _tested(per_class))):
+    for part, count in (("train", per_class), ("val", tested(per_class))):
         for wnid, i, image in _pictures(rng, tuple(WORDS), count, 72, 96):
             turned = image.transpose(Image.Transpose.ROTATE_90) if i % 3 == 2 else image
-            _save(turned, root / part / wnid / f"{wnid}_{i}.JPEG")
+            save(turned, root / part / wnid / f"{wnid}_{i}.JPEG")
     lines = (f"{wnid} {name}\n" for wnid, name in WORDS.items())
     (root / "LOC_synset_mapping.txt").write_text("".join(lines))
 
@@ -117,13 +117,13 @@ def bach(root: Path, per_class: int, seed: int) -> None:
     """Photographs of 96x64, twice as many as are for training: half of them are the test set."""
     rng = np.random.default_rng(seed)
     for name, i, image in _pictures(rng, tuple(BACH_CLASSES), 2 * per_class, 64, 96):
-        _save(image, root / "Photos" / name / f"{BACH_CLASSES[name]}{i + 1:03}.tif")
+        save(image, root / "Photos" / name / f"{BACH_CLASSES[name]}{i + 1:03}.tif")
 
 
 def npz(root: Path, per_class: int, seed: int) -> None:
     """Writes the file `root`, in the layout of MedMNIST."""
     rng = np.random.default_rng(seed)
-    counts = {"train": per_class, "val": _tested(per_class), "test": _tested(per_class)}
+    counts = {"train": per_class, "val": tested(per_class), "test": tested(per_class)}
     arrays: dict[str, np.ndarray] = {}
     for part, count in counts.items():
         images, labels = _arrays(rng, len(OWN_CLASSES), count, 28)
@@ -136,10 +136,10 @@ def npz(root: Path, per_class: int, seed: int) -> None:
 def folder(root: Path, per_class: int, seed: int) -> None:
     """A folder per part and class, which `datasets` takes for an image folder, too."""
     rng = np.random.default_rng(seed)
-    counts = {"train": per_class, "val": _tested(per_class), "test": _tested(per_class)}
+    counts = {"train": per_class, "val": tested(per_class), "test": tested(per_class)}
     for part, count in counts.items():
         for name, i, image in _pictures(rng, OWN_CLASSES, count, 32, 40):
-            _save(image, root / part / name / f"{i}.png")
+            save(image, root / part / name / f"{i}.png")
 
 
 WRITERS: dict[str, Callable[[Path, int, int], None]] = {
@@ -157,7 +157,7 @@ if importlib.util.find_spec("datasets"):  # its reader needs this optional extra
     WRITERS["hub"] = folder
 
 
-def _tested(per_class: int) -> int:
+def tested(per_class: int) -> int:
     """Images of each class in a part for validation or testing."""
     return max(2, per_class // 2)
 
@@ -179,9 +179,9 @@ def _pictures(
             yield name, i, Image.fromarray(picture(rng, label, len(classes), height, width))
 
 
-def _save(image: Image.Image, path: Path) -> None:
+def save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    image.save(path, quality=95) if path.suffix == ".jpg" else image.save(path)
 
 
 def _batch(path: Path, images: np.ndarray, **labels: list[int]) -> None:

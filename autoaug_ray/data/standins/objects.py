@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from autoaug_ray.data.standins.natural import save, tested
+
 SIDE = 48
 COLOURS = [(220, 40, 40), (40, 200, 60), (50, 80, 230), (230, 210, 40), (200, 60, 210)]
 LARGE, MEDIUM, SMALL = 300, 190, 60
@@ -52,13 +54,8 @@ def _photograph(rng: np.random.Generator, things: list[Thing]) -> Image.Image:
     return image
 
 
-def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=95) if path.suffix == ".jpg" else image.save(path)
-
-
 def _counts(per_class: int) -> dict[str, int]:
-    return {"train": per_class, "val": max(2, per_class // 2)}
+    return {"train": per_class, "val": tested(per_class)}
 
 
 VOC_VALUES = (1, 8, 12, 15, 19)  # aeroplane, cat, dog, person, train
@@ -75,7 +72,7 @@ def voc2012(root: Path, per_class: int, seed: int) -> None:
                 name = f"{2007 if part == 'train' else 2008}_{len(names):06d}"
                 names.append(name)
                 things = _things(kind, number, len(VOC_VALUES))
-                _save(_photograph(rng, things), base / f"JPEGImages/{name}.jpg")
+                save(_photograph(rng, things), base / f"JPEGImages/{name}.jpg")
                 border = 255 if number % 4 != 3 else None
                 values = {"Class": [VOC_VALUES[k] for k, _ in things], "Object": range(1, 9)}
                 for which, fills in values.items():
@@ -83,18 +80,18 @@ def voc2012(root: Path, per_class: int, seed: int) -> None:
                     mask.putpalette(palette)
                     for (_, corners), fill in zip(things, fills, strict=False):
                         ImageDraw.Draw(mask).polygon(corners, fill=fill, outline=border)
-                    _save(mask, base / f"Segmentation{which}/{name}.png")
+                    save(mask, base / f"Segmentation{which}/{name}.png")
         void = np.zeros((SIDE, SIDE), np.uint8)
         void[:9] = 255
         names.append(f"2009_{part}")
-        _save(_photograph(rng, []), base / f"JPEGImages/{names[-1]}.jpg")
+        save(_photograph(rng, []), base / f"JPEGImages/{names[-1]}.jpg")
         for which in values:
-            _save(Image.fromarray(void), base / f"Segmentation{which}/{names[-1]}.png")
+            save(Image.fromarray(void), base / f"Segmentation{which}/{names[-1]}.png")
         listed = base / f"ImageSets/Segmentation/{part}.txt"
         listed.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text("".join(f"{name}\n" for name in names))
     # Most photographs of the real set have no masks.
-    _save(_photograph(rng, []), base / "JPEGImages/2007_999999.jpg")
+    save(_photograph(rng, []), base / "JPEGImages/2007_999999.jpg")
 
 
 COCO_CATEGORIES = {1: "person", 3: "car", 17: "cat", 18: "dog", 80: "toaster"}
@@ -111,7 +108,7 @@ def coco2017(root: Path, per_class: int, seed: int) -> None:
         shown = [_things(*k, 4) for k in kinds] + [_things(4, 0, 5)] * (part == "train") + [[], []]
         for key, things in enumerate(shown, first):
             name = f"{key:012d}.jpg"
-            _save(_photograph(rng, things), root / f"{part}2017" / name)
+            save(_photograph(rng, things), root / f"{part}2017" / name)
             url = f"http://images.cocodataset.org/{part}2017/{name}"
             images.append(_record(key) | {"file_name": name, "coco_url": url})
             annotations += [
@@ -144,7 +141,7 @@ def lvis(root: Path, per_class: int, seed: int) -> None:
         shown = [_things(*k, 5) for k in kinds] + [[]]
         for key, things in enumerate(shown, first):
             folder = "train2017" if part == "train" or key % 2 else "val2017"
-            _save(_photograph(rng, things), root / folder / f"{key:012d}.jpg")
+            save(_photograph(rng, things), root / folder / f"{key:012d}.jpg")
             url = f"http://images.cocodataset.org/{folder}/{key:012d}.jpg"
             lists: dict[str, list[int]] = {
                 "not_exhaustive_category_ids": [],
@@ -207,12 +204,12 @@ def caltech101(root: Path, per_class: int, seed: int) -> None:
     base, rng = root / "caltech-101/101_ObjectCategories", np.random.default_rng(seed)
     for number in range(2 * per_class):
         name = f"image_{number + 1:04d}.jpg"
-        _save(_photograph(rng, []), base / "BACKGROUND_Google" / name)
+        save(_photograph(rng, []), base / "BACKGROUND_Google" / name)
         for kind, folder in enumerate(("accordion", "Faces", "water_lilly")):
             photograph = _photograph(rng, [_thing(kind, 24, 24, 2 * LARGE)])
-            _save(photograph, base / folder / name)
+            save(photograph, base / folder / name)
             if folder == "Faces":
-                _save(photograph.crop((8, 8, 40, 40)), base / "Faces_easy" / name)
+                save(photograph.crop((8, 8, 40, 40)), base / "Faces_easy" / name)
 
 
 WRITERS: dict[str, Callable[[Path, int, int], None]] = {

@@ -51,6 +51,7 @@ from autoaug_ray.errors import UserError, exit_status
 from autoaug_ray.generate.tiny import attributes
 from autoaug_ray.generate.tiny.excerpt import halves
 from autoaug_ray.generate.weights import EMBEDDED
+from autoaug_ray.models import parameter_count
 
 Diffusers = Any
 """A part of a pipeline: diffusers' classes have no types."""
@@ -446,11 +447,11 @@ def save_pipeline(
 
 
 def show(title: str, **parts: nn.Module) -> None:
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    sizes = {name: parameter_count(part) for name, part in parts.items()}
     print(
         f"{title}: " + ", ".join(f"{n:,} parameters in {k}" for k, n in sizes.items()), flush=True
     )
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, interrupted="pretrain: interrupted; what was saved last is there."))
+    sys.exit(exit_status(main, again="what was saved last is there."))

@@ -238,4 +238,4 @@ def sheet(lines: Sequence[np.ndarray], path: Path, scale: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main, interrupted="quality: interrupted."))
+    sys.exit(exit_status(main))
