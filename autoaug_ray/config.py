@@ -26,10 +26,10 @@ from autoaug_ray import own_code
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.methods import METHODS, AnyMethod, method_class
-from autoaug_ray.published_settings import Published
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.published import Published
 from autoaug_ray.settings.training import Training
 
 RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]

@@ -14,7 +14,6 @@ BELOW: dict[str, set[str]] = {
     "errors": set(),
     "own_code": {"errors"},
     "settings": {"own_code"},
-    "published_settings": {"settings"},
     "maths": set(),
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
@@ -25,7 +24,7 @@ BELOW: dict[str, set[str]] = {
         "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
     },
     "config": {
-        "methods", "data", "models", "learner", "generate", "published_settings", "own_code",
+        "methods", "data", "models", "learner", "generate", "own_code",
         "settings", "errors",
     },
     "policy": {"config", "methods", "store", "own_code", "errors"},
@@ -38,7 +37,7 @@ BELOW: dict[str, set[str]] = {
         "own_code", "settings", "errors",
     },
     "report": {
-        "policy", "config", "methods", "maths", "store", "data", "published_settings", "errors",
+        "policy", "config", "methods", "maths", "store", "data", "settings", "errors",
     },
     "commands": {
         "report", "schedule", "train", "policy", "config", "methods", "maths", "store", "data",

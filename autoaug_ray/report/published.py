@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray.maths.statistics import ENOUGH, Gap, in_per_cent, in_points, mean_of
-from autoaug_ray.published_settings import Published, PublishedRow
 from autoaug_ray.report.compare import Entries
 from autoaug_ray.report.results import EntryResult, StudyResults, gap_to
 from autoaug_ray.report.sentences import Line, terminal_table
 from autoaug_ray.report.sentences import lines as lines_of_results
+from autoaug_ray.settings.published import Published, PublishedRow
 
 Cases = Sequence[StudyResults]
 

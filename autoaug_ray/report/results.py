@@ -18,8 +18,8 @@ import pyarrow as pa
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import Gap, compare, gap, mean_of
-from autoaug_ray.published_settings import PublishedRow
 from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs
+from autoaug_ray.settings.published import PublishedRow
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, folders, listed, place

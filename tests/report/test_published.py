@@ -11,11 +11,11 @@ from hand import Hand, MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray.published_settings import Published
 from autoaug_ray.report import figures, published
 from autoaug_ray.report.cases import gather
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.write import write, write_cases
+from autoaug_ray.settings.published import Published
 
 BLOCK: dict[str, Any] = {
     "source": "A paper, Table 1",
