@@ -357,3 +357,18 @@ def test_the_spatial_transformer_aligns_test_images_too():
     with torch.no_grad():
         state.network.head.bias.fill_(0.2)
     assert not torch.allclose(method.predict(learner, images, state), images, atol=1e-2)
+
+
+def test_each_policy_of_a_schedule_is_in_force_from_the_very_step_that_it_names(final_run):
+    first, second = [1] * 60, [2] * 60
+    run = final_run("pba", {"schedule": [[0.0, first], [0.5, second]]}, train={"epochs": 4})
+    setup = train.prepare(run, torch.device("cpu"), None)
+    batches, next_meta = train.epoch_batches(setup, 1)
+    in_force = []
+    for _ in range(setup.learner.total_steps):
+        setup.learner.begin_step()
+        setup.method.step(setup.learner, batches(16), next_meta, setup.state)
+        setup.learner.end_step()
+        in_force.append(setup.state.policy[0])
+    half = setup.learner.total_steps // 2
+    assert len(in_force) == 2 * half and in_force == [1] * half + [2] * half
