@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_no_file_and_no_function_outgrows_its_reader():
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 80:
                 long.append(f"{path}: {node.name}")
     assert long == []
+
+
+def test_a_wheel_holds_every_room():
+    root = rooms.ROOT.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inits = [path.parent.relative_to(root) for path in rooms.ROOT.rglob("__init__.py")]
+    assert sorted(listed) == sorted(
+        [".".join(p.parts) for p in inits] + ["autoaug_ray.search_spaces"]
+    )

@@ -189,7 +189,7 @@ def test_a_wheel_runs_the_quick_start_from_anywhere(tmp_path):
     for name in ("autoaug_ray", "search_spaces"):
         hidden = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=hidden)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
 
     def call(*line):
