@@ -73,6 +73,7 @@ def test_what_fails_is_named_and_the_others_still_run(tmp_path):
     assert "1 passed, 2 failed" in said and said.count("FAILED: ") == 2
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_two_studies_for_real(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
