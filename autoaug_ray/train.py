@@ -47,24 +47,13 @@ class Epoch(NamedTuple):
     """All that the next epoch depends on: `run(..., resume=snapshot())` goes on from here."""
 
 
-class Variants(Protocol):
-    """Edited images of a pool; the tensors mean what those of `data.Edits` mean."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def start(self) -> Tensor: ...
-    @property
-    def count(self) -> Tensor: ...
-
-
 class EditBank(Protocol):
     """Where generated images come from; `autoaug_ray.generate.bank.Bank` is the one."""
 
     def variants(
         self, plan_key: str, kinds: Sequence[ImageKind], shape: tuple[int, int, int],
         hashes: Sequence[str],
-    ) -> Variants: ...  # fmt: skip
+    ) -> Edits: ...  # fmt: skip
 
     def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> Mapping[str, float]: ...
 
