@@ -31,6 +31,7 @@ from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, Task, as_float
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import TRAINING, Meter, device_name
+from autoaug_ray.store.work import EpochWork, epoch_work
 
 PROBE = 256
 """Training images used to measure strength."""
@@ -38,6 +39,10 @@ PICTURES = 8
 """How many of them are stored as pictures."""
 PICTURED_EPOCHS = 6
 """Epochs pictured, at most, evenly spaced."""
+WARM_UP_SHARE = 0.01
+"""Steps of a warm-up, at most, as a share of the run's."""
+WARM: set[Any] = set()
+"""The kinds of steps for which this process is warm."""
 
 
 class Epoch(NamedTuple):
@@ -57,6 +62,8 @@ class EditBank(Protocol):
 
     def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> Mapping[str, float]: ...
 
+    def work(self, plan_key: str, kinds: Sequence[ImageKind]) -> Mapping[str, float]: ...
+
 
 def run(
     config: Run,
@@ -71,20 +78,37 @@ def run(
     used and RunError for a run that must not go on.
     """
     meter = meter or Meter()
-    setup = prepare(config, meter.device, bank)
+    data_used = load_data(config, meter.device, bank)
+    with meter.phase("warm_up"):
+        warm_up(config, meter.device, data_used)
+    setup = prepare(config, meter.device, data_used)
     method, learner, state = setup.method, setup.learner, setup.state
     epochs_done = 0 if resume is None else restore(setup, resume)
 
     for epoch in range(epochs_done + 1, config.train.epochs + 1):
         batches, next_meta = epoch_batches(setup, epoch)
-        log = learn(setup, epoch, batches, next_meta, meter)
+        log, work = learn(setup, epoch, batches, next_meta, meter)
         if setup.is_last(epoch) and method.searches_in_own_run:
             with meter.phase("search"):
+                begin = meter.work_clock.mark()
                 method.finish(learner, next_meta, state)
+                (after,) = meter.between([begin, meter.work_clock.mark()])
+            work = work._replace(after=after)
         with meter.phase("eval"):
             log |= method.end_epoch(state)
             measures = measure(setup, epoch)
-        yield Epoch(row_of(setup, epoch, log, measures, meter), partial(snapshot, setup, epoch))
+        row = row_of(setup, epoch, log, work, measures, meter)
+        yield Epoch(row, partial(snapshot, setup, epoch))
+
+
+class DataUsed(NamedTuple):
+    """The images of a run, and what the generated ones among them cost."""
+
+    splits: Splits
+    bank_hours: Mapping[str, float]
+    """Device-hours billed for the generated images, by phase; empty if the method mixes none."""
+    bank_work: Mapping[str, float]
+    """Device-seconds of the work to make them, by phase."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +116,7 @@ class Setup:
     """What a run trains, and on what: complete before its first step."""
 
     config: Run
-    splits: Splits
-    bank_hours: Mapping[str, float]
-    """Device-hours that the generated images cost, by phase; empty if the method mixes none."""
+    data_used: DataUsed
     task: Task
     learner: Learner
     state: Any
@@ -106,24 +128,45 @@ class Setup:
     def method(self) -> Method:
         return self.config.method
 
+    @property
+    def splits(self) -> Splits:
+        return self.data_used.splits
+
     def is_last(self, epoch: int) -> bool:
         """Whether the run ends with this epoch, counted from 1."""
         return epoch == self.config.train.epochs
 
 
-def prepare(config: Run, device: torch.device, bank: EditBank | None) -> Setup:
-    """Load the data, then build the classifier, its optimiser and the method's state."""
-    method: Method = config.method
-    training = config.train
+def load_data(config: Run, device: torch.device, bank: EditBank | None) -> DataUsed:
+    """The images of the run, with the generated ones beside them if its method mixes any."""
     splits = data.load(
         config.dataset,
         val_fraction=None if config.phase == "final" else config.val_fraction,
         device=device,
         seed=config.seed,
     )
-    bank_hours: Mapping[str, float] = {}
-    if method.kinds:
-        splits, bank_hours = with_edits(splits, config, bank)
+    return with_edits(splits, config, bank) if config.method.kinds else DataUsed(splits, {}, {})
+
+
+def with_edits(splits: Splits, config: Run, bank: EditBank | None) -> DataUsed:
+    """`splits` whose train and meta images have their edits of the method's kinds beside them."""
+    if bank is None or config.bank_plan is None:
+        raise RunError(f"{config.label}: generated images are needed, but no bank was given.")
+    plan, kinds, device = config.bank_plan, config.method.kinds[1:], splits.train.labels.device
+    hashes = [content_hash(i) for b in data.batches(splits.train) for i in b.images.cpu()]
+    variants = bank.variants(plan, kinds, splits.train.shape, hashes)
+    if not len(variants.images):
+        raise RunError(f"{config.label}: none of the generated images can be used.")
+    edits = Edits(*(x.to(device) for x in (variants.images, variants.start, variants.count)))
+    train, meta = (replace(s, edits=edits) for s in (splits.train, splits.meta))
+    hours = {phase: seconds / 3600 for phase, seconds in bank.cost(plan, kinds).items()}
+    return DataUsed(replace(splits, train=train, meta=meta), hours, bank.work(plan, kinds))
+
+
+def prepare(config: Run, device: torch.device, data_used: DataUsed) -> Setup:
+    """Build the classifier, its optimiser and the method's state."""
+    method: Method = config.method
+    training, splits = config.train, data_used.splits
     pool, classes = splits.train, len(splits.classes)
     class_counts = torch.bincount(pool.labels, minlength=classes).tolist()
     model = models.build(
@@ -134,25 +177,26 @@ def prepare(config: Run, device: torch.device, bank: EditBank | None) -> Setup:
     learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
     task = Task(*pool.shape, tuple(class_counts))
     state = method.init(task, seed_of(config.seed, "augmenter"), device)
-    return Setup(config, splits, bank_hours, task, learner, state, steps)
+    return Setup(config, data_used, task, learner, state, steps)
 
 
-def with_edits(
-    splits: Splits, config: Run, bank: EditBank | None
-) -> tuple[Splits, Mapping[str, float]]:
-    """`splits` whose train and meta images have their edits of the method's kinds beside them, and
-    the device-hours that these cost, by phase."""
-    if bank is None or config.bank_plan is None:
-        raise RunError(f"{config.label}: generated images are needed, but no bank was given.")
-    kinds, device = config.method.kinds[1:], splits.train.labels.device
-    hashes = [content_hash(i) for b in data.batches(splits.train) for i in b.images.cpu()]
-    variants = bank.variants(config.bank_plan, kinds, splits.train.shape, hashes)
-    if not len(variants.images):
-        raise RunError(f"{config.label}: none of the generated images can be used.")
-    edits = Edits(*(x.to(device) for x in (variants.images, variants.start, variants.count)))
-    train, meta = (replace(s, edits=edits) for s in (splits.train, splits.meta))
-    seconds = bank.cost(config.bank_plan, kinds)
-    return replace(splits, train=train, meta=meta), {p: s / 3600 for p, s in seconds.items()}
+def warm_up(config: Run, device: torch.device, data_used: DataUsed) -> None:
+    """Take a few steps on throw-away copies, once for each kind of step in a process.
+
+    The first steps of a process build thread pools, choose kernels and fill caches. What they cost
+    depends on which run happens to be a process's first, so no run is charged for it. The copies
+    have random streams of their own, and the global one is put back: no row depends on this.
+    """
+    kind = (config.method.name, config.model, config.train.batch_size, data_used.splits.train.shape)
+    if kind in WARM:
+        return
+    WARM.add(kind)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        setup = prepare(config, device, data_used)
+        most = math.ceil(WARM_UP_SHARE * setup.learner.total_steps)
+        steps = min(max(2, config.method.steps_per_round), most)
+        learn(replace(setup, steps=steps), 1, *epoch_batches(setup, 1), Meter(device=device))
 
 
 def snapshot(setup: Setup, epoch: int) -> dict[str, Any]:
@@ -195,16 +239,19 @@ def learn(
     batches: Callable[[int], Split],
     next_meta: Callable[[int], Split],
     meter: Meter,
-) -> dict[str, float]:
-    """The steps of one epoch. Returns the mean over its steps of everything the method logs.
+) -> tuple[dict[str, float], EpochWork]:
+    """The steps of one epoch. Returns the mean over its steps of everything the method logs, and
+    what the steps were as work.
 
     Raises RunError if the training loss is not finite.
     """
     config, learner = setup.config, setup.learner
     totals: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=meter.device))
     counts: defaultdict[str, int] = defaultdict(int)
+    logged: list[str] = []
     learner.model.train()
     with meter.phase(config.phase):
+        marks = [meter.work_clock.mark()]
         for _ in range(setup.steps):
             learner.begin_step()
             batch = batches(config.train.batch_size)
@@ -213,6 +260,9 @@ def learn(
             for name, value in logs.items():
                 totals[name] += value
                 counts[name] += 1
+            logged.append(", ".join(sorted(logs)))
+            marks.append(meter.work_clock.mark())
+        work = epoch_work(logged, meter.between(marks))
     log = {name: float(totals[name]) / counts[name] for name in totals}
     if not math.isfinite(log["train_loss"]):
         raise RunError(
@@ -220,7 +270,7 @@ def learn(
             f"(steps {learner.steps_done - setup.steps + 1} to {learner.steps_done}); "
             f"lower train.lr ({config.train.lr}) or the strength of the augmentation."
         )
-    return log
+    return log, work
 
 
 class Accuracy(NamedTuple):
@@ -285,7 +335,12 @@ def probe(method: Method, state: nn.Module, pool: AnySplit) -> tuple[Strength, T
 
 
 def row_of(
-    setup: Setup, epoch: int, log: Mapping[str, float], measures: Measures, meter: Meter
+    setup: Setup,
+    epoch: int,
+    log: Mapping[str, float],
+    work: EpochWork,
+    measures: Measures,
+    meter: Meter,
 ) -> dict[str, Any]:
     """The row of one epoch; `store.folder.ROW` says what its columns mean."""
     config, method, state = setup.config, setup.method, setup.state
@@ -317,18 +372,31 @@ def row_of(
         "alpha": None if alpha is None else alpha.tolist(),
         "found": found and json.dumps(found),
         "bank_plan": config.bank_plan,
-        "bank_hours": dict(setup.bank_hours),
+        "bank_hours": dict(setup.data_used.bank_hours),
+        "bank_work": dict(setup.data_used.bank_work),
         "displacement": float(strength.displacement().mean()),
         "color_change": float(strength.color_change().mean()),
         "log": {name: value for name, value in log.items() if name != "train_loss"},
         "samples": None if pictures is None else strip(pictures),
         "device": device_name(meter.device),
         "share": meter.share,
+        "threads": torch.get_num_threads(),
+        "channels_last": channels_last(setup.learner.model),
         "attempt": meter.attempt,
+        "clock": meter.work_clock.name,
+        "step_work": work.steps,
+        "work": work.total + work.after,
+        "work_after": work.after,
         "device_hours": sum(hours.values()),
         "device_hours_training": sum(hours[phase] for phase in TRAINING),
         "finished": last,
     }
+
+
+def channels_last(model: nn.Module) -> bool:
+    """Whether the weights of the model's convolutions lie in memory with the channels last."""
+    kernels = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1]
+    return any(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def strip(images: Tensor) -> bytes:

@@ -66,6 +66,8 @@ class Planted:
     def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
         return {"caption": 1.0, "invert": 0.0, "generate": 2.0 * len(kinds)}
 
+    work = cost
+
 
 def noise_for(classes: Sequence[int]) -> Edit:
     """An edit that is uniform noise for these classes."""

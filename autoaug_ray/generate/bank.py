@@ -187,14 +187,30 @@ class Bank:
         return _variants(self, plan_key, tuple(kinds), tuple(shape))
 
     def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
-        """Device-seconds by phase that the images of these kinds of this plan took.
+        """Device-seconds by phase that the images of these kinds of this plan are billed.
 
         All attempts at a shard count, divided among its images: who needs half of a shard pays for
         half of it, whoever made it. Learned words were learned for this pool, and cost all of it.
         """
+        return self._divided(plan_key, kinds, self.spent())
+
+    def work(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
+        """Device-seconds of work by phase that these images took, divided like their `cost`.
+
+        Loading models is no part of it, nor is an attempt that was made again.
+        """
+        pieces: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for line in self.attempts():
+            pieces[line["run"]].append(line)
+        done = {name: meter.work(lines, meter.BANK) for name, lines in pieces.items()}
+        return self._divided(plan_key, kinds, {k: w for k, w in done.items() if w is not None})
+
+    def _divided(
+        self, plan_key: str, kinds: Sequence[ImageKind], spent: Mapping[str, float]
+    ) -> dict[str, float]:
+        """The part of what was spent, by name in the ledger, that falls to these images."""
         plan = self.read_plan(plan_key)
         edits = [e for e in plan.edits if e.kind in kinds]
-        spent = self.spent()
 
         def share_of(needed: set[str], files: Mapping[str, Sequence[str]]) -> float:
             """Device-seconds of the files with these keys, as far as their keys are needed."""

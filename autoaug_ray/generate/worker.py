@@ -1,7 +1,8 @@
 """A worker of a bank: it holds the models and does one piece of work at a time, without Ray.
 
 Every piece is one line of the ledger, from before its models are imported, so that loading them is
-charged. A piece writes its file whole, and returns figures only.
+billed; but which piece happens to load them is chance, so that loading is warm-up, and no work of
+the piece. A piece writes its file whole, and returns figures only.
 """
 
 import time
@@ -61,6 +62,7 @@ class Worker:
         self._editor: Editor | None = None
         self._tokens: str | None = None
         self._work: Work | None = None
+        self._meter = Meter()
 
     def work(
         self, what: str, name: str, phase: str, arguments: Sequence[Any]
@@ -72,6 +74,7 @@ class Worker:
                 self.bank.ledger, key=name, about={"phase": phase}, device=self.device,
                 share=self.share,
             ) as meter:  # fmt: skip
+                self._meter = meter
                 with meter.phase(phase):
                     done: PieceDone = getattr(self, what)(*arguments)
                 if self._rows:
@@ -84,7 +87,7 @@ class Worker:
 
     def embed(self, names: Sequence[str]) -> PieceDone:
         """The neighbouring classes of every class, nearest first."""
-        with _loading("generate.embedder"):
+        with self._loading("generate.embedder"):
             from autoaug_ray.generate.embeddings import class_embeddings
 
             model = weights.resolve(self.settings.model, "stable-diffusion")
@@ -101,7 +104,7 @@ class Worker:
         if path.exists():
             return PieceDone()
         if self._captioner is None:
-            with _loading("generate.captioner"):
+            with self._loading("generate.captioner"):
                 from autoaug_ray.generate.captions import Captioner
 
                 self._captioner = Captioner(
@@ -128,7 +131,7 @@ class Worker:
         """Learns a word per class on images (n, c, h, w) uint8 of `labels` (n,)."""
         path = self.bank.tokens_path(tokens)
         if not path.exists():
-            with _loading("generate.tokens"):
+            with self._loading("generate.tokens"):
                 from autoaug_ray.generate import inversion
             learned = inversion.invert(
                 self.settings, _tensor(images), torch.tensor(labels), names, device=self.device
@@ -164,6 +167,22 @@ class Worker:
             seconds=seconds * self.share,
             tflop=self._tflop(len(edits), len(images), len({edit.prompt for edit in edits})),
         )
+
+    @contextmanager
+    def _loading(self, field: str) -> Iterator[None]:
+        """Charges what is in here as warm-up.
+
+        Its errors become a RunError: every shard would meet them, so that none is set aside.
+        """
+        try:
+            with self._meter.phase("warm_up"):
+                yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise RunError(
+                f"{field}: could not be loaded ({type(error).__name__}: {error})."
+            ) from error
 
     def _fitting(self, model: "Captioner | Editor", make: Callable[[], T]) -> T:
         """Calls `make()`, with half as many images per call whenever memory is too small.
@@ -205,7 +224,7 @@ class Worker:
         """The editor that knows these words; loaded once, and again for other words."""
         if self._editor is None or self._tokens != tokens:
             self._captioner = self._editor = None  # their memory is needed
-            with _loading("generate.model"):
+            with self._loading("generate.model"):
                 from autoaug_ray.generate.img2img import Editor
 
                 self._editor = Editor(
@@ -217,19 +236,6 @@ class Worker:
                 )
             self._tokens = tokens
         return self._editor
-
-
-@contextmanager
-def _loading(field: str) -> Iterator[None]:
-    """Errors in here become a RunError: every shard would meet them, so that none is set aside."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise RunError(
-            f"{field}: could not be loaded ({type(error).__name__}: {error})."
-        ) from error
 
 
 def _tensor(images: Sequence[np.ndarray] | np.ndarray) -> Tensor:

@@ -28,7 +28,7 @@ from autoaug_ray.report.sentences import PHASES
 KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}
 PHASE_COLORS = {
     "caption": "#44AA99", "invert": "#117733", "generate": "#E69F00", "search": "#CC79A7",
-    "final": "#0072B2", "eval": "#99b8cc", "other": "#d0d0d0",
+    "final": "#0072B2", "eval": "#99b8cc", "warm_up": "#D55E00", "other": "#d0d0d0",
 }  # fmt: skip
 FEW = 30
 """Classes that have room for a name each; more are shown by rank, and in groups."""

@@ -26,6 +26,7 @@ PHASES = {
     "search": "search trainings",
     "final": "final trainings",
     "eval": "evaluation",
+    "warm_up": "warm-up",
     "other": "loading, building, waiting",
 }
 """What the meter's phases are called."""

@@ -5,10 +5,15 @@ handed out, while others still search. A method that learns its hyperparameters 
 its own does so for every seed, and each seed's final training follows its own. Runs that are
 already on disk are not handed out at all, so that resuming a study, or giving it more seeds, is the
 same thing as starting it.
+
+Among the runs that are ready, searches come first, then final trainings seed by seed, so that all
+entries train with one seed at about the same time: their costs are compared within the seed, and
+the machine may be another one an hour later.
 """
 
+import heapq
+import itertools
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +39,9 @@ class RunQueue:
     def __init__(self, study: Study, folder: Folder, draw: Draw) -> None:
         """`draw` samples a random range. What the folder already holds counts as done."""
         self.study, self.folder = study, folder
-        self.queue: deque[Run] = deque()
+        self.queue: list[tuple[int, int, Run]] = []
+        """A heap of (turn, order of arrival, run)."""
+        self._arrivals = itertools.count()
         self.running: dict[str, Run] = {}
         self.done: list[Done] = []
         self._last: dict[str, Mapping[str, Any] | None] = {}
@@ -58,7 +65,7 @@ class RunQueue:
         """The next run to start; None if there is none now (see `complete`)."""
         if not self.queue:
             return None
-        run = self.queue.popleft()
+        _, _, run = heapq.heappop(self.queue)
         self.running[run.key] = run
         return run
 
@@ -111,7 +118,8 @@ class RunQueue:
             if (outcome := self._settled.get(run.key)) is not None:
                 self._end(run, outcome, None)
             else:
-                self.queue.append(run)
+                turn = self.study.seeds.index(run.seed) + 1 if run.phase == "final" else 0
+                heapq.heappush(self.queue, (turn, next(self._arrivals), run))
 
     def _plan_finals(self) -> None:
         for label in [label for label, keys in self._waiting.items() if not keys]:

@@ -25,6 +25,8 @@ from autoaug_ray.store.places import place
 
 CHECKPOINT_SHARE = 0.02
 """Share of a run's time that saving its state may take, besides where a scheduler needs it."""
+REUSE_ACTORS = True
+"""Whether a process may train one run after the other: it need not import torch anew."""
 
 
 def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | None) -> None:
@@ -124,7 +126,8 @@ class _Attempt:
         Returns True if all work so far is on disk, so that a process that dies now loses none.
         """
         self.folder.check()
-        row, run, state = {**epoch.row, "run_key": self.key}, self.run, epoch.snapshot()
+        row, run, state = epoch.row, self.run, epoch.snapshot()
+        row |= {"run_key": self.key, "reuse_actors": REUSE_ACTORS}
         if row["used_key"] != run.key:
             raise RunError(
                 f"{run.label}: the trainer's settings hash to {row['used_key']}, the scheduler "

@@ -23,7 +23,7 @@ from autoaug_ray.errors import StorageError, UserError, storing
 from autoaug_ray.schedule.queue import RunQueue, population_of
 from autoaug_ray.schedule.schedulers import PerEntry
 from autoaug_ray.schedule.ship_data import Handed, pack
-from autoaug_ray.schedule.trial import trial
+from autoaug_ray.schedule.trial import REUSE_ACTORS, trial
 from autoaug_ray.store.folder import Folder, write_whole
 from autoaug_ray.store.places import Place, Remote
 
@@ -69,7 +69,7 @@ def execute(
             search_alg=searcher,
             scheduler=PerEntry([study for study, _ in cases]),
             num_samples=-1,
-            reuse_actors=True,
+            reuse_actors=REUSE_ACTORS,
             metric="score",
             mode="max",
             trial_name_creator=lambda trial: trial.trial_id,

@@ -32,6 +32,14 @@ import torch
 from autoaug_ray.errors import StorageError, storing
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 
+STEP_WORK = pa.struct(
+    [
+        ("logged", pa.string()),  # by what a step logs: steps of one kind do the same work
+        ("steps", pa.int64()),
+        *((name, pa.float64()) for name in ("q1", "median", "q3")),
+    ]
+)
+
 ROW = pa.schema(
     [
         ("run_key", pa.string()),  # hash of the settings; the name of the file
@@ -55,19 +63,33 @@ ROW = pa.schema(
         ("alpha", pa.list_(pa.list_(pa.float64()))),  # class x kind: probabilities after the epoch
         ("found", pa.string()),  # JSON: hyperparameters that a learning run found; its last row
         ("bank_plan", pa.string()),  # of the generated images that the run needs
-        ("bank_hours", pa.map_(pa.string(), pa.float64())),  # their device-hours, by phase
+        ("bank_hours", pa.map_(pa.string(), pa.float64())),  # billed for them, by phase
+        ("bank_work", pa.map_(pa.string(), pa.float64())),  # device-seconds of it, by phase
         ("displacement", pa.float64()),  # delivered strength: mean pixels per image
         ("color_change", pa.float64()),  # delivered strength: mean change in [0, 1] units
         ("log", pa.map_(pa.string(), pa.float64())),  # the method's own figures
         ("samples", pa.binary()),  # PNG: the probe images as trained on, some epochs of a final
         ("device", pa.string()),
         ("share", pa.float64()),  # devices held
+        ("threads", pa.int64()),  # of torch
+        ("channels_last", pa.bool_()),  # memory format of the classifier
+        ("reuse_actors", pa.bool_()),  # whether a process may train one run after the other
         ("attempt", pa.int64()),
-        ("device_hours", pa.float64()),  # so far, all attempts and phases
+        ("device_hours", pa.float64()),  # billed so far, all attempts and phases
         ("device_hours_training", pa.float64()),  # so far, without evaluation and overhead
+        ("clock", pa.string()),  # what measured the work
+        ("step_work", pa.list_(STEP_WORK)),  # device-seconds per step of the epoch
+        ("work", pa.float64()),  # device-seconds: all steps, and what was found after the last
+        ("work_after", pa.float64()),  # the part of it that is no step
         ("finished", pa.bool_()),  # true in the last row of a whole run
     ]
 )
+
+TIMES = (
+    "bank_hours", "bank_work", "device_hours", "device_hours_training", "step_work", "work",
+    "work_after",
+)  # fmt: skip
+"""Columns that differ when the same run is done again; all others, but `attempt`, are the same."""
 
 MAPS = [field.name for field in ROW if pa.types.is_map(field.type)]
 
@@ -120,7 +142,7 @@ class Folder:
         # Without threads: those that are left abort a process, at its end, that also used S3.
         tables = (pq.read_table(io.BytesIO(data), use_threads=False) for data in read_all(paths))
         rows = [row for table in tables for row in table.to_pylist()]
-        return [row | {name: dict(row[name]) for name in MAPS} for row in rows]
+        return [row | {name: dict(row.get(name) or ()) for name in MAPS} for row in rows]
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """The last row of every whole run, by key."""

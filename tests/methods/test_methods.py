@@ -18,8 +18,8 @@ from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.methods.base import Task
 from autoaug_ray.methods.bilevel import NETWORK_LR, Bilevel
+from autoaug_ray.store.folder import TIMES
 
-NOT_REPEATED = {"device_hours", "device_hours_training"}
 THIRDS = {"identity": 0.5, "local": 0.25, "transfer": 0.25}
 TABLE = [[["Rotate", 0.8, 0.5], ["Invert", 0.2, None]], [["ShearX", 1.0, 0.3]]]
 FEW = {"samples": 3, "keep": 2, "images": 40}
@@ -63,7 +63,7 @@ TASK = Task(1, 28, 28, (16,) * 10)
 
 def rows(run, resume=None):
     return [
-        {k: v for k, v in epoch.row.items() if k not in NOT_REPEATED}
+        {k: v for k, v in epoch.row.items() if k not in TIMES}
         for epoch in train.run(run, resume=resume, bank=Planted(run))
     ]
 
@@ -362,7 +362,8 @@ def test_the_spatial_transformer_aligns_test_images_too():
 def test_each_policy_of_a_schedule_is_in_force_from_the_very_step_that_it_names(final_run):
     first, second = [1] * 60, [2] * 60
     run = final_run("pba", {"schedule": [[0.0, first], [0.5, second]]}, train={"epochs": 4})
-    setup = train.prepare(run, torch.device("cpu"), None)
+    device = torch.device("cpu")
+    setup = train.prepare(run, device, train.load_data(run, device, None))
     batches, next_meta = train.epoch_batches(setup, 1)
     in_force = []
     for _ in range(setup.learner.total_steps):
