@@ -60,6 +60,8 @@ class Hand:
         *,
         accuracy: float = 0.5,
         seconds: tuple[float, ...] = (10.0,),
+        wall: float = 1.0,
+        kept: float = 1.0,
         share: float = 1.0,
         choices: Mapping[str, Any] | None = None,
         index: int = 0,
@@ -72,6 +74,8 @@ class Hand:
     ) -> None:
         """`seconds` of training per attempt; evaluation takes 100 and the rest 1000 in each.
 
+        `wall`: times as long as that by the clock on the wall. `kept`: the share of an attempt's
+        work that a checkpoint keeps. A training does all of its work in 10 steps in its last epoch.
         `more`: other columns of the rows. `by_epoch`: columns with a value for each of the two
         epochs of a run that learns how to mix.
         """
@@ -84,7 +88,9 @@ class Hand:
                 "run": run.key, "attempt": attempt, "share": share, "device": device,
                 "label": label, "phase": phase, "seed": seed, "at": self.clock,
                 "seconds": dict.fromkeys(meter.PHASES, 0)
-                | {"eval": 100, "other": 1000, phase: spent},
+                | {"eval": 100, "other": 1000, phase: wall * spent},
+                "clock": "CPU time", "work": {"eval": 100, "warm_up": 50, phase: share * spent},
+                "kept_work": {phase: share * spent * kept},
             }  # fmt: skip
             path = self.folder.ledger / f"{run.key}-{attempt:03d}.jsonl"
             path.write_text(json.dumps(line) + "\n")
@@ -98,15 +104,20 @@ class Hand:
             "class_accuracy": [accuracy, 1.0] if phase == "final" and whole else None,
             "displacement": accuracy, "color_change": 0.0, "device": device, "share": share,
             "attempt": len(seconds), "device_hours": 0.0, "device_hours_training": 0.0,
+            "threads": 1, "channels_last": False, "reuse_actors": True, "clock": "CPU time",
+            "work": share * sum(seconds), "work_after": 0.0, "bank_work": {},
+            "step_work": [{"logged": "train_loss", "steps": 10,
+                           **dict.fromkeys(("q1", "median", "q3"), share * sum(seconds) / 10)}],
             "finished": whole, **(more or {}),
         }  # fmt: skip
         if by_epoch is not None:
             last["val_accuracy"] = None
             epochs = [{k: v[i] for k, v in by_epoch.items()} for i in (0, 1)]
-            first = {**last, "epoch": 1, "finished": False}
+            first = {**last, "epoch": 1, "finished": False, "work": 0.0, "step_work": []}
             self.folder.write_rows(run.key, [first | epochs[0], last | epochs[1]])
         elif rows:
             self.folder.write_rows(run.key, [{**last, "epoch": 1, "finished": False,
+                                              "work": 0.0, "step_work": [],
                                               "test_accuracy": None, "class_accuracy": None},
                                              *([last] if whole else [])])  # fmt: skip
         outcome = "failed" if error else "finished" if finished else "stopped"
@@ -141,8 +152,11 @@ def entry(label: str, **known: Any) -> EntryResult:
         "method": label, "reference": "none", "dataset": "hand", "device": "CPU",
         "seeds": tuple(range(len(accuracies))), "missing_seeds": (), "test_accuracies": accuracies,
         "test_accuracy_mean": sum(accuracies) / len(accuracies) if accuracies else None,
-        "macro_accuracies": (), "choices": {}, "policies": {},
+        "macro_accuracies": (), "choices": {}, "policies": {}, "clock": "CPU time",
     }  # fmt: skip
+    cost = known.get("relative_cost")
+    seeds = tuple(known.get("seeds", defaults["seeds"])) if cost is not None else ()
+    defaults |= {"cost_seeds": seeds, "relative_costs": (cost,) * len(seeds)}
     hours = dict.fromkeys(meter.PHASES, 0.0) | known.pop("device_hours", {})
     about = {"label": label, "device_hours": hours, "total_device_hours": sum(hours.values())}
     return EntryResult(**unknown | defaults | about | known)
@@ -206,10 +220,11 @@ class MixHand(Hand):
                 choices = {}
                 if label != "none":
                     table = learned if label == "autogenda" else np.full((classes, 3), 1 / 3)
-                    hours = {"caption": 1 / 3600, "generate": 30 / 3600}
+                    work = {"caption": 1.0, "generate": 30.0}
+                    hours = {phase: seconds / 3600 for phase, seconds in work.items()}
                     more |= {
                         "kinds": KINDS, "alpha": table.tolist(), "bank_plan": f"plan-{s}",
-                        "bank_hours": hours,
+                        "bank_hours": hours, "bank_work": work,
                     }  # fmt: skip
                 if label == "autogenda":
                     begin = (table + np.full((classes, 3), 1 / 3)) / 2

@@ -14,7 +14,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import ENOUGH, compare
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
 from autoaug_ray.methods import METHODS, method_class
-from autoaug_ray.report.compare import TOLERANCE, Entries, finished, mean_accuracy
+from autoaug_ray.report.compare import Entries, cheaper, finished, mean_accuracy, priced
 from autoaug_ray.report.results import EntryResult
 from autoaug_ray.report.runs import Row
 from autoaug_ray.schedule.forecast import steps_of
@@ -192,16 +192,12 @@ def _yardstick(plain: Entries) -> EntryResult:
 
 def _advice(plain: Entries, yardstick: EntryResult, worth: float) -> str:
     """What to use where no search is worth it."""
-    cheaper = [
-        (r.relative_cost, r)
-        for r in plain
-        if r.relative_cost is not None and yardstick.relative_cost is not None
-        if TOLERANCE * r.relative_cost < yardstick.relative_cost
-        if _gap(yardstick, r).high < worth
+    as_good = [
+        r for r in priced(plain) if cheaper(r, yardstick) and _gap(yardstick, r).high < worth
     ]
-    if not cheaper:
+    if not as_good:
         return _at(yardstick)
-    _, use = min(cheaper, key=lambda pair: pair[0])
+    use = as_good[0]
     most = _gap(yardstick, use).high
     more = f"at most {most:.1f} points better" if most > 0 else "worse"
     return f"{_at(use)}; {_at(yardstick)} is {more}"

@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
-from autoaug_ray.report import compare
+from autoaug_ray.report import compare, cost_sentences
+from autoaug_ray.report.cost_sentences import number
 from autoaug_ray.report.results import EntryResult, StudyResults
-from autoaug_ray.report.sentences import number, terminal_table
+from autoaug_ray.report.sentences import terminal_table
 
 INDEPENDENT = 5
 """Cases from which on a case is a block; with fewer, a block is a seed of a case."""
@@ -306,7 +307,7 @@ def _column(case: StudyResults) -> dict[str, Cell]:
             text=in_per_cent(r.test_accuracy_mean, r.test_accuracy_sd) + stars.get(r.label, ""),
             short=in_per_cent(r.test_accuracy_mean) + stars.get(r.label, ""),
             cost_value=r.relative_cost,
-            cost=number(r.relative_cost),
+            cost=cost_sentences.cost(r),
             best=r is best,
         )
         for r in case.entries

@@ -18,8 +18,9 @@ from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm
 from autoaug_ray.report.results import EntryResult, StudyResults
 from autoaug_ray.report.runs import Finals, Row, Searches
 
-TOLERANCE = 1.1
-"""The headline calls an entry cheaper only if it is so by this factor, or by the clock's noise."""
+TOLERANCE = 1.05
+"""An entry is called cheaper only if it is so by this factor: two runs of one study may differ by
+as much (`bench costs`)."""
 EVEN = 1.1
 """Images of the largest class over those of the smallest up to which classes count as even."""
 
@@ -58,14 +59,43 @@ def most_accurate(entries: Entries) -> EntryResult | None:
     return max(finished(entries), key=mean_accuracy, default=None)
 
 
-def pareto(entries: Entries) -> list[EntryResult]:
-    """Entries that no other equals or beats in mean accuracy for less, by rising cost."""
+def paired_costs(a: EntryResult, b: EntryResult) -> Comparison:
+    """Relative costs of `a` minus those of `b`, over the seeds that both have."""
+    return compare(a.label, a.cost_by_seed, b.label, b.cost_by_seed)
+
+
+def cheaper(a: EntryResult, b: EntryResult) -> bool:
+    """Whether `a` costs distinguishably less than `b`, and by more than TOLERANCE."""
+    if a.relative_cost is None or b.relative_cost is None:
+        return False
+    clearly = TOLERANCE * a.relative_cost < b.relative_cost
+    return clearly and paired_costs(a, b).distinguishable()
+
+
+def priced(entries: Entries) -> list[EntryResult]:
+    """The finished entries whose cost is known, by rising cost, then by falling accuracy."""
     known = [(r.relative_cost, r) for r in finished(entries) if r.relative_cost is not None]
-    front: list[EntryResult] = []
-    for _, r in sorted(known, key=lambda pair: (pair[0], -mean_accuracy(pair[1]))):
-        if not front or mean_accuracy(r) > mean_accuracy(front[-1]):
-            front.append(r)
-    return front
+    return [r for _, r in sorted(known, key=lambda pair: (pair[0], -mean_accuracy(pair[1])))]
+
+
+def pareto(entries: Entries) -> list[EntryResult]:
+    """The entries that none of the others beats, by rising cost."""
+    known = priced(entries)
+    return [r for r in known if not any(_beats(other, r) for other in known)]
+
+
+def _beats(a: EntryResult, b: EntryResult) -> bool:
+    """Whether `a` is as accurate and as cheap as `b` by the means, and distinguishably better in
+    one of the two. With fewer than ENOUGH seeds, in which nothing can be told apart, the means
+    decide alone."""
+    assert a.relative_cost is not None and b.relative_cost is not None
+    more, less = mean_accuracy(a) - mean_accuracy(b), b.relative_cost - a.relative_cost
+    if more < 0 or less < 0:
+        return False
+    accuracy = paired(a, b)
+    if min(accuracy.n, paired_costs(a, b).n) < ENOUGH:
+        return more > 0 or less > 0
+    return accuracy.side() == "better" or cheaper(a, b)
 
 
 class Recommendation(NamedTuple):
@@ -86,23 +116,19 @@ def recommend(entries: Entries) -> Recommendation:
     best = most_accurate(entries)
     if best is None or best.relative_cost is None or len(best.seeds) < ENOUGH:
         return Recommendation(best, None, None, False)
-    clearly = max(TOLERANCE, clock_noise(entries))
-    cheaper = [
-        (r.relative_cost, r, c)
-        for r in finished(entries)
-        if r.relative_cost is not None and clearly * r.relative_cost < best.relative_cost
-        if (c := paired(best, r)).n >= ENOUGH
-    ]
-    close = [one for one in cheaper if not one[2].distinguishable()]
+    less = [(r, paired(best, r)) for r in priced(entries) if cheaper(r, best)]
+    close = [(r, c) for r, c in less if c.n >= ENOUGH and not c.distinguishable()]
     if not close:
-        return Recommendation(best, best, None, bool(cheaper))
-    _, use, comparison = min(close, key=lambda one: one[0])
+        return Recommendation(best, best, None, bool(less))
+    use, comparison = close[0]
     return Recommendation(best, use, comparison, True)
 
 
-def clock_noise(entries: Entries) -> float:
-    """How many times as long the same training took with one seed as with another, at most."""
-    return max((r.clock_spread for r in entries if r.clock_spread), default=1.0)
+def same_cost(entries: Entries) -> list[tuple[EntryResult, EntryResult]]:
+    """Entries next to each other by rising cost that cannot be told apart by it."""
+    known = priced(entries)
+    pairs = zip(known, known[1:], strict=False)
+    return [(a, b) for a, b in pairs if paired_costs(a, b).n >= ENOUGH and not cheaper(a, b)]
 
 
 def macro_differs(entries: Entries) -> bool:

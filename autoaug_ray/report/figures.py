@@ -68,6 +68,8 @@ class CostPoint(NamedTuple):
     """(relative cost, mean test accuracy in per cent)"""
     half: float
     """Half the width of the interval of the mean, in points; 0 with fewer than ENOUGH seeds."""
+    cost_half: float
+    """The same of the relative cost."""
     published: tuple[float, float] | None
     """The paper's (relative cost, accuracy in per cent), where it gives both."""
 
@@ -91,6 +93,7 @@ def cost_figure(entries: Entries) -> CostFigure | None:
             entry=r,
             at=(r.relative_cost, 100 * mean_accuracy(r)),
             half=100 * (r.test_accuracy_half_width or 0.0) if len(r.seeds) >= ENOUGH else 0.0,
+            cost_half=(r.relative_cost_half_width or 0.0) if len(r.cost_seeds) >= ENOUGH else 0.0,
             published=(r.published_cost, 100 * r.published_accuracy)
             if r.published_measure == "micro" and r.published_cost and r.published_accuracy
             else None,
@@ -109,8 +112,8 @@ def cost_figure(entries: Entries) -> CostFigure | None:
     at = {p.entry.label: p.at for p in points}
     front = [at[r.label] for r in pareto(entries)]
     corners = [front[0]]
-    for x, y in [*front[1:], (right, front[-1][1])]:
-        corners += [(x, corners[-1][1]), (x, y)]
+    for x, y in [*front[1:], (right, 0.0)]:
+        corners += [(x, corners[-1][1]), (x, max(y, corners[-1][1]))]
     return CostFigure(
         points,
         corners,
@@ -131,10 +134,10 @@ def accuracy_vs_cost(entries: Entries) -> bytes | None:
     papers = [p.published for p in shown.points if p.published]
     with mpl.rc_context(RC):
         figure, (axes,) = panels(9, 5.8)
-        for entry, (x, y), half, published in shown.points:
+        for entry, (x, y), half, cost_half, published in shown.points:
             color, marker, hollow = style[entry.label]
-            if half:
-                axes.errorbar(x, y, half, color=color, capsize=4, lw=1.3)
+            if half or cost_half:
+                axes.errorbar(x, y, half, cost_half, color=color, capsize=4, lw=1.3)
             if published:
                 axes.plot(
                     *zip((x, y), published, strict=True), ":", color="#b5b5b5", lw=1, zorder=1
@@ -164,14 +167,17 @@ def accuracy_vs_cost(entries: Entries) -> bytes | None:
             "Pareto front": {"ls": "-", "color": "#aaaaaa"},
             "published": {"ls": ":", "marker": "o", "color": "#8f8f8f", "mfc": "white"},
         }
-        drawn = {"95 % interval": any(p.half for p in shown.points), "published": bool(papers)}
+        drawn = {
+            "95 % interval": any(p.half or p.cost_half for p in shown.points),
+            "published": bool(papers),
+        }
         handles = [
             Line2D([], [], label=name, **{"ls": "", "color": GREY} | look)
             for name, look in signs.items()
             if drawn.get(name, True)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
-        bars = [((x, y - half), (x, y + half)) for _, (x, y), half, _ in shown.points]
+        bars = [((p.at[0], p.at[1] - p.half), (p.at[0], p.at[1] + p.half)) for p in shown.points]
         stairs = zip(shown.front, shown.front[1:], strict=False)
         taken = [*bars, *stairs, *((p, p) for p in papers)]
         points = {p.entry.label: p.at for p in shown.points}

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
-from autoaug_ray.report import cases, compare, published, sentences
+from autoaug_ray.report import cases, compare, cost_sentences, published, sentences
 from autoaug_ray.report.cases import Across
 from autoaug_ray.report.figures import MARKERS, cost_figure, styles
 from autoaug_ray.report.results import StudyResults
@@ -41,8 +41,8 @@ def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals |= {
-        "cases_words": cases, "compare": compare, "enough": ENOUGH, "published": published,
-        "sentences": sentences,
+        "cases_words": cases, "compare": compare, "costs": cost_sentences, "enough": ENOUGH,
+        "published": published, "sentences": sentences,
     }  # fmt: skip
     encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items() if png}
     return environment.get_template(template).render(pictures=encoded, **values)
@@ -104,7 +104,7 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
     reference = escape(results.study.reference)
     _, time_name = compare.device_unit(results.entries)
     points = []
-    for entry, at, half, paper in shown.points:
+    for entry, at, half, cost_half, paper in shown.points:
         color, marker, hollow = style[entry.label]
         line, name = line_of[entry.label], escape(entry.label)
         texts = [
@@ -117,6 +117,7 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
         points.append(
             {
                 "meta": entry.label, "name": name, "at": at, "half": half,
+                "cost_half": cost_half,
                 "color": color, "symbol": SYMBOLS[marker] + "-open" * hollow,
                 "seeds": [100 * a for a in entry.test_accuracies], "text": ["<br>".join(texts)],
                 "paper": paper and [*paper, beside],

@@ -1,8 +1,9 @@
 """What a study's folder says: one frozen `StudyResults`, collected once.
 
 Everything that the terminal, the page and W&B say of a study is a function of its StudyResults.
-Accuracy comes from the last rows of whole final trainings only. Cost comes from the ledger only:
-every attempt counts, also those that failed or were stopped.
+Accuracy comes from the last rows of whole final trainings only. What is billed comes from the
+ledger only: every attempt counts, also those that failed or were stopped. `costs` says what a cost
+is, by which entries are compared.
 """
 
 import json
@@ -18,9 +19,10 @@ import pyarrow as pa
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import Gap, compare, gap, mean_of
+from autoaug_ray.report import costs
 from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs
 from autoaug_ray.settings.published import PublishedRow
-from autoaug_ray.store import meter
+from autoaug_ray.store import calibration, meter
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, folders, listed, place
 
@@ -74,20 +76,33 @@ class EntryResult:
     """Our mean by the published measure minus the published figure."""
     published_half_width: float | None
     """Half the width of its 95 % interval; None if n < 3."""
-    training_device_hours: float | None
-    """Images, search and final training of one seed, without evaluation."""
+    clock: str
+    """What measured the work that the costs are made of."""
+    cost_seeds: tuple[int, ...]
+    """The seeds whose cost is known: those that the reference has finished, too."""
+    relative_costs: tuple[float, ...]
+    """Work of images, search and final training, in trainings of the reference with the same seed;
+    in the order of `cost_seeds`."""
     relative_cost: float | None
-    """`training_device_hours` in trainings of the reference."""
+    """The mean of `relative_costs`."""
+    relative_cost_half_width: float | None
+    """Half the width of the 95 % t-interval of the mean; None if n < 2."""
     relative_search_cost: float | None
     """The part of `relative_cost` that is the search."""
     relative_bank_cost: float | None
     """The part of `relative_cost` that is generated images."""
-    clock_spread: float | None
-    """The longest final training over the shortest, among the seeds."""
+    plain_training_cost: float | None
+    """The other part, search and final training, by plain sums instead of typical steps."""
+    calibrated_training_cost: float | None
+    """The same, if each step had taken as long as in the calibration."""
+    flop_training_cost: float | None
+    """The same, by floating-point operations of convolutions and matrix products."""
+    training_device_hours: float | None
+    """Work of images, search and final training of one seed, without evaluation and warm-up."""
     search_device_hours: float
-    """All that the search trials held, evaluation included."""
+    """Billed for the search trials, evaluation included."""
     total_device_hours: float
-    """All attempts of all runs, evaluation and generated images included."""
+    """Billed for all attempts of all runs, evaluation and generated images included."""
     device_hours: Mapping[str, float]
     """The parts of `total_device_hours`, by phase of the meter."""
     trials: int
@@ -123,6 +138,18 @@ class EntryResult:
     def by_seed(self) -> dict[int, float]:
         """seed -> test accuracy in [0, 1]."""
         return dict(zip(self.seeds, self.test_accuracies, strict=True))
+
+    @property
+    def cost_by_seed(self) -> dict[int, float]:
+        """seed -> relative cost."""
+        return dict(zip(self.cost_seeds, self.relative_costs, strict=True))
+
+    @property
+    def relative_training_cost(self) -> float | None:
+        """The part of `relative_cost` that is no generated images."""
+        if self.relative_cost is None or self.relative_bank_cost is None:
+            return None
+        return self.relative_cost - self.relative_bank_cost
 
     def load_policy(self, seed: int | None = None) -> "Policy":
         """The transform that a seed ended with; without `seed`, that of the first seed.
@@ -183,8 +210,8 @@ class StudyResults:
     """Whole final trainings of the chosen setting."""
     searches: Searches
     run_costs: Mapping[str, float]
-    """Key of a final training -> device-hours of its training and of all that it needed: search
-    and images."""
+    """Key of a final training -> device-hours of work of it and of all that it needed: search and
+    images."""
     failures: tuple[Row, ...]
     """The last outcome of each run that failed and is not whole."""
     misused: tuple[str, ...]
@@ -281,17 +308,17 @@ def collect(study: Study, folder: Folder, classes: Sequence[str] = ()) -> StudyR
     `classes` are the names of the dataset's classes in the order of their labels.
     """
     runs = read_runs(study, folder)
-    training = {e.label: _final_seconds(runs, e.label) for e in study.entries}
+    work = costs.work_of(study, runs, calibration.read(folder.calibration))
     sheet = folder.root / "sheet.png"
     last = [rows[-1] for by_seed in runs.finals.values() for rows in by_seed.values()]
     return StudyResults(
         study=study,
         root=folder.root,
-        entries=tuple(_entry(study, entry, runs, training, folder) for entry in study.entries),
+        entries=tuple(_entry(study, entry, runs, work, folder) for entry in study.entries),
         classes=tuple(classes),
         finals=runs.finals,
         searches=runs.searches,
-        run_costs=_run_costs(study, runs, training),
+        run_costs=costs.run_costs(work, runs),
         failures=tuple(line for line in runs.outcomes if line["outcome"] == "failed"),
         misused=tuple(row["run_key"] for row in last if row["used_key"] != row["run_key"]),
         bank_faults=_lines(folder.bank_faults),
@@ -312,7 +339,7 @@ def _entry(
     study: Study,
     entry: Entry,
     runs: Runs,
-    training: Mapping[str, Mapping[int, float]],
+    work: costs.StudyWork,
     folder: Folder,
 ) -> EntryResult:
     label, lines = entry.label, runs.ledger[entry.label]
@@ -323,7 +350,7 @@ def _entry(
     macro = tuple(fmean(row["class_accuracy"]) for row in last if row["class_accuracy"])
     hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
     devices = {line["device"] for line in lines} or {row["device"] for row in last}
-    own = training[label].values()
+    clocks = {line["clock"] for line in lines if "clock" in line}
     policies = {s: folder.policy(label, s) / "policy.pt" for s in accuracies}
     return EntryResult(
         method=entry.hyperparameters["name"],
@@ -343,8 +370,8 @@ def _entry(
         difference=difference.difference,
         difference_half_width=difference.half_width,
         **_published(study, label, tuple(accuracies.values()), macro),
-        **_costs(study, entry, runs, training, last),
-        clock_spread=max(own) / min(own) if own else None,
+        clock=", ".join(sorted(clocks)),
+        **costs.of_entry(work, label),
         search_device_hours=_seconds(
             [line for line in lines if line["phase"] == "search"], meter.PHASES
         )
@@ -397,74 +424,10 @@ def gap_to(published: PublishedRow | None, accuracies: Sequence[float]) -> Gap |
     return gap(mean_of(accuracies), published.accuracy / 100, sd, published.seeds)
 
 
-def _costs(
-    study: Study,
-    entry: Entry,
-    runs: Runs,
-    training: Mapping[str, Mapping[int, float]],
-    last: Sequence[Row],
-) -> dict[str, Any]:
-    """The cost of one final training and of what it needed, over the seeds of the reference."""
-    own, reference = training[entry.label], training[study.reference]
-    common = sorted(own.keys() & reference.keys())
-    unit = fmean(reference[s] for s in common or reference) if reference else None
-    search = _search_seconds(runs, entry.label) + _found_elsewhere(runs, training, entry)
-    bank = 3600 * (_mean(sum(row["bank_hours"].values()) for row in last) or 0.0)
-    cost = search + bank + fmean(own[s] for s in common) if common else None
-    return {
-        "training_device_hours": None if cost is None else cost / 3600,
-        "relative_cost": cost / unit if cost is not None and unit else None,
-        "relative_search_cost": search / unit if unit else None,
-        "relative_bank_cost": bank / unit if unit else None,
-    }
-
-
-def _run_costs(
-    study: Study, runs: Runs, training: Mapping[str, Mapping[int, float]]
-) -> dict[str, float]:
-    out = {}
-    for entry in study.entries:
-        search = _search_seconds(runs, entry.label) + _found_elsewhere(runs, training, entry)
-        for rows in runs.finals[entry.label].values():
-            row = rows[-1]
-            bank: float = sum(row["bank_hours"].values())
-            out[row["run_key"]] = search / 3600 + bank + float(row["device_hours_training"])
-    return out
-
-
 def _bank_hours(last: Sequence[Row]) -> dict[str, float]:
     """Device-hours of generated images, by phase; seeds that share a plan share its cost."""
     by_plan = {row["bank_plan"]: row["bank_hours"] for row in last}
     return {p: math.fsum(hours.get(p, 0.0) for hours in by_plan.values()) for p in meter.BANK}
-
-
-def _search_seconds(runs: Runs, label: str) -> float:
-    """What a final training needed: every trial that was compared, and its own seed's learning."""
-    lines = runs.ledger[label]
-    own = runs.learning.get(label, {}).values()
-    learning = [_seconds([x for x in lines if x["run"] == key], ("search",)) for key in own]
-    compared = _seconds([x for x in lines if x["run"] not in own], ("search",))
-    return compared + (_mean(learning) or 0.0)
-
-
-def _found_elsewhere(
-    runs: Runs, training: Mapping[str, Mapping[int, float]], entry: Entry
-) -> float:
-    """Seconds that it took to find what an entry replays: search and one final of its source."""
-    source = entry.first_method.follows
-    if source is None:
-        return 0.0
-    return _search_seconds(runs, source) + (_mean(training[source].values()) or 0.0)
-
-
-def _final_seconds(runs: Runs, label: str) -> dict[int, float]:
-    """seed -> device-seconds of training in its final run, all attempts; runs in the ledger."""
-    out = {}
-    for seed, rows in runs.finals[label].items():
-        key = rows[-1]["run_key"]
-        if lines := [line for line in runs.ledger[label] if line["run"] == key]:
-            out[seed] = _seconds(lines, ("final",))
-    return out
 
 
 def _seconds(lines: Iterable[Row], phases: Sequence[str]) -> float:

@@ -11,12 +11,11 @@ from rich.table import Table
 
 from autoaug_ray.maths import statistics
 from autoaug_ray.maths.statistics import ENOUGH, in_per_cent, in_points
-from autoaug_ray.report import compare
+from autoaug_ray.report import compare, cost_sentences
 from autoaug_ray.report.compare import Entries, Order
+from autoaug_ray.report.cost_sentences import number
 from autoaug_ray.report.results import EntryResult, StudyResults
 
-NOISY_CLOCK = 1.25
-"""Told if the same training takes so many times as long with one seed as with another."""
 STILL = 0.02
 """A table of probabilities that are all closer to equal shares has learned next to nothing."""
 PHASES = {
@@ -58,7 +57,7 @@ def headline(results: StudyResults) -> str:
         )
         return (
             f"{where}, use {best.label}: it has the highest mean test accuracy "
-            f"({_at_cost(best)}), and {others}."
+            f"({_at_cost(best)}), and {others}. {cost_sentences.in_words(best)}"
         )
     assert comparison.difference is not None and comparison.half_width is not None
     return (
@@ -66,7 +65,7 @@ def headline(results: StudyResults) -> str:
         f"cannot be told from the most accurate one, {best.label} ({_at_cost(best)}), "
         f"at {comparison.n} seeds. That is not the same as equal: {best.label} may be up to "
         f"{100 * (comparison.difference + comparison.half_width):.1f} points better, and more "
-        "seeds would tell."
+        f"seeds would tell. {cost_sentences.in_words(use)}"
     )
 
 
@@ -80,9 +79,7 @@ def verdicts(results: StudyResults) -> list[str]:
     ]
     out += _about_mixes(results)
     out += _about_reference(results)
-    if front := compare.pareto(entries):
-        steps = ", ".join(f"{r.label} ({_at_cost(r)})" for r in front)
-        out.append(f"Pareto front, by the means alone: {steps}.")
+    out += cost_sentences.verdicts(results)
     counts = sorted({len(r.seeds) for r in entries})
     seeds = " to ".join(str(n) for n in {counts[0]: 0, counts[-1]: 0})
     out.append(f"{seeds} finished seeds per entry.")
@@ -91,18 +88,6 @@ def verdicts(results: StudyResults) -> list[str]:
             f"With fewer than {ENOUGH} seeds an interval means nothing: no verdict is given there."
         )
     out += [*missing(results), *results.bill]
-    devices = sorted({r.device for r in entries if r.device})
-    if len(devices) > 1 or "," in "".join(devices):
-        out.append(
-            f"Not all ran on the same device ({', '.join(devices)}): costs cannot be compared."
-        )
-    elif devices:
-        out.append(f"All costs are time on this device: {devices[0]}.")
-    if (slow := compare.clock_noise(entries)) > NOISY_CLOCK:
-        out.append(
-            f"The clock was noisy: the same training took up to {slow:.1f}x as long with one seed "
-            "as with another. Smaller differences in cost mean nothing."
-        )
     if finals := sum(len(r.seeds) for r in entries):
         closed = results.study.dataset.closed_test
         what = "What stands in for the closed test set" if closed else "The test set"
@@ -323,7 +308,7 @@ def lines(results: StudyResults) -> list[Line]:
                 accuracy=accuracy,
                 macro="-" if r.macro_accuracy_mean is None else in_per_cent(r.macro_accuracy_mean),
                 difference=difference or "-",
-                cost=number(r.relative_cost),
+                cost=cost_sentences.cost(r),
                 search=number(r.relative_search_cost) if r.search_device_hours else "-",
                 bank=number(r.relative_bank_cost or None),
                 time=f"{factor * r.total_device_hours:.2f}",
@@ -409,10 +394,6 @@ def markdown(results: StudyResults) -> str:
     )
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
 def brief(value: Any) -> str:
     """A hyperparameter's value, cut where it is long."""
     text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
@@ -424,7 +405,7 @@ def _percent(entry: EntryResult) -> str:
 
 
 def _at_cost(entry: EntryResult) -> str:
-    return f"{_percent(entry)} at {entry.relative_cost:.2f}x"
+    return f"{_percent(entry)} at {number(entry.relative_cost)}x"
 
 
 def _plural(count: int, word: str) -> str:

@@ -105,6 +105,7 @@ class Folder:
         )  # fmt: skip
         self.outcomes, self.bill = root / "outcomes.jsonl", root / "bill.txt"
         self.bank_faults = root / "bank_faults.txt"
+        self.calibration = root / "calibration.json"
 
     def check(self) -> None:
         """Raise StorageError if the folder was deleted.

@@ -30,7 +30,8 @@ def test_accuracy_is_that_of_whole_final_runs(hand: Hand) -> None:
 
 
 def test_relative_cost_by_hand(hand: Hand) -> None:
-    """Search 6 + 2 x (3 + 4) for an attempt that died; finals (20 + 30) / 2; reference 10."""
+    """Search 6 + 2 x (3 + 4) for an attempt that died with its work kept; finals (20 + 30) / 2;
+    reference 10."""
     hand.finals("none", 0.5, 0.5)
     search = {"label": "randaugment", "phase": "search"}
     hand.run(**search, choices={"magnitude": 5}, seconds=(6.0,))
@@ -65,6 +66,48 @@ def test_relative_cost_is_over_the_same_seeds(hand: Hand) -> None:
     hand.run("bilevel", seed=1, seconds=(80.0,))
     hand.run("bilevel", seed=2, seconds=(999.0,))
     assert hand.rows()["bilevel"]["relative_cost"] == pytest.approx(2.0)
+
+
+def test_every_seed_is_divided_by_the_same_seed_of_the_reference(hand: Hand) -> None:
+    """The mean of 8 / 10 and 80 / 40, where the mean of the one over that of the other is 1.76."""
+    for seed, seconds in enumerate((10.0, 40.0)):
+        hand.run("none", seed=seed, seconds=(seconds,))
+        hand.run("bilevel", seed=seed, seconds=((8.0, 80.0)[seed],))
+    row = hand.rows()["bilevel"]
+    assert row["cost_seeds"] == [0, 1] and row["relative_costs"] == pytest.approx([0.8, 2.0])
+    assert row["relative_cost"] == pytest.approx(1.4)
+    # t(1) sd / sqrt(2) of two values is t(1) / 2 times their difference
+    assert row["relative_cost_half_width"] == pytest.approx(0.6 * math.tan(0.475 * math.pi))
+
+
+def test_neighbours_make_a_training_longer_but_not_dearer(hand: Hand) -> None:
+    hand.finals("none", 0.5, 0.5)
+    hand.finals("bilevel", 0.5, 0.5, seconds=(20.0,), wall=3.0)
+    row = hand.rows()["bilevel"]
+    assert row["relative_cost"] == pytest.approx(2.0)
+    assert row["device_hours_final"] == pytest.approx(2 * 60 / 3600)
+
+
+def test_work_that_is_done_again_is_billed_and_no_cost(hand: Hand) -> None:
+    """A fault that hits the reference makes nothing else cheaper: of 10 seconds that were lost
+    with the process 4 were on disk, and 6 were done again."""
+    hand.run("none", seed=0, seconds=(10.0, 6.0), kept=0.4)
+    hand.run("bilevel", seed=0, seconds=(40.0,))
+    rows = hand.rows()
+    assert rows["bilevel"]["relative_cost"] == pytest.approx(4.0)
+    assert rows["none"]["relative_cost"] == pytest.approx(1.0)
+    assert rows["none"]["device_hours_final"] == pytest.approx(16 / 3600)
+
+
+def test_attempts_of_before_work_was_measured_have_no_cost(hand: Hand) -> None:
+    hand.finals("none", 0.5, 0.5)
+    hand.finals("bilevel", 0.5, 0.5, seconds=(20.0,))
+    for path in hand.folder.ledger.glob(f"{hand.key('bilevel', 'final', 1, {}, 0)}-*"):
+        line = json.loads(path.read_text())
+        del line["work"]
+        path.write_text(json.dumps(line) + "\n")
+    row = hand.rows()["bilevel"]
+    assert row["cost_seeds"] == [0] and row["relative_cost"] == pytest.approx(2.0)
 
 
 def test_phases_add_up(hand: Hand) -> None:

@@ -26,14 +26,17 @@ ALPHA = {"alpha_table": tuple((0.4, 0.3, 0.3) for _ in range(10))}
 
 @pytest.fixture
 def hand(tmp_path):
-    """Seed 0 and 1 share a bank plan, seed 2 has its own; 3600 s and 7200 s of images."""
+    """Seed 0 and 1 share a bank plan, seed 2 has its own; 3600 s and 7200 s of work on images."""
     dataset = {"name": "fashion-mnist-mini", "imbalance": {"factor": 0.1}, "redraw": False}
     hand = MixHand(tmp_path, dataset=dataset)
     hand.study = hand.study.model_copy(update={"bank_plans": {"whole": "a"}})
-    bank = {
-        seed: {"bank_plan": "a", "bank_hours": {"generate": 1.0, "caption": 0.5}} for seed in (0, 1)
-    }
-    bank[2] = {"bank_plan": "b", "bank_hours": {"generate": 2.0, "caption": 0.5}}
+    hours = {"generate": 1.0, "caption": 0.5}
+    work = {"generate": 3000.0, "caption": 600.0}  # billed 1.5 hours, of which 1 was work
+    bank = dict.fromkeys((0, 1), {"bank_plan": "a", "bank_hours": hours, "bank_work": work})
+    bank[2] = {
+        "bank_plan": "b", "bank_hours": hours | {"generate": 2.0},
+        "bank_work": work | {"generate": 6600.0},
+    }  # fmt: skip
     for seed in range(3):
         hand.run("none", seed=seed, seconds=(100.0,))
         hand.run("search-free", seed=seed, seconds=(100.0,), more=MIX | bank[seed])
@@ -46,7 +49,7 @@ def hand(tmp_path):
 def test_images_cost_what_a_seed_needs_and_a_plan_is_paid_once(hand):
     row = hand.rows()["search-free"]
     assert row["seeds"] == [0, 1, 2]
-    mean = (1.5 + 1.5 + 2.5) / 3 * 3600
+    mean = (3600 + 3600 + 7200) / 3
     assert row["relative_bank_cost"] == pytest.approx(mean / 100)
     assert row["relative_cost"] == pytest.approx((mean + 100) / 100)
     assert row["device_hours_generate"] == pytest.approx(3.0)  # plans a and b, not seeds
@@ -94,11 +97,17 @@ published_measure: string
 published_cost: double
 published_difference: double
 published_half_width: double
-training_device_hours: double
+clock: string
+cost_seeds: list<element: int64>
+relative_costs: list<element: double>
 relative_cost: double
+relative_cost_half_width: double
 relative_search_cost: double
 relative_bank_cost: double
-clock_spread: double
+plain_training_cost: double
+calibrated_training_cost: double
+flop_training_cost: double
+training_device_hours: double
 search_device_hours: double
 total_device_hours: double
 device_hours_caption: double
@@ -107,6 +116,7 @@ device_hours_generate: double
 device_hours_search: double
 device_hours_final: double
 device_hours_eval: double
+device_hours_warm_up: double
 device_hours_other: double
 trials: int64
 attempts: int64

@@ -100,18 +100,54 @@ def test_holm_decides_the_star(tmp_path: Path) -> None:
 
 def test_devices_and_test_reads_are_said(hand: Hand) -> None:
     hand.finals("none", 0.5, 0.5, 0.5)
-    assert "All costs are time on this device: CPU." in hand.words()
+    assert (
+        "All costs are work on this device, CPU, by CPU time; every training had 1 thread and "
+        "weights with channels first, in processes that are used again."
+    ) in hand.words()
     assert "read once by each of the 3 final trainings" in hand.words()
     hand.finals("bilevel", 0.5, 0.5, 0.5, device="NVIDIA H100")
     assert "Not all ran on the same device (CPU, NVIDIA H100)" in hand.words()
 
 
-def test_a_noisy_clock_is_said(hand: Hand) -> None:
-    hand.run("none", seed=0, seconds=(10.0,))
-    hand.run("none", seed=1, seconds=(11.0,))
-    assert "noisy" not in hand.words()
-    hand.run("none", seed=2, seconds=(15.0,))
-    assert "took up to 1.5x as long" in hand.words()
+def test_a_cost_is_said_with_its_interval_its_clock_and_what_was_billed(hand: Hand) -> None:
+    """3.9, 4.0 and 4.1 trainings: 4 ± 4.303 x 0.1 / sqrt(3)."""
+    hand.finals("none", 0.5, 0.5, 0.5)
+    for seed, seconds in enumerate((39.0, 40.0, 41.0)):
+        hand.run("bilevel", seed=seed, accuracy=0.8 + seed / 100, seconds=(seconds,), wall=2.0)
+    billed = 3 * (80 + 1100) / 60
+    assert (
+        f"bilevel costs 4.00 ± 0.25 trainings of none (CPU time); {billed:.3g} CPU-minutes billed."
+    ) in hand.words().replace("\u00a0", " ")
+
+
+def test_costs_that_cannot_be_told_apart_are_named(hand: Hand) -> None:
+    hand.finals("none", 0.5, 0.5, 0.5)
+    assert "cannot be told apart" not in hand.words()
+    for seed, seconds in enumerate((8.0, 12.0, 11.0)):
+        hand.run("bilevel", seed=seed, seconds=(seconds,))
+    hand.finals("bilevel learn:off", 0.5, 0.5, 0.5, seconds=(20.0,))
+    words = hand.words().replace("\u00a0", " ")
+    assert "Costs that cannot be told apart, or differ by less than 5 %: none (1.00) and" in words
+    assert "and bilevel (1.03 ± 0.52)." in words
+
+
+def test_plain_sums_that_tell_another_cost_are_said(hand: Hand) -> None:
+    """One slow step in ten: the sum is a tenth higher than ten times the median."""
+    hand.finals("none", 0.5, 0.5, 0.5)
+    slow = {"work": 22.0, "step_work": [{"logged": "train_loss", "steps": 10, "median": 2.0}]}
+    hand.finals("bilevel", 0.5, 0.5, 0.5, seconds=(22.0,), more=slow)
+    words = hand.words()
+    assert hand.rows()["bilevel"]["relative_cost"] == pytest.approx(2.0)
+    assert (
+        "bilevel: search and training cost 2.00 by typical steps, but 2.20 by plain sums (9% apart)"
+    ) in words
+    assert "none: search and training" not in words
+
+
+def test_settings_that_spoil_the_comparison_of_costs_are_said(hand: Hand) -> None:
+    hand.finals("none", 0.5, 0.5, 0.5)
+    hand.finals("bilevel", 0.5, 0.5, 0.5, more={"threads": 4})
+    assert "Not all trainings had the same threads (1, 4)" in hand.words()
 
 
 def test_terminal_table(hand: Hand) -> None:
