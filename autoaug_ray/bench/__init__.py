@@ -2,9 +2,11 @@
 
     actors          images per second of one generation actor and of several
     alpha           whether a search turns away from noise among the generated images
+    costs           how far the costs of one study are apart, run several times
     decode          images per second from files that do not fit in memory
     faults          what a lost machine and a lost driver cost a study
     hypergradient   what each way to the augmenter's gradient costs, and how right it is
+    neighbours      keeps the machine busy beside a command
     tune            what share of a study's machine time is not training
     scale           how busy one driver keeps 1 to 64 GPUs
     generate        what an edited image costs, in batches and one by one
@@ -32,6 +34,8 @@ DATASET = Dataset(name="fashion-mnist-mini")
 class Outcome(NamedTuple):
     figures: dict[str, Any]
     tables: list[Table]
+    status: int = 0
+    """The exit status of the command."""
 
 
 def device_of(name: str) -> torch.device:

@@ -15,10 +15,12 @@ from autoaug_ray import bench as package
 from autoaug_ray.bench import Outcome
 from autoaug_ray.bench.actors import actors
 from autoaug_ray.bench.alpha import alpha
+from autoaug_ray.bench.costs import costs
 from autoaug_ray.bench.decode import decode
 from autoaug_ray.bench.faults import faults
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
+from autoaug_ray.bench.neighbours import neighbours
 from autoaug_ray.bench.scale import scale
 from autoaug_ray.bench.tune import tune
 from autoaug_ray.errors import StorageError, UserError, exit_status
@@ -27,9 +29,11 @@ from autoaug_ray.store.folder import write_whole
 BENCHES: dict[str, Callable[..., Outcome]] = {
     "actors": actors,
     "alpha": alpha,
+    "costs": costs,
     "decode": decode,
     "faults": faults,
     "hypergradient": hypergradient,
+    "neighbours": neighbours,
     "tune": tune,
     "scale": scale,
     "generate": generate,
@@ -38,7 +42,8 @@ BENCHES: dict[str, Callable[..., Outcome]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a run failed, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 done, 1 a run failed, 2 wrong input, 130 interrupted; or that of
+    the command that a benchmark has run."""
     options = vars(_parser().parse_args(arguments))
     name, path = options.pop("bench"), options.pop("json")
     threads = options.pop("threads")
@@ -56,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path is not None:
             about = {"bench": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
             _write(path, about | outcome.figures)
-        return 0
+        return outcome.status
 
     return exit_status(work)
 

@@ -76,6 +76,34 @@ def test_finals_follow_their_own_search_without_a_barrier(study, folder):
     assert queue.complete and len(queue.done) == queue.expected
 
 
+def test_all_entries_train_with_one_seed_before_any_does_with_the_next(tiny, folder):
+    study = tiny({"randaugment": {}, "trivialaugment": {}}, seeds=[7, 3, 5])
+    labels = [entry.label for entry in study.entries]
+    assert [(r.seed, r.label) for r in take(RunQueue(study, folder, draw))] == [
+        (seed, label) for seed in (7, 3, 5) for label in labels
+    ]  # in the study's order of the seeds
+
+
+def test_a_final_that_becomes_ready_late_goes_before_those_of_later_seeds(tiny, folder):
+    grid = {"method": "random_affine", "scale_x": {"grid": [0.0, 0.1]}}
+    study = tiny({"grid": grid, "learned": {"method": "autogenda"}}, seeds=[4, 3])
+    study = study.model_copy(update={"bank_plans": {"whole": "plan"}})
+    queue = RunQueue(study, folder, draw)
+    first = [queue.next() for _ in range(5)]
+    assert [(r.label, r.phase, r.seed) for r in first] == [
+        ("grid", "search", 4), ("grid", "search", 4),  # searches first, then finals
+        ("learned", "search", 4), ("learned", "search", 3),
+        ("none", "final", 4),
+    ]  # fmt: skip
+    for run in (*first[:2], first[3]):  # seed 3 has learned before seed 4
+        finish(queue, folder, run, found=FOUND)
+    assert [(r.label, r.phase, r.seed) for r in take(queue)] == [
+        ("grid", "final", 4), ("none", "final", 3), ("grid", "final", 3), ("learned", "final", 3),
+    ]  # fmt: skip
+    finish(queue, folder, first[2], None, found=FOUND)
+    assert [(r.label, r.seed) for r in take(queue)] == [("learned", 4)]
+
+
 def test_the_same_draws_every_time(study, folder):
     entry = study.entry("random")
     a, b = ([r.key for r in search_runs(study, entry, draw)] for _ in range(2))
