@@ -46,6 +46,26 @@ def test_pareto_front_by_hand() -> None:
     assert [r.label for r in pareto(rows)] == ["none", "good", "dear"]
 
 
+def test_an_entry_leaves_the_front_only_where_another_is_distinguishably_better(
+    hand: Hand,
+) -> None:
+    """By the means alone, bilevel would beat randaugment and its own control."""
+    hand.finals("none", 0.60, 0.61, 0.62)
+    hand.finals("bilevel", 0.70, 0.72, 0.71, seconds=(20.0,))
+    hand.finals("bilevel learn:off", 0.705, 0.695, 0.705, seconds=(20.4,))
+    hand.finals("randaugment", 0.62, 0.63, 0.64, seconds=(21.0,), choices={"magnitude": 5})
+
+    def front() -> list[str]:
+        return [r.label for r in pareto(hand.results().entries)]
+
+    assert front() == ["none", "bilevel", "bilevel learn:off"]  # randaugment is clearly worse
+    hand.finals("bilevel learn:off", 0.705, 0.695, 0.705, seconds=(30.0,))
+    assert front() == ["none", "bilevel"]  # and now its control clearly dearer
+    for seed, seconds in enumerate((10.0, 50.0, 30.0)):
+        hand.run("bilevel learn:off", seed=seed, accuracy=0.7, seconds=(seconds,))
+    assert front() == ["none", "bilevel", "bilevel learn:off"]  # by the mean alone: 3 +- 5
+
+
 def test_headline_names_the_cheapest_of_the_indistinguishable(hand: Hand) -> None:
     hand.finals("none", 0.60, 0.61, 0.62)
     hand.finals("bilevel", 0.80, 0.82, 0.81, seconds=(40.0,))
