@@ -1,5 +1,6 @@
 """Costs run several times, and the neighbours beside them."""
 
+import itertools
 import json
 import re
 import signal
@@ -11,11 +12,16 @@ from pathlib import Path
 import pytest
 from hand import Hand
 
-from autoaug_ray import load_results
+from autoaug_ray import load_results, train
 from autoaug_ray.bench import __main__ as command
+from autoaug_ray.bench import meter, tune
 from autoaug_ray.bench.costs import costs
 from autoaug_ray.bench.neighbours import beside
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.training import Training
+
+SMALL = Dataset(name="fashion-mnist-mini", train_size=160, test_size=20)
 
 
 def study(root, seconds, **changes):
@@ -127,3 +133,22 @@ def test_neighbours_end_with_the_process_that_keeps_them(number):
     assert process.returncode == (0 if number == signal.SIGINT else -9)
     assert ("CPU seconds" in printed) == (number == signal.SIGINT)
     wait_until(lambda: all(stat(pid) is None or stat(pid)[0] == "Z" for pid in pids))
+
+
+def test_what_it_adds_to_measure(tmp_path, capsys, monkeypatch):
+    """With a clock for the process that ticks whenever it is read: by marks, and by the loop."""
+    for bench in (meter, tune):
+        monkeypatch.setattr(bench, "DATASET", SMALL)
+    monkeypatch.setattr(train, "WARM", set())
+    reads = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: float(next(reads)))
+    out = tmp_path / "m.json"
+    assert command.main(["meter", "--seconds", "0.01", "--rounds", "2", "--json", str(out)]) == 0
+    figures, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert figures["epochs"] == 1 and len(train.WARM) == 1
+    plain, marks, both = figures["seconds"].values()
+    steps = SMALL.train_size // Training().batch_size
+    assert plain == [1.0, 1.0] and marks[0] == marks[1] >= 1 + steps
+    assert both[0] == both[1] > marks[0], "a warm-up has marks of its own"
+    assert figures["overhead"]["marks"] == [marks[0] - 1] * 2
+    assert "above the aim of 2%" in " ".join(printed.split())

@@ -194,7 +194,7 @@ def test_a_training_that_was_killed_is_charged_the_same_and_the_rest_is_lost(
 @pytest.mark.nightly
 def test_a_busy_loop_costs_its_length_beside_neighbours_and_killed(busy, tmp_path, capsys):
     """By a real clock, in Ray's processes: one run of each is killed (SIGKILL) within an epoch."""
-    short, long, epochs, steps = 0.02, 0.05, 12, 20
+    short, long, epochs, steps = 0.04, 0.1, 8, 15
     made = busy(epochs=epochs, steps=steps, seeds=2, short=short, long=long)
     folder = Folder(tmp_path / "runs")
     doomed = {final(made, label, seed=1).key for label in ("short", "long")}
