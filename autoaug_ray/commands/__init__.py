@@ -69,6 +69,10 @@ Changes = Annotated[
         help="Change the study, as in --set train.epochs=5; may be given several times.",
     ),
 ]  # fmt: skip
+Seeds = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Final trainings per entry, instead of the study's."),
+]
 _Edit = StrEnum("_Edit", ["fixed", "local", "transfer"])
 PlanKey = Annotated[str, typer.Argument(metavar="PLAN", help="A plan's key, or its beginning.")]
 
@@ -126,16 +130,13 @@ def _run(
             "--resume", help="Go on with what DIR holds; finished runs are not run again."
         ),
     ] = False,
-    seeds: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Final trainings per entry, instead of the study's."),
-    ] = None,
+    seeds: Seeds = None,
     changes: Changes = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="List the runs and forecast their cost from a few timed steps; run nothing.",
+            help="Forecast the cost of the runs from a few steps of every entry; run nothing.",
         ),
     ] = False,
     wandb: Annotated[
@@ -166,6 +167,31 @@ def _run(
     if smoke:
         return run.smoke_studies(studies)
     return run.run_studies(studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb)
+
+
+@_words.command("calibrate")
+def _calibrate(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="STUDY.yaml",
+            show_default=False,
+            help="Studies, of each all cases (default: search_spaces/quickstart.yaml).",
+        ),
+    ] = None,
+    seeds: Seeds = None,
+    changes: Changes = None,
+) -> int:
+    """Measure a few steps of every entry, side by side: ms and GFLOP per step.
+
+    They are taken by turns in one process, on the device that the study's trials would hold. Where
+    the clock and the arithmetic disagree by more than 15 %, the likely cause is said.
+    """
+
+    studies = _load_studies(paths or [quickstart()], changes or (), seeds)
+    from autoaug_ray.commands import run
+
+    return run.calibrate_studies(studies)
 
 
 def quickstart() -> Path:

@@ -11,10 +11,12 @@ from rich import box
 from rich.table import Table
 
 from autoaug_ray import config
+from autoaug_ray.commands.calibrate import forecast_table
 from autoaug_ray.commands.propose import study_text
-from autoaug_ray.commands.run import forecast_table, new_console
+from autoaug_ray.commands.run import new_console
 from autoaug_ray.data.inspect import Inspection, inspect
 from autoaug_ray.methods.base import Flip
+from autoaug_ray.schedule.calibrate import calibrate
 from autoaug_ray.store.folder import write_whole
 
 SHOWN = 20
@@ -44,7 +46,7 @@ def propose_study(folder: Path, path: Path, flip: Flip) -> int:
     write_whole(path, text.encode())
     say(f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...")
     (study,) = config.load(path)
-    console.print(forecast_table(study, torch.device("cuda" if gpu else "cpu")))
+    console.print(forecast_table(study, calibrate(study)))
     say(
         f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?\n"
         f"      autoaug-ray {path}         the whole study -> runs/{path.stem}/report.html",

@@ -17,7 +17,7 @@ from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.report.compare import Entries, cheaper, finished, mean_accuracy, priced
 from autoaug_ray.report.results import EntryResult
 from autoaug_ray.report.runs import Row
-from autoaug_ray.schedule.forecast import steps_of
+from autoaug_ray.schedule.calibrate import steps_of
 from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
 

@@ -12,9 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from autoaug_ray import data, models
+from autoaug_ray.commands.calibrate import (
+    calibrate_before_runs,
+    forecast_lines,
+    forecast_table,
+    print_calibrations,
+)
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
-from autoaug_ray.schedule import forecast
 from autoaug_ray.schedule.bank_for_study import (
     fill_bank,
     forecast_bank,
@@ -22,11 +27,12 @@ from autoaug_ray.schedule.bank_for_study import (
     write_faults,
     write_sheet,
 )
+from autoaug_ray.schedule.calibration_task import calibrate_on_workers
 from autoaug_ray.schedule.queue import Done
 from autoaug_ray.store import bill, places
 from autoaug_ray.store.bill import Bill
+from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.folder import Folder, write_whole
-from autoaug_ray.store.meter import device_name
 from autoaug_ray.store.places import Place, place
 
 if TYPE_CHECKING:
@@ -84,17 +90,30 @@ def smoke_studies(studies: Sequence[Sequence[Study]]) -> int:
     def execute(cases: Sequence[Study], out: Path, console: Console) -> bool:
         for study in cases:
             introduce(study, console)
-        return carry_out(cases, out, out / "bank", console)
+        return carry_out(cases, out, out / "bank", console, calibrated=False)
 
     with tempfile.TemporaryDirectory(prefix="smoke-") as folder:
         outcomes = smoke.run(studies, Path(folder), execute, console)
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
+def calibrate_studies(studies: Sequence[Sequence[Study]]) -> int:
+    """Print what a step of every entry takes, in all cases of each study; the exit status."""
+    console = new_console()
+    for cases in studies:
+        for study in cases:
+            introduce(study, console)
+    return max(print_calibrations(cases, console) for cases in studies)
+
+
 def _dry_run(studies: Sequence[Study], console: Console) -> None:
     """Print what the cases of a study will cost."""
-    for study in studies:
-        console.print(forecast_table(study, torch.device("cpu")))
+    outcomes = calibrate_on_workers(studies)
+    for study, outcome in zip(studies, outcomes, strict=True):
+        if isinstance(outcome, Calibration):
+            console.print(forecast_table(study, outcome))
+    for line in forecast_lines(studies, outcomes):
+        console.print(line, markup=False, soft_wrap=True)
     if any(kinds_of(study) for study in studies):
         console.print(_dry_run_bank(studies))
 
@@ -110,13 +129,19 @@ def _bills(study: Study, folder: Folder) -> Place:
 
 
 def carry_out(
-    studies: Sequence[Study], out: Place, bank: Place, console: Console, wandb: str = "off"
+    studies: Sequence[Study],
+    out: Place,
+    bank: Place,
+    console: Console,
+    wandb: str = "off",
+    *,
+    calibrated: bool = True,
 ) -> bool:
     """Run the cases of a study, and report them; returns whether any of its runs failed."""
     from autoaug_ray.report.results import collect_cases
 
     folders = _folders(studies, out)
-    studies, failed = run_cases(studies, folders, bank, console, wandb)
+    studies, failed = run_cases(studies, folders, bank, console, wandb, calibrated=calibrated)
     results = collect_cases(zip(studies, folders, strict=True))
     page = show(results, out / studies[0].name, console)
     say_failed(failed, console)
@@ -162,8 +187,13 @@ def run_cases(
     bank: Place,
     console: Console,
     wandb: str = "off",
+    *,
+    calibrated: bool = True,
 ) -> tuple[list[Study], list[Done]]:
-    """Run what the folders lack; returns the studies as they were run, and the runs that failed."""
+    """Run what the folders lack; returns the studies as they were run, and the runs that failed.
+
+    `calibrated`: whether a few steps of every entry are measured first, where runs are left to do.
+    """
     from autoaug_ray.report import wandb as tracker
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
@@ -177,6 +207,8 @@ def run_cases(
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
             write_sheet(study, folder, bank)
             write_faults(study, folder, bank)
+        if calibrated:
+            calibrate_before_runs(studies, folders, say)
         with tracker.tracking(folders, wandb, say):
             queues = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
@@ -217,27 +249,6 @@ def introduce(study: Study, console: Console) -> None:
         console.print(note, markup=False)
     if study.model.weights is not None:
         models.build(study.model, len(splits.classes), torch.zeros(1), torch.ones(1), seed=0)
-
-
-def forecast_table(study: Study, device: torch.device) -> Table:
-    forecasts = forecast.forecast(study, device)
-    table = Table(
-        title=f"forecast; device-hours on this machine's {device_name(device)}, from a few timed "
-        "steps",
-    )
-    table.add_column("entry")
-    for name in ("search runs", "final runs", "ms/step", "min per run", "device-hours"):
-        table.add_column(name, justify="right")
-    for f in forecasts:
-        table.add_row(
-            f.label, str(f.search_runs), str(f.final_runs), f"{f.step_seconds * 1e3:.1f}",
-            f"{f.run_seconds / 60:.2f}", f"{f.device_hours:.4f}",
-        )  # fmt: skip
-    total = sum(f.device_hours for f in forecasts)
-    runs = sum(f.search_runs + f.final_runs for f in forecasts)
-    table.add_section()
-    table.add_row("all", "", str(runs), "", "", f"{total:.4f}")
-    return table
 
 
 def _dry_run_bank(studies: Sequence[Study]) -> Table:

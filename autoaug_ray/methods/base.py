@@ -162,12 +162,20 @@ class Method(Settings, abc.ABC):
     """Hyperparameters that make its own search as short as it can be."""
     timed_as_reference: ClassVar[bool] = False
     """Whether a forecast takes the time of the study's reference for its own: it costs the same,
-    and cannot be timed before another entry has been trained."""
+    and cannot be calibrated before another entry has been trained."""
 
     @property
     def steps_per_round(self) -> int:
         """Steps after which the work of a step repeats; a timing takes whole rounds."""
         return 1
+
+    def kind_of_step(self, done: int, total: int) -> str:
+        """A name for the work of the step after `done` of a training's `total` steps.
+
+        Steps of one name do the same work. A calibration times some of each, and counts how many of
+        each a whole training takes.
+        """
+        return ""
 
     def probe(self) -> tuple[Self, float]:
         """A version with a `finish` short enough to be timed, and how many times longer its own

@@ -172,6 +172,14 @@ class Bilevel(Method):
     def steps_per_round(self) -> int:
         return self.every
 
+    def kind_of_step(self, done: int, total: int) -> str:
+        return "outer" if self._is_due(done, total) else ""
+
+    def _is_due(self, done: int, total: int) -> bool:
+        """Whether theta moves down the hypergradient at the step after `done` of `total`."""
+        learns = self.learn == "hypergradient"
+        return learns and (done + 1) % self.every == 0 and done / total < self.until
+
     def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
         """The spreads that were learned: standard deviations of the augmenter's parameters."""
         spreads = {k.removeprefix("std/"): v for k, v in row["log"].items() if k.startswith("std/")}
@@ -285,7 +293,7 @@ class Bilevel(Method):
             learner.weights(), buffers, x[:part], batch.labels[:part],
             None if kind is None else kind[:part], z[:part], rule,
         )  # fmt: skip
-        due = (learner.steps_done + 1) % self.every == 0 and learner.progress < self.until
+        due = self._is_due(learner.steps_done, learner.total_steps)
         # With one unrolled step on the whole batch, the look-ahead's gradient is the trainer's.
         shared = self.unroll == 1 and part == len(x)
         logs = {}

@@ -50,7 +50,7 @@ def execute(
     if all(queue.complete for queue in queues):
         return queues
     for study, folder in cases:
-        _check_resources(study)
+        check_resources(study)
         if not isinstance(folder.root, Remote):
             with storing(folder.root):
                 folder.root.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def execute(
             tune.with_parameters(
                 attempt or trial,
                 bank=str(bank.resolve()) if bank else None,
-                handed=_handed([study for study, _ in cases]),
+                handed=handed_to_workers([study for study, _ in cases]),
             ),
             lambda config: _placement(config["cpus"], config["gpus"]),
         ),
@@ -144,7 +144,7 @@ class Watch:
     def end(self) -> None: ...
 
 
-def _handed(studies: Sequence[Study]) -> list[Handed] | None:
+def handed_to_workers(studies: Sequence[Study]) -> list[Handed] | None:
     """The datasets that fit in memory, for a cluster; on one machine trials read their files."""
     if len(cluster.machines()) == 1 and not cluster.may_grow():
         return None
@@ -161,7 +161,7 @@ def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def _check_resources(study: Study) -> None:
+def check_resources(study: Study) -> None:
     """Raise UserError for an entry that asks for more than any machine has or may get.
 
     A machine that is yet to come is no error: waiting trials make a cluster grow.

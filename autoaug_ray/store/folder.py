@@ -2,6 +2,7 @@
 
     OUT/<study>/
       study.json             the study as it was run
+      calibration.json       a few steps of every entry, measured side by side (see .calibration)
       rows/<run key>.parquet one row per epoch of one run (see ROW)
       checkpoints/<key>.pt   the state of a run that is not finished
       policies/<label>/seed-<n>/   policy.pt and policy.yaml (see autoaug_ray.policy)
@@ -104,8 +105,7 @@ class Folder:
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
         self.outcomes, self.bill = root / "outcomes.jsonl", root / "bill.txt"
-        self.bank_faults = root / "bank_faults.txt"
-        self.calibration = root / "calibration.json"
+        self.bank_faults, self.calibration = root / "bank_faults.txt", root / "calibration.json"
 
     def check(self) -> None:
         """Raise StorageError if the folder was deleted.

@@ -23,18 +23,21 @@ class EpochWork(NamedTuple):
     """The sum over all steps."""
     after: float = 0.0
     """The work of what the method found after the last step of the training."""
+    each: Sequence[tuple[str, float]] = ()
+    """What each step logged, and its device-seconds, in the order of the steps."""
 
 
 def epoch_work(logged: Sequence[str], seconds: Sequence[float]) -> EpochWork:
     """The work of steps that logged these names and took so many device-seconds each."""
     by_kind: defaultdict[str, list[float]] = defaultdict(list)
-    for names, one in zip(logged, seconds, strict=True):
+    each = list(zip(logged, seconds, strict=True))
+    for names, one in each:
         by_kind[names].append(one)
     steps = []
     for names, values in sorted(by_kind.items()):
         q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
         steps.append({"logged": names, "steps": len(values), "q1": q1, "median": median, "q3": q3})
-    return EpochWork(steps, math.fsum(seconds))
+    return EpochWork(steps, math.fsum(seconds), each=each)
 
 
 def typical(row: Mapping[str, Any]) -> float:

@@ -1,63 +1,64 @@
-import time
-
 import pytest
-import torch
 
-from autoaug_ray import train
-from autoaug_ray.methods.fast_autoaugment import FastAutoAugment
-from autoaug_ray.schedule.forecast import REPEATS, forecast, probe_run
+from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
+from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
 
 
-def test_every_entry_is_timed_and_every_run_counted(tiny):
+def steps(seconds, number=10, after=0.0):
+    kind = KindOfStep(
+        logged="train_loss", steps=9, in_run=number, q1=0, median=seconds, q3=9, gflop=1.0
+    )
+    return Training(kinds=(kind,), after=after)
+
+
+def calibrated(**trainings):
+    about = {"run": "0", "device": "CPU", "clock": "CPU time", "threads": 1}
+    return Calibration(
+        time=0.0,
+        entries=tuple(
+            EntryCalibration(label=label, search=search, final=final, **about)
+            for label, (search, final) in trainings.items()
+        ),
+    )
+
+
+def test_every_run_is_counted(tiny):
     study = tiny(
         {
             "grid": {"method": "random_affine", "scale_x": {"grid": [0.0, 0.1, 0.2]}},
-            "bilevel": {"every": 4},
+            "bilevel": {"controls": []},
             "again": {"method": "replay", "of": "bilevel"},
             "autogenda": {},
+            "unknown": {"method": "none"},
         },
         seeds=2,
-        resources={"cpus": 2},
     )
-    by_label = {f.label: f for f in forecast(study, torch.device("cpu"))}
-    assert [f.search_runs for f in by_label.values()] == [0, 3, 0, 0, 0, 2]
-    grid = by_label["grid"]
-    assert grid.run_seconds == pytest.approx(grid.step_seconds * 5 * 2)  # steps x epochs
-    assert grid.device_hours == pytest.approx(5 * grid.run_seconds * 2 / 3600)
+    found = forecast(
+        study,
+        calibrated(
+            none=(None, steps(1.0)),
+            grid=(None, steps(2.0)),
+            bilevel=(None, steps(4.0)),
+            autogenda=(steps(8.0, after=5.0), steps(1.0)),
+        ),
+    )
+    assert found == [
+        Forecast("none", 0, 2, 0.0, 10.0),
+        Forecast("grid", 3, 2, 20.0, 20.0),
+        Forecast("bilevel", 0, 2, 0.0, 40.0),
+        Forecast("again", 0, 2, 0.0, 10.0),
+        Forecast("autogenda", 2, 2, 85.0, 10.0),
+    ]
+    assert [f.device_seconds for f in found] == [20.0, 100.0, 80.0, 20.0, 190.0]
+    assert sentence(found, "CPU") == (
+        "forecast: 15 runs, about 6.83 CPU-minutes of training; the longest, autogenda, about "
+        "85 CPU-seconds each"
+    )
 
 
-def test_candidates_tried_after_the_last_step_are_timed_by_a_few(tiny, monkeypatch):
-    tried = []
-
-    def finish(method, learner, next_meta, state):
-        tried.append(method.samples)
-        time.sleep(0.01 * method.samples)
-
-    monkeypatch.setattr(FastAutoAugment, "finish", finish)
-    study = tiny({"fast_autoaugment": {"samples": 200}})
-    _, timed = forecast(study, torch.device("cpu"))
-    assert set(tried) == {8} and timed.search_runs == 1
-    assert timed.run_seconds - timed.step_seconds * 10 == pytest.approx(2.0, rel=0.3)
-
-
-def test_steps_are_timed_with_the_threads_of_a_trial(tiny, monkeypatch):
-    used, real = [], train.run
-
-    def run(*arguments, **named):
-        used.append(torch.get_num_threads())
-        return real(*arguments, **named)
-
-    monkeypatch.setattr(train, "run", run)
-    torch.set_num_threads(1)
-    study = tiny({"two": {"method": "none", "resources": {"cpus": 2.5}}}, resources={"cpus": 0.5})
-    forecast(study, torch.device("cpu"))
-    assert used == [1] * REPEATS + [2] * REPEATS
-    assert torch.get_num_threads() == 1
-
-
-def test_the_timed_steps_hold_the_rare_outer_ones(final_run):
-    run = final_run("bilevel", {"every": 10}, train={"epochs": 3, "batch_size": 10})
-    short = probe_run(run, pool=160)
-    assert short.train.epochs == 1 and short.dataset.train_size == 100
-    (epoch,) = train.run(short)
-    assert epoch.row["log"]["hypergradient_norm"] > 0
+@pytest.mark.parametrize(
+    "seconds, words",
+    [(0.51, "0.51 device-seconds"), (600, "10 device-minutes"), (36000, "10 device-hours")],
+)
+def test_a_forecast_is_told_in_the_unit_that_suits_it(seconds, words):
+    assert f"about {words} of" in sentence([Forecast("none", 0, 1, 0.0, seconds)], "H200")

@@ -1,0 +1,170 @@
+"""`autoaug-ray calibrate`: what a step of every entry takes, by the clock and by arithmetic.
+
+The same measurement stands before every run of a study and behind its forecast.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from autoaug_ray.config import Study
+from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
+from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
+from autoaug_ray.schedule.queue import RunQueue
+from autoaug_ray.schedule.tune import draw
+from autoaug_ray.store import calibration
+from autoaug_ray.store.calibration import Calibration, KindOfStep, Training
+from autoaug_ray.store.folder import Folder
+
+TOLERANCE = 0.15
+"""How far the measured cost may be from the arithmetic one before it is explained."""
+Say = Callable[[str], None]
+
+
+def print_calibrations(studies: Sequence[Study], console: Console) -> int:
+    """Calibrate all cases of a study and print what was found; the exit status."""
+    failed = False
+    outcomes = calibrate_on_workers(studies, budget=float("inf"))
+    for study, outcome in zip(studies, outcomes, strict=True):
+        if isinstance(outcome, Fault):
+            console.print(f"{_name(study)}: not calibrated: {outcome.message}.", markup=False)
+            failed = True
+            continue
+        console.print(step_table(study, outcome))
+        for line in (*differences(study, outcome), *outcome.left_out.values()):
+            console.print(line, markup=False)
+    return int(failed)
+
+
+def calibrate_before_runs(studies: Sequence[Study], folders: Sequence[Folder], say: Say) -> None:
+    """Calibrate the cases that have runs left, keep it in their folders, and say what they cost.
+
+    A calibration that fails is told, and stops nothing. Raises UserError for what is wrong in the
+    study, and StorageError if a folder cannot be used.
+    """
+    pairs = zip(studies, folders, strict=True)
+    left = [(s, f) for s, f in pairs if not RunQueue(s, f, draw).complete]
+    if not left:
+        return
+    kept = [calibration.read(folder.calibration) for _, folder in left]
+    outcomes = calibrate_on_workers([study for study, _ in left], kept)
+    for (_, folder), before, outcome in zip(left, kept, outcomes, strict=True):
+        if isinstance(outcome, Calibration) and outcome != before:
+            calibration.write(folder.calibration, outcome)
+    for line in forecast_lines([study for study, _ in left], outcomes):
+        say(line)
+
+
+def forecast_lines(
+    studies: Sequence[Study], outcomes: Sequence[Calibration | Fault]
+) -> Iterator[str]:
+    """What the cases of a study will take together, and what could not be calibrated."""
+    forecasts: list[Forecast] = []
+    devices: set[str] = set()
+    for study, outcome in zip(studies, outcomes, strict=True):
+        if isinstance(outcome, Fault):
+            yield f"{_name(study)} is not calibrated: {outcome.message}."
+            continue
+        forecasts += forecast(study, outcome)
+        devices |= {entry.device for entry in outcome.entries}
+        yield from outcome.left_out.values()
+    if forecasts:
+        yield sentence(forecasts, " and ".join(sorted(devices))) + "."
+
+
+def forecast_table(study: Study, calibrated: Calibration) -> Table:
+    """The runs of each entry and what they will take."""
+    forecasts = forecast(study, calibrated)
+    devices = ", ".join(sorted({e.device for e in calibrated.entries}))
+    table = Table(
+        title=f"forecast: device-hours of training on {devices}, from a few steps of every entry"
+    )
+    table.add_column("entry")
+    for name in ("search runs", "final runs", "min per search run", "min per final run", "hours"):
+        table.add_column(name, justify="right")
+    for f in forecasts:
+        table.add_row(
+            f.label, str(f.search_runs), str(f.final_runs),
+            f"{f.search_run_seconds / 60:.2f}" if f.search_runs else "",
+            f"{f.final_run_seconds / 60:.2f}", f"{f.device_seconds / 3600:.4f}",
+        )  # fmt: skip
+    table.add_section()
+    total = sum(f.device_seconds for f in forecasts)
+    table.add_row("all", str(sum(f.search_runs for f in forecasts)),
+        str(sum(f.final_runs for f in forecasts)), "", "", f"{total / 3600:.4f}")  # fmt: skip
+    return table
+
+
+def step_table(study: Study, calibrated: Calibration) -> Table:
+    """A line for each kind of step of each entry."""
+    unit = calibrated.training(study.reference, "final")
+    clocks = ", ".join(sorted({f"{e.clock} on {e.device}" for e in calibrated.entries}))
+    table = Table(title=f"{_name(study)}: {clocks}; whole runs relative to {study.reference}")
+    table.add_column("entry")
+    table.add_column("step that logs")
+    for name in (
+        "steps", "ms/step", "quartiles", "GFLOP/step", "GFLOP/s", "cost by ms", "by FLOP",
+    ):  # fmt: skip
+        table.add_column(name, justify="right")
+    for label, training in _trainings(calibrated):
+        ratios = ["" if r is None else f"{r:.2f}" for r in _ratios(training, unit)]
+        for i, kind in enumerate(training.kinds):
+            gflop = "" if kind.gflop is None else f"{kind.gflop:.4g}"
+            table.add_row(
+                "" if i else label, kind.logged, str(kind.in_run), f"{1e3 * kind.median:.2f}",
+                f"{1e3 * kind.q1:.2f}-{1e3 * kind.q3:.2f}", gflop, _speed(kind),
+                *(["", ""] if i else ratios),
+            )  # fmt: skip
+    return table
+
+
+def differences(study: Study, calibrated: Calibration) -> Iterator[str]:
+    """A sentence for each training whose measured and arithmetic cost differ."""
+    unit = calibrated.training(study.reference, "final")
+    for label, training in _trainings(calibrated):
+        by_clock, by_flop = _ratios(training, unit)
+        if by_clock is None or by_flop is None or abs(by_clock / by_flop - 1) <= TOLERANCE:
+            continue
+        yield (
+            f"{label} costs {by_clock:.2f} trainings of {study.reference} by the clock, and "
+            f"{by_flop:.2f} by arithmetic: {_cause(training, by_clock > by_flop)}."
+        )
+
+
+def _cause(training: Training, dearer: bool) -> str:
+    """Why a training's clock and its arithmetic may differ."""
+    if len(speeds := [s for kind in training.kinds if (s := _speed(kind))]) > 1:
+        listed = " and ".join(speeds)
+        return f"its kinds of step run at {listed} GFLOP/s (a double backward is not as fast)"
+    if training.after > TOLERANCE * training.seconds:
+        return "what is found after the last step is not counted"
+    if dearer:
+        return (
+            "the counter knows convolutions and matrix products only, not the work of an "
+            "augmentation on single pixels"
+        )
+    return "its arithmetic is done in larger pieces, which is faster"
+
+
+def _trainings(calibrated: Calibration) -> Iterator[tuple[str, Training]]:
+    for entry in calibrated.entries:
+        if entry.search is not None:
+            yield f"{entry.label}, search", entry.search
+        yield entry.label, entry.final
+
+
+def _ratios(training: Training, unit: Training | None) -> tuple[float | None, float | None]:
+    """Measured and arithmetic cost of a run in runs of the unit."""
+    if unit is None:
+        return None, None
+    by_flop = training.gflop / unit.gflop if training.gflop and unit.gflop else None
+    return training.seconds / unit.seconds, by_flop
+
+
+def _speed(kind: KindOfStep) -> str:
+    return "" if not kind.gflop or not kind.median else f"{kind.gflop / kind.median:.1f}"
+
+
+def _name(study: Study) -> str:
+    return f"{study.name}, {study.case}" if study.case else study.name

@@ -1,0 +1,320 @@
+"""What a step of every entry takes, measured in one process by turns, and its arithmetic.
+
+Every entry takes a few steps, then every entry again, and so on: a neighbour that empties the
+caches, or a processor that is throttled, meets all of them alike. The steps are those of real runs
+with their learning rates and their number of steps, on a part of the images.
+"""
+
+import contextlib
+import copy
+import itertools
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoaug_ray import data, train
+from autoaug_ray.config import Entry, Resources, Run, Study
+from autoaug_ray.data import Edits
+from autoaug_ray.errors import RunError
+from autoaug_ray.generate.settings import ImageKind
+from autoaug_ray.methods.base import Method
+from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
+from autoaug_ray.store.meter import Meter, WorkClock, device_name
+from autoaug_ray.store.work import epoch_work
+
+STEPS = 8
+"""Consecutive steps that are taken at a time."""
+REPEATS = 4
+"""Turns of each entry."""
+
+
+def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
+    """Measure some steps of every entry, on the device that its trials ask for.
+
+    `work_clock` tells the work; None: that of the device. Random streams and the number of threads
+    are left as they are. Raises UserError for data that cannot be used; an entry whose training
+    must not go on is left out.
+    """
+    left_out: dict[str, str] = {}
+    turns: dict[str, _Turns] = {}
+
+    def attempt(label: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except RunError as error:
+            left_out[label] = str(error)
+            turns.pop(label, None)
+
+    with _undisturbed(study):
+        for entry in study.entries:
+            if entry.first_method.timed_as_reference:
+                left_out[entry.label] = (
+                    f"{entry.label} cannot train before another entry has; its steps are those of "
+                    f"{study.reference}."
+                )
+                continue
+
+            def begin(entry: Entry = entry) -> None:
+                turns[entry.label] = _Turns(study, entry, work_clock)
+
+            attempt(entry.label, begin)
+        for _ in range(REPEATS):
+            for label, one in list(turns.items()):
+                attempt(label, one.take)
+        entries = tuple(one.result() for one in turns.values())
+    return Calibration(time=time.time(), entries=entries, left_out=left_out)
+
+
+def fits(calibration: Calibration, study: Study) -> bool:
+    """Whether the study's entries would be calibrated with these settings, on this device."""
+    for entry in study.entries:
+        if entry.first_method.timed_as_reference:
+            continue
+        known, resources = calibration.entry(entry.label), study.resources_of(entry.label)
+        expected = (
+            first_run(study, entry).key, device_name(device_of(resources)), threads_of(resources)
+        )  # fmt: skip
+        if known is None or (known.run, known.device, known.threads) != expected:
+            return False
+    return True
+
+
+def first_run(study: Study, entry: Entry) -> Run:
+    """The run whose steps stand for those of an entry: one of its first choices and first seed.
+
+    For a method that learns its hyperparameters in a run of its own, this is that run.
+    """
+    choices = next(entry.extremes())
+    searches = entry.method(choices).searches_in_own_run
+    return study.run(
+        entry, "search" if searches else "final", seed=study.seeds[0], choices=choices,
+        whole_pool=searches,
+    )  # fmt: skip
+
+
+def device_of(resources: Resources) -> torch.device:
+    """The device of a trial with these resources."""
+    return torch.device("cuda" if resources.gpus > 0 else "cpu")
+
+
+def threads_of(resources: Resources) -> int:
+    """The threads of torch in a trial with these resources."""
+    return max(1, int(resources.cpus))
+
+
+def steps_of(study: Study) -> int:
+    """Number of steps of one training."""
+    training = study.train
+    per_epoch = training.iters_per_epoch or max(1, _pool(study) // training.batch_size)
+    return per_epoch * training.epochs
+
+
+def _pool(study: Study) -> int:
+    splits = data.load(study.dataset, val_fraction=None, device="cpu", seed=study.seeds[0])
+    return len(splits.train)
+
+
+@contextlib.contextmanager
+def _undisturbed(study: Study) -> Iterator[None]:
+    """Puts the global random streams and the number of threads back at the end."""
+    on_gpu = any(study.resources_of(e.label).gpus > 0 for e in study.entries)
+    devices = [torch.cuda.current_device()] if on_gpu else []
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Turns:
+    """The turns of one entry: of the training that finds its hyperparameters, and of its final."""
+
+    def __init__(self, study: Study, entry: Entry, work_clock: WorkClock | None) -> None:
+        self.resources = resources = study.resources_of(entry.label)
+        self.first = first_run(study, entry)
+        self.search: _Probe | None = None
+        torch.set_num_threads(threads_of(resources))
+        run = self.first
+        if run.method.searches_in_own_run:
+            self.search = _Probe(run, _pool(study), resources, work_clock)
+            self.search.steps()
+            found = run.method.found_hyperparameters(self.search.finish())
+            self.search.forget()
+            choices = next(entry.extremes()) | found
+            run = study.run(entry, "final", seed=run.seed, choices=choices)
+        self.final = _Probe(run, _pool(study), resources, work_clock)
+
+    def take(self) -> None:
+        torch.set_num_threads(threads_of(self.resources))
+        if self.search is not None:
+            self.search.steps()
+            self.search.finish()
+        self.final.steps()
+
+    def result(self) -> EntryCalibration:
+        torch.set_num_threads(threads_of(self.resources))
+        return EntryCalibration(
+            label=self.first.label,
+            run=self.first.key,
+            device=device_name(self.final.meter.device),
+            clock=self.final.meter.work_clock.name,
+            threads=threads_of(self.resources),
+            search=self.search and self.search.result(),
+            final=self.final.result(),
+        )
+
+
+class _Probe:
+    """A run of which some stretches of steps are taken again and again."""
+
+    def __init__(
+        self, run: Run, pool: int, resources: Resources, work_clock: WorkClock | None
+    ) -> None:
+        device = device_of(resources)
+        share = resources.gpus or resources.cpus
+        self.meter = Meter(device=device, share=share, work_clock=work_clock)
+        self.run = probe_run(run, pool)
+        _, self.times_longer = run.method.probe()
+        self.data_used = train.load_data(self.run, device, _Sources(self.run))
+        train.warm_up(self.run, device, self.data_used)
+        self.setup = train.prepare(self.run, device, self.data_used)
+        self.total = self.setup.learner.total_steps
+        self.kinds = Counter(self._kind(done) for done in range(self.total))
+        self.stretches = stretches(self.run.method, self.total)
+        self.batches, self.next_meta = train.epoch_batches(self.setup, 1)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what was measured so far."""
+        self.taken: list[tuple[str, str, float]] = []
+        """The kind of each step, what it logged, and its device-seconds."""
+        self.after: list[float] = []
+
+    def _kind(self, done: int) -> str:
+        return self.run.method.kind_of_step(done, self.total)
+
+    def _learn(self, setup: train.Setup, stretch: range) -> Sequence[tuple[str, float]]:
+        """What each of these steps of the run logged, and its device-seconds."""
+        setup.learner.steps_done = stretch.start
+        setup = replace(setup, steps=len(stretch))
+        epoch = 1 + stretch.start // self.setup.steps
+        _, work = train.learn(setup, epoch, self.batches, self.next_meta, self.meter)
+        return work.each
+
+    def steps(self) -> None:
+        for stretch in self.stretches:
+            each = self._learn(self.setup, stretch)
+            self.taken += [(self._kind(i), *one) for i, one in zip(stretch, each, strict=True)]
+
+    def finish(self) -> Any:
+        """Find what follows the last step, in a copy of the state, which it returns.
+
+        The steps of the next turn do not train with what was found, as those of the run do not.
+        """
+        state, clock = copy.deepcopy(self.setup.state), self.meter.work_clock
+        begin = clock.mark()
+        self.run.method.finish(self.setup.learner, self.next_meta, state)
+        self.after += self.meter.between([begin, clock.mark()])
+        return state
+
+    def result(self) -> Training:
+        gflop, in_run = self._gflop(), self._in_run()
+        _, logged, seconds = zip(*self.taken, strict=True)
+        return Training(
+            kinds=tuple(
+                KindOfStep(**one, in_run=in_run[one["logged"]], gflop=gflop.get(one["logged"]))
+                for one in epoch_work(logged, seconds).steps
+            ),
+            after=self.times_longer * statistics.median(self.after or [0.0]),
+        )
+
+    def _in_run(self) -> Mapping[str, int]:
+        """How often the whole run takes each kind of step, by what the step logs.
+
+        The method knows which step is of which kind. Where steps of one of its kinds log different
+        things all the same, their shares are those of the steps that were taken.
+        """
+        taken = Counter(kind for kind, _, _ in self.taken)
+        out: defaultdict[str, float] = defaultdict(float)
+        for kind, logged, _ in self.taken:
+            out[logged] += self.kinds[kind] / taken[kind]
+        return {logged: round(number) for logged, number in out.items()}
+
+    def _gflop(self) -> dict[str, float]:
+        """GFLOP of a step of each kind, by what the step logs; those steps are not measured."""
+        wanted = {logged for _, logged, _ in self.taken}
+        setup = self.setup
+        if self.run.train.compile:  # the counter does not look into compiled code
+            eager = self.run.train.model_copy(update={"compile": False})
+            run = self.run.model_copy(update={"train": eager})
+            setup = train.prepare(run, self.meter.device, self.data_used)
+        out: dict[str, float] = {}
+        for done in itertools.chain(*self.stretches):
+            if out.keys() >= wanted:
+                break
+            with FlopCounterMode(display=False) as counter:
+                ((logged, _),) = self._learn(setup, range(done, done + 1))
+            out[logged] = counter.get_total_flops() / 1e9
+        return out
+
+
+def stretches(method: Method, total: int) -> list[range]:
+    """Stretches of STEPS of a run's `total` steps that between them hold steps of every kind."""
+    numbers: defaultdict[str, list[int]] = defaultdict(list)
+    for done in range(total):
+        numbers[method.kind_of_step(done, total)].append(done)
+    out: list[range] = []
+    for kind, steps in sorted(numbers.items(), key=lambda item: len(item[1])):
+        if not any(method.kind_of_step(i, total) == kind for i in itertools.chain(*out)):
+            # The rarest first: those around it are often of the other kinds.
+            begin = max(0, min(steps[len(steps) // 2] - STEPS // 2, total - STEPS))
+            out.append(range(begin, min(total, begin + STEPS)))
+    return sorted(out, key=lambda stretch: stretch.start)
+
+
+class _Sources:
+    """A bank in which every image is its own edit: as slow to train on as a real one."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def variants(
+        self, plan_key: str, kinds: Sequence[ImageKind], shape: Any, hashes: Sequence[str]
+    ) -> Edits:
+        run = self.run
+        splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed)
+        images = splits.train.load().images
+        start = torch.arange(len(images))[:, None].expand(-1, len(kinds))
+        return Edits(images, start, torch.ones_like(start))
+
+    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
+        return {}
+
+    work = cost
+
+
+def probe_run(run: Run, pool: int) -> Run:
+    """The run as it is calibrated: as many steps, on a part of its pool of so many images.
+
+    What is found after the last step is cut to what can be timed (`Method.probe`).
+    """
+    batch = run.train.batch_size
+    per_epoch = run.train.iters_per_epoch or max(1, pool // batch)
+    subset = run.dataset.imbalance or run.dataset.shots
+    dataset = {} if subset else {"train_size": min(pool, STEPS * batch)}
+    method, _ = run.method.probe()
+    return run.model_copy(
+        update={
+            "method": method,
+            "train": run.train.model_copy(update={"iters_per_epoch": per_epoch}),
+            "dataset": run.dataset.model_copy(update=dataset),
+            "bank_plan": "calibration" if run.method.kinds else None,
+        }
+    )
