@@ -21,6 +21,8 @@ AIM = 0.02
 """Share of a training that its meter may cost."""
 MARKS = 1000
 """Marks by which the length of one is told."""
+WARM_UPS = 9
+"""Warm-ups by which the length of one is told."""
 
 
 class Unmeasured:
@@ -57,24 +59,40 @@ def meter(
     }
     ways["neither"]()  # so that the process is warm
     spent: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            spent[name].append(way())
+    names = list(ways)
+    for turn in range(rounds):
+        first = turn % len(names)  # in another order each time: what came before leaves its caches
+        for name in names[first:] + names[:first]:
+            spent[name].append(ways[name]())
     plain = spent["neither"]
     overhead = {
         name: [one / unit - 1 for one, unit in zip(spent[name], plain, strict=True)]
         for name in ways if name != "neither"
     }  # fmt: skip
+    used = train.load_data(run, where, None)
+    marks = epochs * max(1, len(used.splits.train) // run.train.batch_size)
+    mark_seconds, warm_up_seconds = _mark_seconds(where), _warm_up_seconds(run, where, used)
+    unit = statistics.median(plain)
+    parts = {
+        "marks": marks * mark_seconds / unit,
+        "marks and warm-up": (marks * mark_seconds + warm_up_seconds) / unit,
+    }
     figures = {
         "device": metering.device_name(where), "epochs": epochs, "rounds": rounds,
-        "seconds": spent, "overhead": overhead, "mark_seconds": _mark_seconds(where), "aim": AIM,
+        "seconds": spent, "overhead": overhead, "parts": parts, "mark_seconds": mark_seconds,
+        "warm_up_seconds": warm_up_seconds, "aim": AIM,
     }  # fmt: skip
     return Outcome(figures, [_table(figures)])
 
 
+def _clock(device: torch.device) -> Callable[[], float]:
+    """Seconds of CPU time; for a GPU, of a clock on the wall once it has done what it should."""
+    return time.process_time if device.type == "cpu" else partial(now, device)
+
+
 def _train(run: Run, device: torch.device, *, marks: bool, warm_up: bool) -> float:
-    """Seconds of a whole training: of CPU time, or, on a GPU, on the clock on the wall."""
-    clock = time.process_time if device.type == "cpu" else partial(now, device)
+    """Seconds of a whole training."""
+    clock = _clock(device)
     known = set(train.WARM)
     if warm_up:
         train.WARM.clear()
@@ -97,20 +115,33 @@ def _mark_seconds(device: torch.device) -> float:
     return (time.perf_counter() - begin) / MARKS
 
 
+def _warm_up_seconds(run: Run, device: torch.device, used: train.DataUsed) -> float:
+    """Seconds of a warm-up in a process that is warm; the median of WARM_UPS."""
+    clock, spent = _clock(device), []
+    for _ in range(WARM_UPS):
+        train.WARM.clear()
+        begin = clock()
+        train.warm_up(run, device, used)
+        spent.append(clock() - begin)
+    return statistics.median(spent)
+
+
 def _table(f: Mapping[str, Any]) -> Table:
     most = statistics.median(f["overhead"]["marks and warm-up"])
     verdict = "within" if most <= f["aim"] else "above"
     table = Table(
         box=SIMPLE_HEAD,
         title=f"Trainings of {f['epochs']} epochs, {f['rounds']} each way, in turns",
-        caption=f"A mark takes {f['mark_seconds'] * 1e6:.1f} microseconds. Marks and warm-up add "
-        f"{most:.2%} (median), {verdict} the aim of {f['aim']:.0%}.",
+        caption=f"Marks and warm-up add {most:.2%} (median), {verdict} the aim of {f['aim']:.0%}. "
+        f"By parts: a mark takes {f['mark_seconds'] * 1e6:.1f} microseconds, and a warm-up "
+        f"{f['warm_up_seconds'] * 1e3:.0f} ms.",
     )
     table.add_column("with")
-    for name in ("seconds", "adds, median", "lowest", "highest"):
+    for name in ("seconds", "adds, median", "lowest", "highest", "by parts"):
         table.add_column(name, justify="right")
     for name, spent in f["seconds"].items():
         adds = f["overhead"].get(name)
-        shares = (statistics.median(adds), min(adds), max(adds)) if adds else ()
+        parts = f["parts"].get(name)
+        shares = (statistics.median(adds), min(adds), max(adds), parts) if adds else ()
         table.add_row(name, f"{statistics.median(spent):.2f}", *(f"{one:+.2%}" for one in shares))
     return table

@@ -151,4 +151,7 @@ def test_what_it_adds_to_measure(tmp_path, capsys, monkeypatch):
     assert plain == [1.0, 1.0] and marks[0] == marks[1] >= 1 + steps
     assert both[0] == both[1] > marks[0], "a warm-up has marks of its own"
     assert figures["overhead"]["marks"] == [marks[0] - 1] * 2
+    assert figures["warm_up_seconds"] == both[0] - marks[0] + 1  # the clock's own tick
+    by_parts = figures["parts"]["marks and warm-up"] - figures["parts"]["marks"]
+    assert by_parts == pytest.approx(figures["warm_up_seconds"])
     assert "above the aim of 2%" in " ".join(printed.split())
