@@ -15,7 +15,7 @@ from autoaug_ray.errors import RunError, StorageError
 from autoaug_ray.report import wandb
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("run", "init", "pilot", "report", "bank")
+WORDS = ("run", "calibrate", "init", "pilot", "report", "bank")
 HEAVY = {
     "torch", "torchvision", "kornia", "ray", "diffusers", "transformers", "accelerate", "scipy",
     "matplotlib", "plotly", "scikit_posthocs", "statsmodels", "pandas", "wandb", "optuna",
@@ -81,7 +81,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
-@pytest.mark.parametrize("word", [(), ("run",), ("pilot",)], ids=["no word", "run", "pilot"])
+@pytest.mark.parametrize(
+    "word", [(), ("run",), ("calibrate",), ("pilot",)], ids=lambda word: " ".join(word) or "no word"
+)
 def test_what_is_wrong_in_a_study_is_said_without_a_heavy_import(text, word, tmp_path):
     path = tmp_path / "study.yaml"
     if text is not None:
@@ -163,6 +165,19 @@ def test_a_line_without_a_study_is_the_quick_start(monkeypatch):
     assert settings == {"changes": (), "seeds": None}
     assert options_of(monkeypatch, "--out", "o")[2] == DEFAULTS | {"out": "o"}
     assert options_of(monkeypatch, "--smoke")[::2] == (0, None)
+
+
+def test_a_line_of_calibrate_is_of_studies(monkeypatch):
+    from autoaug_ray import config
+    from autoaug_ray.commands import run
+
+    called = []
+    monkeypatch.setattr(config, "load", lambda path, **settings: [path, settings])
+    monkeypatch.setattr(run, "calibrate_studies", lambda studies: called.append(studies) or 0)
+    assert main(["calibrate"]) == 0
+    assert main(["calibrate", "a.yaml", "--seeds", "5", "--set", "x=1"]) == 0
+    nothing, given = {"changes": (), "seeds": None}, {"changes": ["x=1"], "seeds": 5}
+    assert called == [[[quickstart(), nothing]], [[Path("a.yaml"), given]]]
 
 
 def test_what_w_and_b_can_be_asked_for_is_what_it_knows(monkeypatch):

@@ -3,6 +3,7 @@
 The same measurement stands before every run of a study and behind its forecast.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
@@ -19,6 +20,8 @@ from autoaug_ray.store.folder import Folder
 
 TOLERANCE = 0.15
 """How far the measured cost may be from the arithmetic one before it is explained."""
+MUCH = 1.5
+"""A step with so many times the arithmetic of the reference's does other things than that."""
 Say = Callable[[str], None]
 
 
@@ -28,7 +31,7 @@ def print_calibrations(studies: Sequence[Study], console: Console) -> int:
     outcomes = calibrate_on_workers(studies, budget=float("inf"))
     for study, outcome in zip(studies, outcomes, strict=True):
         if isinstance(outcome, Fault):
-            console.print(f"{_name(study)}: not calibrated: {outcome.message}.", markup=False)
+            console.print(f"{_name(study)} is not calibrated: {outcome.message}.", markup=False)
             failed = True
             continue
         console.print(step_table(study, outcome))
@@ -120,31 +123,38 @@ def step_table(study: Study, calibrated: Calibration) -> Table:
 
 
 def differences(study: Study, calibrated: Calibration) -> Iterator[str]:
-    """A sentence for each training whose measured and arithmetic cost differ."""
+    """A sentence for each cause why measured and arithmetic costs of trainings differ."""
     unit = calibrated.training(study.reference, "final")
+    by_cause: defaultdict[str, list[str]] = defaultdict(list)
     for label, training in _trainings(calibrated):
         by_clock, by_flop = _ratios(training, unit)
-        if by_clock is None or by_flop is None or abs(by_clock / by_flop - 1) <= TOLERANCE:
+        if unit is None or by_clock is None or by_flop is None:
             continue
-        yield (
-            f"{label} costs {by_clock:.2f} trainings of {study.reference} by the clock, and "
-            f"{by_flop:.2f} by arithmetic: {_cause(training, by_clock > by_flop)}."
-        )
+        if abs(by_clock / by_flop - 1) > TOLERANCE:
+            cause = _cause(training, unit, study.reference)
+            by_cause[cause].append(f"{label} {by_clock:.2f} and {by_flop:.2f}")
+    for cause, those in by_cause.items():
+        yield f"Cost by the clock and by arithmetic: {', '.join(those)}: {cause}."
 
 
-def _cause(training: Training, dearer: bool) -> str:
-    """Why a training's clock and its arithmetic may differ."""
-    if len(speeds := [s for kind in training.kinds if (s := _speed(kind))]) > 1:
-        listed = " and ".join(speeds)
-        return f"its kinds of step run at {listed} GFLOP/s (a double backward is not as fast)"
+def _cause(training: Training, unit: Training, reference: str) -> str:
+    """Why a training's clock and its arithmetic may differ, which they do."""
     if training.after > TOLERANCE * training.seconds:
         return "what is found after the last step is not counted"
-    if dearer:
+    most = max(kind.gflop or 0.0 for kind in unit.kinds)
+    if any((kind.gflop or 0.0) > MUCH * most for kind in training.kinds):
+        own = " and ".join(f"{_speed(kind)} ({kind.logged})" for kind in training.kinds)
         return (
-            "the counter knows convolutions and matrix products only, not the work of an "
-            "augmentation on single pixels"
+            "passes through the classifier that a plain training does not have, such as a double "
+            f"backward, run at another speed: {own} GFLOP/s, {reference} at "
+            f"{' and '.join(map(_speed, unit.kinds))}"
         )
-    return "its arithmetic is done in larger pieces, which is faster"
+    if training.seconds > unit.seconds:
+        return (
+            "the counter knows convolutions and matrix products only, not what an augmentation "
+            "does to single pixels"
+        )
+    return f"the same arithmetic runs faster than in {reference}, or some of it is left out"
 
 
 def _trainings(calibrated: Calibration) -> Iterator[tuple[str, Training]]:

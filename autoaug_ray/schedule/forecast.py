@@ -60,11 +60,11 @@ def sentence(forecasts: Sequence[Forecast], device: str) -> str:
     """What all runs of a study, or of its cases, will take on a device of this name."""
     longest = max(forecasts, key=lambda f: f.longest_run_seconds)
     runs = sum(f.runs for f in forecasts)
-    total = sum(f.device_seconds for f in forecasts)
     unit = "CPU" if device == "CPU" else "device"
+    total = _duration(sum(f.device_seconds for f in forecasts), unit)
     return (
-        f"forecast: {runs} runs, about {_duration(total, unit)} of training; the longest, "
-        f"{longest.label}, about {_duration(longest.longest_run_seconds, unit)} each"
+        f"forecast: {runs} {'run' if runs == 1 else 'runs'}, about {total} of training; the "
+        f"longest, {longest.label}, about {_duration(longest.longest_run_seconds, unit)} a run"
     )
 
 

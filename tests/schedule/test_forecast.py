@@ -52,7 +52,7 @@ def test_every_run_is_counted(tiny):
     assert [f.device_seconds for f in found] == [20.0, 100.0, 80.0, 20.0, 190.0]
     assert sentence(found, "CPU") == (
         "forecast: 15 runs, about 6.83 CPU-minutes of training; the longest, autogenda, about "
-        "85 CPU-seconds each"
+        "85 CPU-seconds a run"
     )
 
 
