@@ -29,12 +29,13 @@ from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfS
 from autoaug_ray.store.meter import Meter, WorkClock, device_name
 from autoaug_ray.store.work import epoch_work
 
-STEPS = 4
+STEPS = 6
 """Consecutive steps that are taken at a time: few, so that a neighbour's burst meets all entries,
-but more than two, as the first one finds the caches full of another entry's images."""
-REPEATS = 10
+but enough that the first one, which finds the caches full of another entry's images and takes a
+tenth longer, does not move the median."""
+REPEATS = 8
 """Turns of each entry."""
-FINISH_EVERY = 3
+FINISH_EVERY = 2
 """Turns after which what follows a training's last step, which takes longer, is measured again."""
 
 
