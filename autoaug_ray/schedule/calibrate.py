@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,14 @@ from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfS
 from autoaug_ray.store.meter import Meter, WorkClock, device_name
 from autoaug_ray.store.work import epoch_work
 
-STEPS = 8
-"""Consecutive steps that are taken at a time."""
-REPEATS = 4
+STEPS = 6
+"""Consecutive steps that are taken at a time: few, so that a neighbour's burst meets all entries,
+but enough that the first one, which finds the caches full of another entry's images and takes a
+tenth longer, does not move the median."""
+REPEATS = 8
 """Turns of each entry."""
+FINISH_EVERY = 2
+"""Turns after which what follows a training's last step, which takes longer, is measured again."""
 
 
 def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
@@ -43,6 +48,9 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
     """
     left_out: dict[str, str] = {}
     turns: dict[str, _Turns] = {}
+
+    def begin(entry: Entry) -> None:
+        turns[entry.label] = _Turns(study, entry, work_clock)
 
     def attempt(label: str, work: Callable[[], None]) -> None:
         try:
@@ -59,14 +67,10 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
                     f"{study.reference}."
                 )
                 continue
-
-            def begin(entry: Entry = entry) -> None:
-                turns[entry.label] = _Turns(study, entry, work_clock)
-
-            attempt(entry.label, begin)
-        for _ in range(REPEATS):
+            attempt(entry.label, partial(begin, entry))
+        for turn in range(REPEATS):
             for label, one in list(turns.items()):
-                attempt(label, one.take)
+                attempt(label, partial(one.take, turn))
         entries = tuple(one.result() for one in turns.values())
     return Calibration(time=time.time(), entries=entries, left_out=left_out)
 
@@ -151,11 +155,12 @@ class _Turns:
             run = study.run(entry, "final", seed=run.seed, choices=choices)
         self.final = _Probe(run, _pool(study), resources, work_clock)
 
-    def take(self) -> None:
+    def take(self, turn: int) -> None:
         torch.set_num_threads(threads_of(self.resources))
         if self.search is not None:
             self.search.steps()
-            self.search.finish()
+            if turn % FINISH_EVERY == 0:
+                self.search.finish()
         self.final.steps()
 
     def result(self) -> EntryCalibration:
