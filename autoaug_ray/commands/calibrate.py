@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoaug_ray.config import Study
+from autoaug_ray.report.cost_sentences import WARN
 from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
 from autoaug_ray.schedule.queue import RunQueue
@@ -18,8 +19,6 @@ from autoaug_ray.store import calibration
 from autoaug_ray.store.calibration import Calibration, KindOfStep, Training
 from autoaug_ray.store.folder import Folder
 
-TOLERANCE = 0.15
-"""How far the measured cost may be from the arithmetic one before it is explained."""
 MUCH = 1.5
 """A step with so many times the arithmetic of the reference's does other things than that."""
 Say = Callable[[str], None]
@@ -130,7 +129,7 @@ def differences(study: Study, calibrated: Calibration) -> Iterator[str]:
         by_clock, by_flop = _ratios(training, unit)
         if unit is None or by_clock is None or by_flop is None:
             continue
-        if abs(by_clock / by_flop - 1) > TOLERANCE:
+        if abs(by_clock / by_flop - 1) > WARN:
             cause = _cause(training, unit, study.reference)
             by_cause[cause].append(f"{label} {by_clock:.2f} and {by_flop:.2f}")
     for cause, those in by_cause.items():
@@ -139,7 +138,7 @@ def differences(study: Study, calibrated: Calibration) -> Iterator[str]:
 
 def _cause(training: Training, unit: Training, reference: str) -> str:
     """Why a training's clock and its arithmetic may differ, which they do."""
-    if training.after > TOLERANCE * training.seconds:
+    if training.after > WARN * training.seconds:
         return "what is found after the last step is not counted"
     most = max(kind.gflop or 0.0 for kind in unit.kinds)
     if any((kind.gflop or 0.0) > MUCH * most for kind in training.kinds):
