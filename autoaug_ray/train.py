@@ -5,6 +5,7 @@ order, start from the same weights (per seed), take the same number of steps of 
 on the same schedule, and are timed by the same meter; they differ in `method.step` alone.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -192,7 +193,8 @@ def warm_up(config: Run, device: torch.device, data_used: DataUsed) -> None:
         return
     WARM.add(kind)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    # A run that must not go on is told of by its own steps.
+    with torch.random.fork_rng(devices=devices), contextlib.suppress(RunError):
         setup = prepare(config, device, data_used)
         most = math.ceil(WARM_UP_SHARE * setup.learner.total_steps)
         steps = min(max(2, config.method.steps_per_round), most)

@@ -103,10 +103,11 @@ def _table(f: Mapping[str, Any], measure: str) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         title=f"{MEASURES[measure]}, in trainings of the reference",
-        caption=f"Farthest from its median, of all entries: {_percent(largest)}.",
+        caption=f"Farthest from its median, of all entries: {_percent(largest)}. "
+        + ", ".join(f"{i}: {name}" for i, name in enumerate(f["folders"], start=1)),
     )
     table.add_column("entry")
-    for name in (*f["folders"], "median", "farthest"):
+    for name in (*map(str, range(1, 1 + len(f["folders"]))), "median", "farthest"):
         table.add_column(name, justify="right")
     several = len({one["case"] for one in f["entries"]}) > 1
     for one in f["entries"]:

@@ -84,6 +84,8 @@ def _conditions(results: StudyResults) -> list[str]:
     if len(devices) > 1 or "," in devices[0]:
         return [f"Not all ran on the same device ({', '.join(devices)}): costs cannot be compared."]
     clocks = sorted({r.clock for r in entries if r.clock})
+    if not clocks:
+        return ["An earlier version ran these trainings, which did not measure work: no costs."]
     out = [f"All costs are work on this device, {devices[0]}, by {' and '.join(clocks)}"]
     names = ("threads", "channels_last", "reuse_actors")
     settings = {tuple(row.get(name) for name in names) for row in results.last_rows}
@@ -96,11 +98,12 @@ def _conditions(results: StudyResults) -> list[str]:
         )
     else:
         out[0] += "."
+        columns = {name: {row.get(name) for row in results.last_rows} - {None} for name in names}
         out += [
             f"Not all trainings had the same {name} ({', '.join(map(str, sorted(values)))}): "
             "their costs are not those of equal conditions."
-            for name, column in zip(names, zip(*settings, strict=True), strict=True)
-            if len(values := {v for v in column if v is not None}) > 1
+            for name, values in columns.items()
+            if len(values) > 1
         ]
     if any("CUDA" in clock for clock in clocks) and any(r["share"] < 1 for r in results.last_rows):
         out.append(

@@ -40,8 +40,8 @@ def headline(results: StudyResults) -> str:
     if best.relative_cost is None:
         return (
             f"{where}, {best.label} has the highest mean test accuracy so far "
-            f"({_percent(best)}). Costs cannot be compared: it has no finished seed in common with "
-            f"the reference {best.reference}."
+            f"({_percent(best)}). Costs cannot be compared: there is no seed with which both it "
+            f"and the reference {best.reference} have finished, and whose work is known."
         )
     if use is None:
         return (

@@ -35,7 +35,8 @@ def calibrate_on_workers(
     kept: Sequence[Calibration | None] = (),
     budget: float = BUDGET,
 ) -> list[Calibration | Fault]:
-    """Calibrate each case of a study in a process that holds what its trials will hold.
+    """Calibrate each case of a study in a process that holds what its trials will hold, beside as
+    many others as will train beside a trial.
 
     A case whose `kept` calibration fits is not measured again; one whose turn comes after `budget`
     seconds is not measured at all. Raises UserError for what is wrong in the study.
@@ -49,7 +50,7 @@ def calibrate_on_workers(
     task = ray.remote(_calibrate).options(
         num_cpus=most.cpus, num_gpus=most.gpus, max_retries=0
     )  # fmt: skip
-    result = task.remote(
+    arguments = (
         [study.model_dump_json() for study in studies],
         list(kept or [None] * len(studies)),
         own_code.sent(named),
@@ -58,7 +59,10 @@ def calibrate_on_workers(
         budget,
     )
     try:
-        outcomes: list[Calibration | Fault] = ray.get(result)
+        # The others only keep the machine as busy as the trials will, which slows some steps more
+        # than others. Trials then start in these processes, which have imported torch.
+        outcomes: list[Calibration | Fault]
+        outcomes, *_ = ray.get([task.remote(*arguments) for _ in range(side_by_side(most))])
     except ray.exceptions.RayError as error:
         line = str(error).strip().splitlines()[0]
         return [Fault(f"its process died ({line})")] * len(studies)
@@ -66,6 +70,14 @@ def calibrate_on_workers(
         if isinstance(outcome, Fault) and outcome.wrong_input:
             raise UserError(outcome.message)
     return outcomes
+
+
+def side_by_side(need: Resources) -> int:
+    """How many trials that need so much share a GPU or, without one, a machine."""
+    if need.gpus:
+        return max(1, int(1 / need.gpus))
+    largest = max(machine.get("CPU", 0.0) for machine in cluster.machines())
+    return max(1, int(largest // need.cpus))
 
 
 def methods_of(study: Study) -> list[str]:
