@@ -146,7 +146,7 @@ def test_terminal_table(hand: Hand) -> None:
     assert "method test accuracy % published % ours - published cost published cost" in text
     assert "none 61.00 ± 1.00 (3) 61.50 -0.50 [-2.98, +1.98] 1.00 1" in text
     assert f"bilevel 81.00 ± 1.00 (3) 75.00 ± 0.50 (8) {BILEVEL} 4.00 ± 0.00 5.3" in text
-    assert "randaugment 71.00 ± 1.00 (3) 80.00 -9.00 [-11.48, -6.52]* 1.00 > 60" in text
+    assert "randaugment 71.00 ± 1.00 (3) 80.00 -9.00 [-11.48, -6.52]* 1.00 ± 0.00 > 60" in text
     assert "AutoAugment [resnet32] quoted, not run 95.50 - - -" in text
     assert "Published: A paper, Table 1." in text and "trainings of none" in text
     assert "learn:off" not in text

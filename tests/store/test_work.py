@@ -235,7 +235,7 @@ def test_lines_of_a_version_that_did_not_measure_work_are_not_known_to_be_any(
 def test_steps_of_an_epoch_by_what_they_log():
     logged = ["train_loss"] * 4 + ["meta_loss, train_loss"] * 2
     found = epoch_work(logged, [1.0, 2.0, 4.0, 8.0, 100.0, 300.0])
-    assert found.each == tuple(zip(logged, (1.0, 2.0, 4.0, 8.0, 100.0, 300.0), strict=True))
+    assert list(found.each) == list(zip(logged, (1.0, 2.0, 4.0, 8.0, 100.0, 300.0), strict=True))
     assert found._replace(each=()) == EpochWork(
         [
             {"logged": "meta_loss, train_loss", "steps": 2, "q1": 150, "median": 200, "q3": 250},
