@@ -1,7 +1,7 @@
 """What the costs of a study allow to say, in words."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autoaug_ray.report import compare
 from autoaug_ray.report.compare import Entries
@@ -98,7 +98,9 @@ def _conditions(results: StudyResults) -> list[str]:
         )
     else:
         out[0] += "."
-        columns = {name: {row.get(name) for row in results.last_rows} - {None} for name in names}
+        columns: dict[str, set[Any]] = {
+            name: {row.get(name) for row in results.last_rows} - {None} for name in names
+        }
         out += [
             f"Not all trainings had the same {name} ({', '.join(map(str, sorted(values)))}): "
             "their costs are not those of equal conditions."

@@ -33,8 +33,8 @@ STEPS = 6
 """Consecutive steps that are taken at a time: few, so that a neighbour's burst meets all entries,
 but enough that the first one, which finds the caches full of another entry's images and takes a
 tenth longer, does not move the median."""
-REPEATS = 8
-"""Turns of each entry."""
+TURNS = 8
+"""Turns of each entry, at most."""
 FINISH_EVERY = 2
 """Turns after which what follows a training's last step, which takes longer, is measured again."""
 
@@ -68,7 +68,7 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
                 )
                 continue
             attempt(entry.label, partial(begin, entry))
-        for turn in range(REPEATS):
+        for turn in range(turns_of(study)):
             for label, one in list(turns.items()):
                 attempt(label, partial(one.take, turn))
         entries = tuple(one.result() for one in turns.values())
@@ -110,6 +110,11 @@ def device_of(resources: Resources) -> torch.device:
 def threads_of(resources: Resources) -> int:
     """The threads of torch in a trial with these resources."""
     return max(1, int(resources.cpus))
+
+
+def turns_of(study: Study) -> int:
+    """Turns of each entry: a short study is not held up by more steps than a training of it has."""
+    return min(TURNS, max(2, steps_of(study) // STEPS))
 
 
 def steps_of(study: Study) -> int:

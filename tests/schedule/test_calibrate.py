@@ -9,7 +9,7 @@ from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.methods.bilevel import Bilevel
 from autoaug_ray.methods.fast_autoaugment import FastAutoAugment
-from autoaug_ray.schedule.calibrate import REPEATS, calibrate, fits, stretches
+from autoaug_ray.schedule.calibrate import TURNS, calibrate, fits, stretches, turns_of
 from autoaug_ray.store import calibration
 
 OUTER, PLAIN = "meta_loss, train_loss", "train_loss"
@@ -116,8 +116,16 @@ def test_entries_take_turns(tiny, monkeypatch):
     assert torch.get_num_threads() == 1 and torch.equal(stream, torch.random.get_rng_state())
     search = ("autogenda", "search", 1)
     once = [("none", "final", 1), ("two", "final", 2), search, ("autogenda", "final", 1)]
-    assert turns[: 1 + len(once) * REPEATS] == [search, *once * REPEATS]
-    assert set(turns[1 + len(once) * REPEATS :]) == set(once), "these count FLOP"
+    each = turns_of(study)
+    assert turns[: 1 + len(once) * each] == [search, *once * each]
+    assert set(turns[1 + len(once) * each :]) == set(once), "these count FLOP"
+
+
+def test_a_short_study_is_calibrated_in_fewer_turns(tiny):
+    steps = {"batch_size": 32, "iters_per_epoch": 10}
+    lengths = {1: 2, 3: 5, 100: TURNS}
+    for epochs, turns in lengths.items():
+        assert turns_of(tiny({}, train={"epochs": epochs, **steps})) == turns
 
 
 def test_what_is_found_after_the_last_step_is_measured_by_a_part(tiny, clock):
