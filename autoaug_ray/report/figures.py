@@ -177,7 +177,8 @@ def accuracy_vs_cost(entries: Entries) -> bytes | None:
             if drawn.get(name, True)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
-        bars = [((p.at[0], p.at[1] - p.half), (p.at[0], p.at[1] + p.half)) for p in shown.points]
+        bars = [((x, y - half), (x, y + half)) for _, (x, y), half, _, _ in shown.points]
+        bars += [((x - half, y), (x + half, y)) for _, (x, y), _, half, _ in shown.points]
         stairs = zip(shown.front, shown.front[1:], strict=False)
         taken = [*bars, *stairs, *((p, p) for p in papers)]
         points = {p.entry.label: p.at for p in shown.points}

@@ -122,7 +122,11 @@ def test_neighbours_are_busy_and_say_so():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_neighbours_end_with_the_process_that_keeps_them(number):
     arguments = ["-m", "autoaug_ray.bench", "neighbours", "--count", "2", "--megabytes", "1"]
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True,
+        # A shell lets its background jobs, such as these tests may be, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     with process:
         try:
             pids = re.findall(r"\d+", process.stdout.readline())
