@@ -187,7 +187,6 @@ def _calibrate(
     They are taken by turns in one process, on the device that the study's trials would hold. Where
     the clock and the arithmetic disagree by more than 15 %, the likely cause is said.
     """
-
     studies = _load_studies(paths or [quickstart()], changes or (), seeds)
     from autoaug_ray.commands import run
 

@@ -76,7 +76,7 @@ def _alike(entries: Entries) -> list[str]:
 
 
 def _conditions(results: StudyResults) -> list[str]:
-    """By what clock on which device the costs were measured, and under which settings."""
+    """Which clock, device and settings the costs were measured with."""
     entries = results.entries
     devices = sorted({r.device for r in entries if r.device})
     if not devices:
@@ -127,7 +127,7 @@ def _plain_sums(entries: Entries) -> list[str]:
 
 
 def _apart(other: float | None, entry: EntryResult) -> float:
-    """By what share the measured cost without images differs from another figure of it."""
+    """The share by which the measured cost without images differs from another figure of it."""
     measured = entry.relative_training_cost
     return abs(measured / other - 1) if measured is not None and other else 0.0
 
@@ -167,7 +167,7 @@ class CostLine(NamedTuple):
 
 
 def lines(entries: Entries) -> list[CostLine]:
-    """Of the entries whose cost is known."""
+    """A line for each entry whose cost is known."""
     return [
         CostLine(
             r,

@@ -149,7 +149,7 @@ class SeedCost(NamedTuple):
     search: float | None
     images: float
     plain: float | None
-    """By plain sums, as the next two without generated images."""
+    """Search and training by plain sums, without images; so are the next two."""
     calibrated: float | None
     flops: float | None
     hours: float

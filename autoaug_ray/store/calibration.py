@@ -64,7 +64,7 @@ class EntryCalibration(_Frozen):
     clock: str
     """What measured the work."""
     threads: int
-    """Of torch."""
+    """The threads of torch."""
     search: Training | None
     """The training that finds hyperparameters for the final one; None if the entry has none such.
     The trials of any other search take the steps of the final training."""

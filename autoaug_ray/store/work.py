@@ -17,8 +17,8 @@ class EpochWork(NamedTuple):
     """The work of an epoch, in device-seconds."""
 
     steps: list[dict[str, Any]]
-    """By what a step logs, which tells steps of different work apart: that, the number of steps,
-    and the quartiles of their work. The column `step_work` of `store.folder.ROW`."""
+    """The column `step_work` of `store.folder.ROW`. What a step logs tells steps of different work
+    apart: for each such kind its number of steps, and the quartiles of their work."""
     total: float
     """The sum over all steps."""
     after: float = 0.0

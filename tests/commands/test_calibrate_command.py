@@ -19,7 +19,7 @@ OUTER, PLAIN = "meta_loss, train_loss", "train_loss"
 
 
 def training(*kinds, after=0.0):
-    """Of (what is logged, steps of a run, ms, GFLOP)."""
+    """A training of kinds of step: (what is logged, steps of a run, ms, GFLOP) each."""
     return Training(
         after=after,
         kinds=tuple(
