@@ -140,7 +140,7 @@ def tune(
         "training_seconds": training, "eval_seconds": parts["eval"],
         "parts": {
             "training": training,
-            **{p: parts[p] for p in ("eval", "start", "between", "tail", "finish", "other")},
+            **{part: parts[part] for part in PARTS if part != "training"},
         },
         "not_training_share": 1 - training / total,
         "overhead_share": 1 - (training + parts["eval"]) / total,
@@ -156,6 +156,7 @@ PARTS = {
     "between": "between two trials of a slot",
     "tail": "tail: no trial left for a slot",
     "finish": "finish: after the last trial",
+    "warm_up": "in trials: a process's first steps, on throw-away copies",
     "other": "in trials: data, models, checkpoints, reporting",
 }
 

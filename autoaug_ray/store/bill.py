@@ -20,6 +20,8 @@ from autoaug_ray.store import meter
 from autoaug_ray.store.folder import write_whole
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 
+IDLE = ("warm_up", "other")
+"""The meter's phases that are no training, evaluation or generation."""
 LOOK_SECONDS = 1.0
 INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
 """Seconds between two writes of the file, on this machine and on a store."""
@@ -130,7 +132,7 @@ def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
     kind = "GPU" if any(line["device"] != "CPU" for line in attempts) else "CPU"
     attempts = [line for line in attempts if (line["device"] != "CPU") == (kind == "GPU")]
     held = sum(map(meter.spent, attempts)) / 3600
-    idle = sum(line["share"] * line["seconds"]["other"] for line in attempts) / 3600
+    idle = sum(line["share"] * line["seconds"].get(p, 0.0) for line in attempts for p in IDLE)
     return Sum(
         device=kind,
         sessions=len(bills),
@@ -138,7 +140,7 @@ def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
         billed=sum(n.get(kind, 0) for bill in bills for n in bill["billed"].values()) / 3600,
         allotted=sum(bill["allotted"].get(kind, 0) for bill in bills) / 3600,
         held=held,
-        useful=held - idle,
+        useful=held - idle / 3600,
         lost=sum(meter.in_vain(line) for line in attempts if line.get("open")) / 3600,
     )
 

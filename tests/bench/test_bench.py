@@ -178,7 +178,7 @@ def test_tune(tmp_path):
     assert [len(lane) for lane in figures["lanes"]] == [2]
     assert figures["slot_seconds"] == pytest.approx(figures["wall_seconds"] * figures["slots"])
     assert sum(parts.values()) == pytest.approx(figures["slot_seconds"])
-    held = parts["training"] + parts["eval"] + parts["other"]
+    held = parts["training"] + parts["eval"] + parts["warm_up"] + parts["other"]
     assert held == pytest.approx(sum(figures["trial_seconds"]))
     assert parts["training"] > 0 and parts["eval"] > 0 and parts["start"] > 0
     assert 0 < figures["overhead_share"] < figures["not_training_share"] < 1
