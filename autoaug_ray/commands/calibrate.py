@@ -50,7 +50,7 @@ def calibrate_before_runs(studies: Sequence[Study], folders: Sequence[Folder], s
     if not left:
         return
     kept = [calibration.read(folder.calibration) for _, folder in left]
-    outcomes = calibrate_on_workers([study for study, _ in left], kept)
+    outcomes = calibrate_on_workers([study for study, _ in left], kept, wait=False)
     for (_, folder), before, outcome in zip(left, kept, outcomes, strict=True):
         if isinstance(outcome, Calibration) and outcome != before:
             calibration.write(folder.calibration, outcome)

@@ -34,18 +34,24 @@ def calibrate_on_workers(
     studies: Sequence[Study],
     kept: Sequence[Calibration | None] = (),
     budget: float = BUDGET,
+    *,
+    wait: bool = True,
 ) -> list[Calibration | Fault]:
     """Calibrate each case of a study in a process that holds what its trials will hold, beside as
     many others as will train beside a trial.
 
     A case whose `kept` calibration fits is not measured again; one whose turn comes after `budget`
-    seconds is not measured at all. Raises UserError for what is wrong in the study.
+    seconds is not measured at all. `wait`: whether to wait for a machine that is yet to start; if
+    not, nothing is measured without one. Raises UserError for what is wrong in the study.
     """
     cluster.join()
     for study in studies:
         check_resources(study)
     needs = [study.resources_of(entry.label) for study in studies for entry in study.entries]
     most = Resources(cpus=max(n.cpus for n in needs), gpus=max(n.gpus for n in needs))
+    if not wait and not any(_has(machine, most) for machine in cluster.machines()):
+        # Trials have to be in line for machines first, or but one of them would start.
+        return [Fault("no machine is here yet that has what its trials need")] * len(studies)
     named = [n for s in studies for n in (s.dataset.name, *methods_of(s))]
     task = ray.remote(_calibrate).options(
         num_cpus=most.cpus, num_gpus=most.gpus, max_retries=0
@@ -70,6 +76,10 @@ def calibrate_on_workers(
         if isinstance(outcome, Fault) and outcome.wrong_input:
             raise UserError(outcome.message)
     return outcomes
+
+
+def _has(machine: Mapping[str, float], need: Resources) -> bool:
+    return machine.get("CPU", 0.0) >= need.cpus and machine.get("GPU", 0.0) >= need.gpus
 
 
 def side_by_side(need: Resources) -> int:

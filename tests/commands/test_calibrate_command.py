@@ -212,3 +212,13 @@ def test_what_is_wrong_in_a_study_stops_it(tiny, monkeypatch):
         [study.model_dump_json()], [None], {}, None, study.resources, 60.0
     )
     assert fault == Fault("replay.policy: x is no file.", wrong_input=True)
+
+
+def test_nothing_waits_for_a_machine_before_the_trials_are_in_line(tiny, monkeypatch):
+    """A machine for the calibration alone would be the only one that starts."""
+    monkeypatch.setattr(calibration_task.cluster, "join", lambda: None)
+    monkeypatch.setattr(calibration_task, "check_resources", lambda study: None)
+    monkeypatch.setattr(calibration_task.cluster, "machines", lambda: [{"CPU": 8.0}, {"GPU": 4.0}])
+    study = tiny({}, resources={"gpus": 1})
+    (fault,) = calibration_task.calibrate_on_workers([study], wait=False)
+    assert fault.message == "no machine is here yet that has what its trials need"
