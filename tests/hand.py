@@ -13,6 +13,7 @@ from autoaug_ray import config
 from autoaug_ray.report.results import EntryResult, StudyResults, collect
 from autoaug_ray.report.sentences import headline, verdicts
 from autoaug_ray.store import meter
+from autoaug_ray.store.calibration import Calibration, EntryCalibration, Training
 from autoaug_ray.store.folder import Folder
 
 TREE: dict[str, Any] = {
@@ -160,6 +161,18 @@ def entry(label: str, **known: Any) -> EntryResult:
     hours = dict.fromkeys(meter.PHASES, 0.0) | known.pop("device_hours", {})
     about = {"label": label, "device_hours": hours, "total_device_hours": sum(hours.values())}
     return EntryResult(**unknown | defaults | about | known)
+
+
+def calibrated(**trainings: tuple[Training | None, Training]) -> Calibration:
+    """A calibration of entries by label, each with its search, if any, and its final training."""
+    about: dict[str, Any] = {"run": "0", "device": "CPU", "clock": "CPU time", "threads": 1}
+    return Calibration(
+        time=0.0,
+        entries=tuple(
+            EntryCalibration(label=label, search=search, final=final, **about)
+            for label, (search, final) in trainings.items()
+        ),
+    )
 
 
 KINDS = ["identity", "local", "transfer"]

@@ -69,6 +69,14 @@ Changes = Annotated[
         help="Change the study, as in --set train.epochs=5; may be given several times.",
     ),
 ]  # fmt: skip
+Studies = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="STUDY.yaml",
+        show_default=False,
+        help="Studies, one after the other (default: search_spaces/quickstart.yaml).",
+    ),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(metavar="N", help="Final trainings per entry, instead of the study's."),
@@ -98,14 +106,7 @@ def _about(
 
 @_words.command("run")
 def _run(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="STUDY.yaml",
-            show_default=False,
-            help="Studies to run, one after the other (default: search_spaces/quickstart.yaml).",
-        ),
-    ] = None,
+    paths: Studies = None,
     out: Annotated[
         str,
         typer.Option(
@@ -171,14 +172,7 @@ def _run(
 
 @_words.command("calibrate")
 def _calibrate(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            metavar="STUDY.yaml",
-            show_default=False,
-            help="Studies, of each all cases (default: search_spaces/quickstart.yaml).",
-        ),
-    ] = None,
+    paths: Studies = None,
     seeds: Seeds = None,
     changes: Changes = None,
 ) -> int:

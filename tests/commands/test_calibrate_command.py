@@ -5,6 +5,7 @@ import re
 
 import pytest
 from command import run_all
+from hand import calibrated
 from rich.console import Console
 
 from autoaug_ray.commands import calibrate
@@ -12,7 +13,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.schedule import calibration_task
 from autoaug_ray.schedule.calibration_task import Fault
 from autoaug_ray.store import calibration
-from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
+from autoaug_ray.store.calibration import KindOfStep, Training
 from autoaug_ray.store.folder import Folder
 
 OUTER, PLAIN = "meta_loss, train_loss", "train_loss"
@@ -30,17 +31,6 @@ def training(*kinds, after=0.0):
             for logged, number, ms, gflop in kinds
         ),
     )  # fmt: skip
-
-
-def calibrated(**trainings):
-    about = {"run": "0", "device": "CPU", "clock": "CPU time", "threads": 1}
-    return Calibration(
-        time=0.0,
-        entries=tuple(
-            EntryCalibration(label=label, search=search, final=final, **about)
-            for label, (search, final) in trainings.items()
-        ),
-    )
 
 
 FOUND = calibrated(

@@ -1,7 +1,8 @@
 import pytest
+from hand import calibrated
 
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
-from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
+from autoaug_ray.store.calibration import KindOfStep, Training
 
 
 def steps(seconds, number=10, after=0.0):
@@ -9,17 +10,6 @@ def steps(seconds, number=10, after=0.0):
         logged="train_loss", steps=9, in_run=number, q1=0, median=seconds, q3=9, gflop=1.0
     )
     return Training(kinds=(kind,), after=after)
-
-
-def calibrated(**trainings):
-    about = {"run": "0", "device": "CPU", "clock": "CPU time", "threads": 1}
-    return Calibration(
-        time=0.0,
-        entries=tuple(
-            EntryCalibration(label=label, search=search, final=final, **about)
-            for label, (search, final) in trainings.items()
-        ),
-    )
 
 
 def test_every_run_is_counted(tiny):
