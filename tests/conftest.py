@@ -109,7 +109,7 @@ def final_run(tiny):
 STUDY = """
 dataset: {name: fashion-mnist-mini}
 model: {name: cnn, width: 2}
-train: {epochs: 1, batch_size: 256}
+train: {epochs: 1, batch_size: 16}
 seeds: 2
 methods:
   none:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from autoaug_ray.config import Study
 from autoaug_ray.report.cost_sentences import WARN
+from autoaug_ray.schedule.calibrate import share_of
 from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
 from autoaug_ray.schedule.queue import RunQueue
@@ -21,6 +22,8 @@ from autoaug_ray.store.folder import Folder
 
 MUCH = 1.5
 """A step with so many times the arithmetic of the reference's does other things than that."""
+WORTH = 0.2
+"""A study is not calibrated before its runs if that takes more than this share of their steps."""
 Say = Callable[[str], None]
 
 
@@ -42,11 +45,20 @@ def print_calibrations(studies: Sequence[Study], console: Console) -> int:
 def calibrate_before_runs(studies: Sequence[Study], folders: Sequence[Folder], say: Say) -> None:
     """Calibrate the cases that have runs left, keep it in their folders, and say what they cost.
 
-    A calibration that fails is told, and stops nothing. Raises UserError for what is wrong in the
-    study, and StorageError if a folder cannot be used.
+    Cases so short that it would hold them up are left out. A calibration that fails is told, and
+    stops nothing. Raises UserError for what is wrong in the study, and StorageError if a folder
+    cannot be used.
     """
-    pairs = zip(studies, folders, strict=True)
-    left = [(s, f) for s, f in pairs if not RunQueue(s, f, draw).complete]
+    left: list[tuple[Study, Folder]] = []
+    short: list[tuple[Study, Folder]] = []
+    for study, folder in zip(studies, folders, strict=True):
+        queue = RunQueue(study, folder, draw)
+        if not queue.complete:
+            worth = share_of(study, queue.expected) <= WORTH
+            (left if worth else short).append((study, folder))
+    if short:
+        names = ", ".join(_name(study) for study, _ in short)
+        say(f"no forecast of {names}: the runs are too short for a calibration before them.")
     if not left:
         return
     kept = [calibration.read(folder.calibration) for _, folder in left]

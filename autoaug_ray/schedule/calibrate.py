@@ -117,6 +117,11 @@ def turns_of(study: Study) -> int:
     return min(TURNS, max(2, steps_of(study) // STEPS))
 
 
+def share_of(study: Study, runs: int) -> float:
+    """Steps of a calibration as a share of those of so many runs of the study."""
+    return turns_of(study) * STEPS * len(study.entries) / (runs * steps_of(study))
+
+
 def steps_of(study: Study) -> int:
     """Number of steps of one training."""
     training = study.train

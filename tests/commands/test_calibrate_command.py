@@ -16,6 +16,8 @@ from autoaug_ray.store import calibration
 from autoaug_ray.store.calibration import KindOfStep, Training
 from autoaug_ray.store.folder import Folder
 
+LONG = {"epochs": 60, "batch_size": 32}
+"""A training with more steps than five calibrations."""
 OUTER, PLAIN = "meta_loss, train_loss", "train_loss"
 
 
@@ -147,7 +149,8 @@ def planted(monkeypatch):
 
 
 def test_a_calibration_that_fails_is_told_and_stops_nothing(tiny, planted, tmp_path):
-    first, second = (tiny({}).model_copy(update={"case": case}) for case in ("a", "b"))
+    study = tiny({}, train=LONG)
+    first, second = (study.model_copy(update={"case": case}) for case in ("a", "b"))
     folders = [Folder(tmp_path / case) for case in "ab"]
     said = []
     planted.outcomes = [FOUND, Fault("none: train_loss became nan")]
@@ -164,8 +167,21 @@ def test_a_calibration_that_fails_is_told_and_stops_nothing(tiny, planted, tmp_p
     assert planted.kept == [FOUND, None]
 
 
+def test_a_study_shorter_than_its_calibration_is_not_held_up_by_it(tiny, planted, tmp_path):
+    long, short = tiny({}, train=LONG), tiny({}).model_copy(update={"case": "short"})
+    planted.outcomes, said = [FOUND], []
+    folders = [Folder(tmp_path / name) for name in ("long", "short")]
+    calibrate.calibrate_before_runs([long, short], folders, said.append)
+    assert planted.kept == [None]
+    assert calibration.read(folders[0].calibration) == FOUND
+    assert not folders[1].calibration.exists()
+    assert said[0] == (
+        "no forecast of tiny, short: the runs are too short for a calibration before them."
+    )
+
+
 def test_a_study_without_runs_left_is_not_calibrated(tiny, planted, tmp_path):
-    study, folder = tiny({}), Folder(tmp_path)
+    study, folder = tiny({}, train=LONG), Folder(tmp_path)
     run_key = study.run(study.entry("none"), "final", seed=0, choices={}).key
     folder.outcomes.write_text(json.dumps({"run": run_key, "outcome": "finished"}) + "\n")
     (folder.rows).mkdir()
