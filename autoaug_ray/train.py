@@ -224,14 +224,15 @@ def epoch_batches(
 ) -> tuple[Callable[[int], Split], Callable[[int], Split]]:
     """Callables for the images of the train and of the meta role of this epoch, as dealt for it."""
     method, splits, seed = setup.method, setup.splits, setup.config.seed
-    deal_number = epoch if method.reshuffles_each_epoch else 1
+    deal_number = epoch if method.resplits_each_epoch else 1
     train_index, meta_index = roles(
         method, setup.config.train, splits.train.labels, seed, deal_number
     )
+    order = epoch if method.reshuffles_each_epoch else 1
     cycle = balanced if method.sampler == "balanced" else shuffled
     return (
-        cycle(splits.train, train_index, stream(seed, f"order/{deal_number}")),
-        cycle(splits.meta, meta_index, stream(seed, f"meta/{deal_number}")),
+        cycle(splits.train, train_index, stream(seed, f"order/{order}")),
+        cycle(splits.meta, meta_index, stream(seed, f"meta/{order}")),
     )
 
 

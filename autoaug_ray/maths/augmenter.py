@@ -29,7 +29,8 @@ Group = Literal[
     "translation", "similarity", "affine", "color",
     "translation+color", "similarity+color", "affine+color",
 ]  # fmt: skip
-Size = Literal["scale", "small", "medium", "large"]
+MLP = Literal["small", "medium", "large"]
+Size = Literal["scale", MLP]
 
 TRANSLATION = ("translate_x", "translate_y")
 AFFINE = ("scale_x", "shear_x", "translate_x", "shear_y", "scale_y", "translate_y")
@@ -101,9 +102,9 @@ def _matrix(p: Mapping[str, Tensor], images: Tensor) -> Tensor:
 class AbstractAugmenter(nn.Module, abc.ABC):
     """Noise (B, Z) in [-1, 1] -> parameters (B, P) -> augmented images."""
 
-    def __init__(self, names: Sequence[str], noise_size: int) -> None:
+    def __init__(self, names: Sequence[str], noise_size: int, *, antithetic: bool = True) -> None:
         super().__init__()
-        self.names, self.noise_size = tuple(names), noise_size
+        self.names, self.noise_size, self.antithetic = tuple(names), noise_size, antithetic
 
     @abc.abstractmethod
     def forward(self, z: Tensor) -> Tensor: ...
@@ -115,12 +116,15 @@ class AbstractAugmenter(nn.Module, abc.ABC):
         return transform(images, parameters, self.names, strength)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n rows of uniform noise in [-1, 1], (n, Z); every other row mirrors the one before it.
+        """n rows of uniform noise in [-1, 1], (n, Z); if `antithetic`, every other row mirrors the
+        one before it, and otherwise all of them are independent.
 
-        Such antithetic noise has a mean of zero in small batches too (of even size), and makes a
+        Antithetic noise has a mean of zero in small batches too (of even size), and makes a
         hypergradient less noisy.
         """
         device = next(self.parameters()).device
+        if not self.antithetic:
+            return 2 * torch.rand(n, self.noise_size, generator=generator, device=device) - 1
         z = torch.rand((n + 1) // 2, self.noise_size, generator=generator, device=device)
         z = 2 * z - 1
         return torch.stack([z, -z], dim=1).flatten(0, 1)[:n]
@@ -135,6 +139,14 @@ class AbstractAugmenter(nn.Module, abc.ABC):
             for kind, values in (("mean", p.mean(0)), ("std", p.std(0)))
             for name, value in zip(self.names, values.tolist(), strict=True)
         }
+
+
+def mlp_sizes(size: MLP, n: int) -> tuple[int, tuple[int, ...]]:
+    """The noise's size and the widths of the hidden layers of the paper's MLPs for n parameters
+    (online bilevel paper, section 4.2)."""
+    if size == "small":
+        return n, (n, 10 * n)
+    return (100, (64, 32)) if size == "medium" else (100, (512, 1024, 124, 512))
 
 
 class Augmenter(AbstractAugmenter):
@@ -166,12 +178,7 @@ class Augmenter(AbstractAugmenter):
         seed: int = 0,
     ) -> None:
         n = len(names)
-        inputs, hidden = {
-            "scale": (n, []),
-            "small": (n, [n, 10 * n]),
-            "medium": (100, [64, 32]),
-            "large": (100, [512, 1024, 124, 512]),
-        }[size]
+        inputs, hidden = (n, ()) if size == "scale" else mlp_sizes(size, n)
         super().__init__(names, noise_size=inputs)
         self.symmetric = symmetric
         self.network: nn.Module = nn.Identity()
@@ -211,3 +218,37 @@ class Augmenter(AbstractAugmenter):
         """Noise (B, Z) in [-1, 1] -> parameters (B, P) within +-bounds."""
         p: Tensor = self.bounds * torch.tanh(self.log_gain.exp() * (self._raw(z) @ self.whiten))
         return p
+
+
+class PublishedAugmenter(AbstractAugmenter):
+    """The augmenter of the bilevel paper's text: a plain MLP, of which every weight is learned.
+
+    Independent noise goes in, and what comes out is the parameters (section 3.2 and 4.2), with
+    PyTorch's initial weights: no symmetry, no whitening, no gain. Two things the text leaves open
+    are as in the public release. The hidden activation is ReLU. The outputs go through tanh for
+    translation and wherever colour is learned: an entry of the matrix is within +-1 there, and a
+    colour within its bound. They are raw residuals of the matrix for affine alone, like those of
+    the spatial transformer whose "transformation model" section 3.2 takes over. The release's
+    dropout is left out: the text knows of no other randomness than the noise vector.
+    """
+
+    bounds: Tensor
+
+    def __init__(self, names: Sequence[str], size: MLP = "small", *, seed: int = 0) -> None:
+        inputs, hidden = mlp_sizes(size, len(names))
+        super().__init__(names, noise_size=inputs, antithetic=False)
+        self.bounded = self.names != AFFINE
+        bounds = [BOUNDS[k] if k in COLOR else 1.0 for k in self.names]
+        self.register_buffer("bounds", torch.tensor(bounds))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            layers: list[nn.Module] = []
+            for width in hidden:
+                layers += [nn.Linear(inputs, width), nn.ReLU()]
+                inputs = width
+            self.network = nn.Sequential(*layers, nn.Linear(inputs, len(names)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Noise (B, Z) in [-1, 1] -> parameters (B, P); unbounded for affine alone."""
+        raw: Tensor = self.network(z)
+        return self.bounds * torch.tanh(raw) if self.bounded else raw

@@ -104,7 +104,12 @@ class Method(Settings, abc.ABC):
 
     @property
     def reshuffles_each_epoch(self) -> bool:
-        """Whether the roles and the order of the images are drawn anew every epoch."""
+        """Whether the order of the images is drawn anew every epoch."""
+        return not self.searches_in_own_run
+
+    @property
+    def resplits_each_epoch(self) -> bool:
+        """Whether the roles, train and meta, are dealt anew every epoch."""
         return not self.searches_in_own_run
 
     @property

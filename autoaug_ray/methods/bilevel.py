@@ -5,6 +5,7 @@ to the weights that its gradient would give, take the loss of a meta batch there
 down the gradient of that loss; then update the classifier.
 """
 
+import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from autoaug_ray.maths.augmenter import (
     AbstractAugmenter,
     Augmenter,
     Group,
+    PublishedAugmenter,
     Size,
     parameter_names,
 )
@@ -45,6 +47,42 @@ from autoaug_ray.settings.training import Training
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
 and all at the full rate they drive the parameters into their bounds within an epoch."""
+
+Protocol = Literal["ours", "paper", "release"]
+PUBLISHED = {
+    "size": "small",
+    "symmetric": False,
+    "optimiser": "sgd",
+    "lr": 0.2,
+    "weight_decay": 0.01,
+    "normalise": False,
+}
+DEFAULTS: Mapping[Protocol, Mapping[str, Any]] = {
+    "ours": {
+        "size": "scale",
+        "symmetric": True,
+        "optimiser": "adam",
+        "lr": 0.03,
+        "weight_decay": 0.0,
+        "normalise": True,
+        "resplit": "epoch",
+    },
+    "paper": PUBLISHED | {"resplit": "epoch"},
+    "release": PUBLISHED | {"resplit": "fixed"},
+}
+"""What a protocol says of the settings whose defaults depend on it."""
+FREE: Mapping[Protocol, tuple[str, ...]] = {
+    "paper": ("lr", "weight_decay", "size", "unroll", "every", "resplit"),
+    "release": ("lr", "weight_decay"),
+}
+"""What a study may change of a published protocol, of the settings that make a protocol."""
+GROUPS = ("translation", "affine", "color", "affine+color")
+"""What the paper learns."""
+
+
+def _by_protocol(name: str, **limits: Any) -> Any:
+    """A field whose default depends on the protocol, which is a field before it."""
+    return Field(default_factory=lambda data: DEFAULTS[data["protocol"]][name], **limits)
 
 
 class _Past(NamedTuple):
@@ -95,13 +133,28 @@ class Bilevel(Method):
 
     name: Literal["bilevel"] = "bilevel"
 
+    protocol: Protocol = "ours"
+    """Whose method this is. ours: the settings below, as their sentences say.
+
+    paper: the text of the paper and, where that is silent, the optimiser of its public release. A
+    plain MLP with independent noise (`maths.augmenter.PublishedAugmenter`); SGD with momentum 0.9
+    and weight decay 0.01 at a rate of 0.2 for all of its weights, never lowered; a plain
+    look-ahead by the classifier's own rule. `size`, `lr`, `weight_decay`, `unroll`, `every` and
+    `resplit` may be changed, and what is no part of a protocol: `group`, `flip`, `jitter`, `learn`.
+
+    release: the choices of the public release, flaws included: its augmenter (`maths.released`)
+    under the same optimiser, a look-ahead without the classifier's weight decay whose momentum is
+    forgotten every epoch, and one split and one order of the images for all epochs. Of the above,
+    only `lr` and `weight_decay` may be changed."""
     group: Group = "affine"
-    size: Size = "scale"
-    """scale: a spread per parameter and nothing else; small, medium, large: the paper's MLPs."""
-    symmetric: bool = True
-    """p(-z) = -p(z): the mean transformation is the identity, whatever is learned."""
+    size: Size = _by_protocol("size")
+    """scale: a spread per parameter and nothing else, the default of ours; small, medium, large:
+    the paper's MLPs, of which small is the default of the published protocols."""
+    symmetric: bool = _by_protocol("symmetric")
+    """p(-z) = -p(z): the mean transformation is the identity, whatever is learned. Ours."""
     spread: float = Field(0.1, gt=0, le=1)
-    """Initial standard deviation of every parameter, as a share of its bound."""
+    """Initial standard deviation of every parameter, as a share of its bound. Ours; the published
+    protocols start from PyTorch's initial weights."""
     flip: Flip = "horizontal"
     """Predefined, as in the paper: a flip is not differentiable."""
     jitter: float = Field(0.0, ge=0, le=1)
@@ -114,12 +167,15 @@ class Bilevel(Method):
     learn: Literal["hypergradient", "off", "decay_only", "train_loss"] = "hypergradient"
     """The others are controls: a frozen random augmenter, one that only decays, and one trained
     by the training loss. What the hypergradient is worth is the difference to them."""
-    optimiser: Literal["adam", "sgd"] = "adam"
-    lr: float = Field(0.03, gt=0, le=10)
-    """Per classifier step: an outer step moves `every` times as far. Cosine to zero at `until`.
-    The weights of an MLP move at a tenth of it."""
-    weight_decay: float = Field(0.0, ge=0, le=1)
-    """A hidden schedule: it shrinks the augmentation whenever hypergradients are small."""
+    optimiser: Literal["adam", "sgd"] = _by_protocol("optimiser")
+    """adam for ours, sgd in the published protocols."""
+    lr: float = _by_protocol("lr", gt=0, le=10)
+    """0.2 in the published protocols, for each outer step and all weights, constant. In ours 0.03
+    per classifier step: an outer step moves `every` times as far; cosine to zero at `until`; the
+    weights of an MLP move at a tenth of it."""
+    weight_decay: float = _by_protocol("weight_decay", ge=0, le=1)
+    """0 in ours, 0.01 in the published protocols. A hidden schedule: it shrinks the augmentation
+    whenever hypergradients are small."""
 
     unroll: int = Field(1, ge=1, le=100)
     """K: steps of the classifier that the hypergradient goes through."""
@@ -130,15 +186,12 @@ class Bilevel(Method):
     training images, the hypergradient is noise."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training and of the meta batch that an outer step looks at."""
-    normalise: bool = True
-    """Look ahead with gradients of a length that does not depend on theta; False: the paper's."""
-
-    as_released: bool = False
-    """An ablation: the choices of the paper's public release instead of the settings above from
-    `size` to `weight_decay`, from `unroll` to `normalise`; see `maths.released`. Besides that
-    augmenter: SGD 0.2 with momentum 0.9 and weight decay 0.01, never lowered; a look-ahead without
-    the classifier's weight decay whose momentum is forgotten every epoch; and one split and one
-    order of the images for all epochs."""
+    normalise: bool = _by_protocol("normalise")
+    """Look ahead with gradients of a length that does not depend on theta, as ours does; False:
+    the paper's."""
+    resplit: Literal["epoch", "fixed"] = _by_protocol("resplit")
+    """epoch: train and meta images are dealt anew every epoch, as in the paper's text (section
+    4.2); fixed: once for the whole training, as in its release."""
 
     @field_validator("learn", mode="before")
     @classmethod
@@ -148,21 +201,31 @@ class Bilevel(Method):
     def model_post_init(self, context: Any) -> None:
         if self.learn == "decay_only" and self.weight_decay == 0:
             raise ValueError("learn: decay_only needs a weight_decay above 0")
-        if self.as_released and (self.unroll, self.every, self.fraction) != (1, 1, 1.0):
-            raise ValueError("as_released knows unroll: 1, every: 1 and fraction: 1 only")
-        if self.as_released and self.edits:
-            raise ValueError("as_released knows no generated images; leave edits away")
-        if self.as_released and self.group not in (
-            "translation",
-            "affine",
-            "color",
-            "affine+color",
-        ):
-            raise ValueError(f"as_released has no augmenter for group: {self.group}")
+        if self.protocol == "ours":
+            return
+        if self.size == "scale":
+            raise ValueError(
+                f"protocol: {self.protocol} needs size: small, medium or large, got size: scale"
+            )
+        if self.group not in GROUPS:
+            raise ValueError(
+                f"protocol: {self.protocol} has no augmenter for group: {self.group}; "
+                f"known: {', '.join(GROUPS)}"
+            )
+        fields, own = type(self).model_fields, DEFAULTS[self.protocol]
+        for name in (*own, "spread", "unroll", "every", "until", "fraction", "edits"):
+            value, fixed = getattr(self, name), own.get(name, fields[name].default)
+            if value != fixed and name not in FREE[self.protocol]:
+                raise ValueError(
+                    f"protocol: {self.protocol} knows {name}: {json.dumps(fixed)} only, got "
+                    f"{name}: {json.dumps(value)}"
+                )
 
     def check(self, training: Training) -> None:
-        if self.as_released and training.optimiser != "sgd":
-            raise ValueError(f"as_released needs train.optimiser: sgd, got {training.optimiser!r}")
+        if self.protocol == "release" and training.optimiser != "sgd":
+            raise ValueError(
+                f"protocol: release needs train.optimiser: sgd, got {training.optimiser!r}"
+            )
 
     @property
     def uses_meta(self) -> bool:
@@ -187,16 +250,26 @@ class Bilevel(Method):
 
     @property
     def reshuffles_each_epoch(self) -> bool:
-        return not self.as_released
+        return self.protocol != "release"
+
+    @property
+    def resplits_each_epoch(self) -> bool:
+        return self.resplit == "epoch"
 
     def init(self, task: Task, seed: int, device: torch.device) -> BilevelState:
         names = parameter_names(self.group, task.channels)
-        if self.as_released:
-            released = ReleasedAugmenter(names, seed).to(device)
-            return BilevelState(
-                released,
-                torch.optim.SGD(released.parameters(), lr=0.2, momentum=0.9, weight_decay=0.01),
-            )
+        if self.protocol != "ours":
+            published: AbstractAugmenter
+            if self.protocol == "release":
+                published = ReleasedAugmenter(names, seed).to(device)
+            else:
+                assert self.size != "scale"
+                published = PublishedAugmenter(names, self.size, seed=seed).to(device)
+            sgd = torch.optim.SGD(
+                published.parameters(),
+                lr=self.lr, momentum=0.9, weight_decay=self.weight_decay,
+            )  # fmt: skip
+            return BilevelState(published, sgd)
         augmenter = Augmenter(
             names, self.size, symmetric=self.symmetric, spread=self.spread, seed=seed
         ).to(device)
@@ -285,7 +358,7 @@ class Bilevel(Method):
         z = state.augmenter.draw(len(x), learner.noise)
         part = max(2, round(self.fraction * len(x)))
         rule, buffers = learner.rule, learner.buffers()
-        if self.as_released:
+        if self.protocol == "release":
             assert isinstance(rule, hypergradient.SGD)
             rule = replace(rule, weight_decay=0.0)
             buffers = state.momenta or {k: torch.zeros_like(m) for k, m in buffers.items()}
@@ -302,7 +375,7 @@ class Bilevel(Method):
             logs["meta_loss"] = h.meta_loss
             state.record(h.theta)
             self._move(learner, state, h.theta)
-            if isinstance(rule, hypergradient.SGD) and self.as_released:
+            if isinstance(rule, hypergradient.SGD) and self.protocol == "release":
                 state.momenta = {k: rule.momentum * buffers[k] + g for k, g in h.weights.items()}
         if self.unroll > 1:
             kept = {k: v.detach().clone() for k, v in now.weights.items()}
@@ -340,14 +413,16 @@ class Bilevel(Method):
             steps[0].buffers,
             list(state.parameters()),
             [past.rule for past in steps],
-            normalise=self.normalise and not self.as_released,
+            normalise=self.normalise,
         )
 
     def _move(
         self, learner: Learner, state: BilevelState, gradients: Sequence[Tensor | None]
     ) -> None:
-        if not self.as_released:
-            self._anneal(learner, state)
+        if self.protocol != "ours":
+            state.move(gradients)
+            return
+        self._anneal(learner, state)
         state.move(gradients)
         if isinstance(state.augmenter, Augmenter):
             state.augmenter.decay(state.optimiser.param_groups[1]["lr"] * self.weight_decay)
@@ -363,12 +438,13 @@ class Bilevel(Method):
         """Learned mean and spread per parameter; norm and signal-to-noise of the hypergradient.
 
         The ratio is |mean h| / sqrt(mean |h - mean h|^2) over the outer steps of the epoch. Raises
-        RunError if some parameter of the augmenter got no gradient in a whole epoch.
+        RunError if some parameter of our augmenter got no gradient in a whole epoch.
         """
         figures: dict[str, float] = state.augmenter.spreads(seed=0)
         if n := state.outer_steps:
-            # The release's augmenter often dies; as an ablation, that is its result.
-            checked = [] if self.as_released else list(state.augmenter.named_parameters())
+            # A published augmenter may die, as the release's often does; then that is its result.
+            ours = self.protocol == "ours"
+            checked = list(state.augmenter.named_parameters()) if ours else []
             for (name, _), squares in zip(checked, state.sum_of_squares, strict=False):
                 if not bool(squares.any()):
                     raise RunError(

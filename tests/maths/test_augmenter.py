@@ -4,6 +4,7 @@ import torch
 from autoaug_ray.maths.augmenter import (
     BOUNDS,
     Augmenter,
+    PublishedAugmenter,
     parameter_names,
     transform,
 )
@@ -41,6 +42,33 @@ def test_layer_sizes_are_the_papers():
         for size in ("small", "medium", "large")
     }  # fmt: skip
     assert sizes == {"small": [6, 60, 6], "medium": [64, 32, 6], "large": [512, 1024, 124, 512, 6]}
+
+
+@pytest.mark.parametrize("size, widths", [
+    ("small", [(6, 6), (6, 60), (60, 6)]),
+    ("medium", [(100, 64), (64, 32), (32, 6)]),
+    ("large", [(100, 512), (512, 1024), (1024, 124), (124, 512), (512, 6)]),
+])  # fmt: skip
+def test_the_published_augmenter_is_the_mlp_of_the_text_and_nothing_else(size, widths):
+    augmenter = PublishedAugmenter(parameter_names("affine", 3), size)
+    layers = [m for m in augmenter.modules() if isinstance(m, torch.nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in layers] == widths
+    assert sum(p.numel() for p in augmenter.parameters()) == sum((i + 1) * o for i, o in widths)
+
+
+@pytest.mark.parametrize("group, most", [
+    ("translation", [1, 1]), ("affine", [torch.inf] * 6), ("color", [1, 1, 1, 0.5]),
+    ("affine+color", [1] * 9 + [0.5]),
+])  # fmt: skip
+def test_published_parameters_are_bounded_by_tanh_unless_affine_alone_is_learned(group, most):
+    augmenter = PublishedAugmenter(parameter_names(group, 3))
+    with torch.no_grad():
+        for p in augmenter.parameters():
+            p.abs_()
+        augmenter.network[-1].weight.fill_(100.0)
+    p = augmenter(torch.ones(1, augmenter.noise_size))[0].detach()
+    bounds = torch.tensor(most, dtype=p.dtype)
+    assert torch.allclose(p, bounds) if bounds.isfinite().all() else (p > 2).all()
 
 
 def test_grey_images_have_neither_saturation_nor_hue():

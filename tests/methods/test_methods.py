@@ -54,7 +54,20 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     "bilevel off": ("bilevel", {"learn": "off"}),
     "bilevel decay_only": ("bilevel", {"learn": "decay_only", "weight_decay": 0.1}),
     "bilevel train_loss": ("bilevel", {"learn": "train_loss"}),
-    "bilevel as released": ("bilevel", {"as_released": True, "group": "affine+color"}),
+    # Translation: published affine parameters have no bounds, nor has what they do in ten steps.
+    "bilevel as published": ("bilevel", {"protocol": "paper", "group": "translation"}),
+    "bilevel as published K=2 J=2": (
+        "bilevel",
+        {
+            "protocol": "paper",
+            "group": "color",
+            "size": "medium",
+            "unroll": 2,
+            "every": 2,
+            "resplit": "fixed",
+        },
+    ),
+    "bilevel as released": ("bilevel", {"protocol": "release", "group": "affine+color"}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
 }
 

@@ -58,7 +58,7 @@ def test_no_file_outside_of_methods_names_one():
     'SMALL = {"fast_autoaugment": {}}',
     'every = getattr(run.method, "every", 1)',
     "steps = run.method.every",
-    'if entry.hyperparameters.get("as_released"): pass',
+    'if entry.hyperparameters.get("resplit"): pass',
     'source = entry.hyperparameters.get("of")',
 ])  # fmt: skip
 def test_the_law_above_can_be_broken(code):
