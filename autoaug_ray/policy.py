@@ -36,7 +36,7 @@ class Policy(nn.Module):
     def __init__(self, method: Method, task: Task, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.method, self.task = method, task
-        self.state: Any = method.init(task, seed=0, device=torch.device("cpu"))
+        self.state: Any = method.start(task, seed=0, device=torch.device("cpu"))
         self.state.load_state_dict(dict(state), strict=False)
         self._generators: dict[torch.device, torch.Generator] = {}
 
@@ -104,9 +104,10 @@ def load_policy(path: str | Path, code: str | Path | None = None) -> Policy:
 
 
 def task_of(shape: Sequence[Any]) -> Task:
-    """[channels, height, width, [images of each class]], as checkpoints and policies hold it."""
-    channels, height, width, counts = shape
-    return Task(channels, height, width, tuple(counts))
+    """[channels, height, width, [images of each class], [mean of each channel]], as checkpoints and
+    policies hold it; those of earlier versions lack the last, which only a cutout needs."""
+    channels, height, width, counts, *mean = shape
+    return Task(channels, height, width, tuple(counts), tuple(mean[0]) if mean else ())
 
 
 def tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def export(
         folder / "policy.pt",
         {
             "method": method.model_dump_json(),
-            "shape": [*task[:3], list(task.class_counts)],
+            "shape": task.plain(),
             "state": tensors(state),
             "schedule": [[start, tensors] for start, tensors in schedule],
         },

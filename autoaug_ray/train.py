@@ -170,14 +170,14 @@ def prepare(config: Run, device: torch.device, data_used: DataUsed) -> Setup:
     training, splits = config.train, data_used.splits
     pool, classes = splits.train, len(splits.classes)
     class_counts = torch.bincount(pool.labels, minlength=classes).tolist()
-    model = models.build(
-        config.model, classes, *data.channel_statistics(pool), seed=seed_of(config.seed, "init")
-    ).to(device)
+    mean, std = data.channel_statistics(pool)
+    seed = seed_of(config.seed, "init")
+    model = models.build(config.model, classes, mean, std, seed=seed).to(device)
     steps = training.iters_per_epoch or max(1, len(pool) // training.batch_size)
     noise = stream(config.seed, "augment", device)
     learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
-    task = Task(*pool.shape, tuple(class_counts))
-    state = method.init(task, seed_of(config.seed, "augmenter"), device)
+    task = Task(*pool.shape, tuple(class_counts), tuple(mean.tolist()))
+    state = method.start(task, seed_of(config.seed, "augmenter"), device)
     return Setup(config, data_used, task, learner, state, steps)
 
 
@@ -203,10 +203,9 @@ def warm_up(config: Run, device: torch.device, data_used: DataUsed) -> None:
 
 def snapshot(setup: Setup, epoch: int) -> dict[str, Any]:
     """All that the epochs after this one depend on."""
-    channels, height, width, class_counts = setup.task
     return {
         "epoch": epoch,
-        "shape": [channels, height, width, list(class_counts)],
+        "shape": setup.task.plain(),
         "learner": setup.learner.state_dict(),
         "state": dict(setup.state.state_dict()),
     }

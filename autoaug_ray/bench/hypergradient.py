@@ -20,7 +20,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.methods import AnyMethod
-from autoaug_ray.methods.base import NextMeta, Task, as_float, flipped
+from autoaug_ray.methods.base import NextMeta, Task, as_float
 from autoaug_ray.methods.bilevel import Bilevel, BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
 from autoaug_ray.settings.classifier import Classifier
@@ -95,7 +95,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
     """A bilevel step of K = 1 that takes a difference quotient for the second derivative."""
 
     def step(learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState) -> None:
-        x = flipped(as_float(batch.images), method.flip, learner.noise)
+        x = method.before(as_float(batch.images), learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         meta, rule = next_meta(len(x)), learner.rule
 
@@ -221,7 +221,7 @@ class Place:
             total_steps=self.total_steps,
             noise=train.stream(0, "augment", self.device),
         )
-        return learner, method.init(self.shape, 0, self.device)
+        return learner, method.start(self.shape, 0, self.device)
 
 
 def _train_step(learner: Learner, step: Step, batch: Batch, state: Any) -> None:

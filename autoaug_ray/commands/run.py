@@ -245,10 +245,21 @@ def introduce(study: Study, console: Console) -> None:
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
     )
+    _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
     if study.model.weights is not None:
         models.build(study.model, len(splits.classes), torch.zeros(1), torch.ones(1), seed=0)
+
+
+def _check_images(study: Study, shape: tuple[int, int, int]) -> None:
+    """Raise UserError for an entry that does not suit images of this shape, (channels, H, W)."""
+    for entry in study.entries:
+        for choices in entry.extremes():
+            try:
+                entry.method(choices).check_images(*shape)
+            except ValueError as error:
+                raise UserError(f"methods.{entry.label}.{error}.") from None
 
 
 def _dry_run_bank(studies: Sequence[Study]) -> Table:

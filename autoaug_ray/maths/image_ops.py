@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 from kornia import enhance
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, pad
 
 from autoaug_ray.maths.strength import Strength, sampling_grid
 
@@ -115,6 +115,36 @@ def _normalised(linear: Tensor, offset: Tensor, size: tuple[int, int]) -> Tensor
     return torch.cat([linear * half / half[:, None], (offset / half)[:, :, None]], dim=2)
 
 
+def pad_crop(
+    images: Tensor,  # (B, C, H, W)
+    padding: int,
+    top: Tensor,  # (B,) long in 0..2 * padding
+    left: Tensor,  # (B,) long in 0..2 * padding
+    strength: Strength | None = None,
+) -> Tensor:
+    """Frame each image with `padding` zeros, and keep the H x W pixels from (top, left) on.
+
+    torchvision's RandomCrop(H, padding=padding) at these offsets, which are the sample's own;
+    `top` = `left` = `padding` returns the image. Exact, as no pixel is interpolated, and
+    differentiable in the images. Raises ValueError for a wrong shape.
+    """
+    _need("top", top, (len(images),))
+    _need("left", left, (len(images),))
+    channels, height, width = images.shape[1:]
+    rows = torch.arange(height, device=images.device) + top[:, None]  # (B, H)
+    columns = torch.arange(width, device=images.device) + left[:, None]  # (B, W)
+    framed = pad(images, (padding,) * 4)
+    # No pixel is gathered twice: the sums of a backward pass have one order, also on a GPU.
+    kept = framed.gather(2, rows[:, None, :, None].expand(-1, channels, -1, framed.shape[3]))
+    out = kept.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+    if strength is not None:
+        matrix = identity_matrix(len(images), images.detach().float())
+        matrix[:, 0, 2] = (left - padding) * (2 / width)
+        matrix[:, 1, 2] = (top - padding) * (2 / height)
+        strength.warp(matrix)
+    return out
+
+
 # --- colour, differentiable -----------------------------------------------------------------------
 
 
@@ -161,6 +191,30 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
     return enhance.adjust_hue(images, turns * (2 * math.pi))
+
+
+IMAGENET_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+IMAGENET_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+"""Of the covariance of ImageNet's RGB values in [0, 1]: a row for each channel, a column for each
+component; from facebook/fb.resnet.torch, datasets/imagenet.lua."""
+
+
+def adjust_lighting(images: Tensor, alpha: Tensor) -> Tensor:
+    """Move all pixels of a sample by sum_k alpha_k lambda_k v_k, and clamp; alpha (B, 3), C = 3.
+
+    lambda_k, v_k are the eigenvalues and eigenvectors of ImageNet's colours: the PCA colour
+    augmentation of Krizhevsky et al. 2012 (section 4.1), whose alpha has a standard deviation of
+    0.1. Raises ValueError for a wrong shape.
+    """
+    _need("alpha", alpha, (len(images), 3))
+    _need("images", images, (len(images), 3, *images.shape[2:]))
+    weighted = alpha * alpha.new_tensor(IMAGENET_EIGENVALUES)
+    change = weighted @ alpha.new_tensor(IMAGENET_EIGENVECTORS).T
+    return (images + change[:, :, None, None]).clamp(0, 1)
 
 
 # --- the AutoAugment family -----------------------------------------------------------------------
@@ -215,12 +269,15 @@ def apply_ops(
     return out
 
 
-def cutout(images: Tensor, row: Tensor, column: Tensor, side: Tensor) -> Tensor:
-    """Paint a mid-grey square: pixels at most side // 2 before, and fewer after, (row, column).
+def cutout(
+    images: Tensor, row: Tensor, column: Tensor, side: Tensor, fill: Tensor | float = 0.5
+) -> Tensor:
+    """Paint a square: pixels at most side // 2 before, and fewer after, (row, column).
 
     `row`, `column` and `side` are (B,) long, in pixels; a side below 2 paints nothing, and the
-    square is cut at the border. As PBA's Cutout (arcelien/pba, augmentation_transforms.py), whose
-    colour (125, 122, 113) / 255 is nearly this grey.
+    square is cut at the border, as in the code of DeVries and Taylor 2017 (uoguelph-mlrg/Cutout).
+    `fill` is a colour (C, 1, 1) or a grey. The default is nearly the colour of PBA's Cutout
+    (arcelien/pba, augmentation_transforms.py), (125, 122, 113) / 255. Differentiable in the images.
     """
     rows = torch.arange(images.shape[2], device=images.device) - row[:, None]  # (B, H)
     columns = torch.arange(images.shape[3], device=images.device) - column[:, None]  # (B, W)
@@ -228,7 +285,7 @@ def cutout(images: Tensor, row: Tensor, column: Tensor, side: Tensor) -> Tensor:
     in_row = (rows >= -half) & (rows < half)
     in_column = (columns >= -half) & (columns < half)
     hole = in_row[:, :, None] & in_column[:, None, :]  # (B, H, W)
-    return images.masked_fill(hole[:, None], 0.5)
+    return torch.where(hole[:, None], fill, images)
 
 
 def _op_matrix(

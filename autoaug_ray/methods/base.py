@@ -7,14 +7,16 @@ method carries through training is another value, made by `init` and put into ch
 import abc
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
 from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
+from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.training import Training
@@ -32,6 +34,13 @@ class Task(NamedTuple):
     width: int
     class_counts: tuple[int, ...] = ()
     """Number of images of each class in the pool."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel over the pool, in [0, 1]: the colour that the classifier's normalisation
+    takes to zero, unless it starts from ImageNet's weights."""
+
+    def plain(self) -> list[Any]:
+        """As checkpoints and policies hold it; `policy.task_of` reads it."""
+        return [*self[:3], list(self.class_counts), list(self.mean)]
 
 
 class Stateless(nn.Module):
@@ -129,6 +138,10 @@ class Method(Settings, abc.ABC):
     def check(self, training: Training) -> None:
         """Raise ValueError, in one sentence, for settings of the training that do not suit it."""
 
+    def check_images(self, channels: int, height: int, width: int) -> None:
+        """Raise ValueError, in one sentence that begins with a field, if it does not suit images of
+        this shape."""
+
     # How it is searched. A range in the study is searched for any method.
 
     found_names: ClassVar[tuple[str, ...]] = ()
@@ -217,6 +230,17 @@ class Method(Settings, abc.ABC):
         state."""
         return Stateless()
 
+    @final
+    def start(self, task: Task, seed: int, device: torch.device) -> nn.Module:
+        """The state that `init` makes, with the `mean_colour` (channels,) of the task beside it.
+
+        It is a buffer that no checkpoint holds, as the task tells it again.
+        """
+        state = self.init(task, seed, device)
+        mean = torch.tensor(task.mean, device=device)
+        state.register_buffer("mean_colour", mean, persistent=False)
+        return state
+
     @abc.abstractmethod
     def augment(
         self,
@@ -258,15 +282,84 @@ class Method(Settings, abc.ABC):
         return learner.logits(images)
 
 
+class Staged(Method, abc.ABC):
+    """A method whose policy has before and after it what the CIFAR protocols do to every image.
+
+    Flip, then crop; the policy; then cutout. The classes below it differ in `transform` alone, and
+    draw the numbers of the stage in one order: those of the flip, the crop, their own, the cutout.
+    What is switched off draws none.
+    """
+
+    flip: Flip = "horizontal"
+    """Mirror each image with probability one half."""
+    crop: int = Field(0, ge=0, le=1000)
+    """Pixels, +-, in x and in y, by which images are shifted, in whole pixels and independently;
+    what comes into sight is black. 4 is torchvision's RandomCrop(32, padding=4)."""
+    cutout: int = Field(0, ge=0, le=1000, multiple_of=2)
+    """Side in pixels of a square whose centre is uniform over the image, and which is cut at the
+    border (DeVries and Taylor 2017). It has the mean colour of the pool: there, the zeros are
+    painted after normalisation. On CIFAR-10, 16 is usual."""
+
+    def check_images(self, channels: int, height: int, width: int) -> None:
+        side = min(height, width)
+        if self.crop >= side:
+            raise ValueError(f"crop must be less than the {side} pixels of a side, got {self.crop}")
+        if self.cutout > side:
+            raise ValueError(f"cutout must be at most {side}, the image's side, got {self.cutout}")
+
+    @final
+    def augment(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        x = self.transform(state, self.before(images, noise, strength), noise, strength)
+        return self.after(state, x, self.draw_holes(x, noise), strength)
+
+    @abc.abstractmethod
+    def transform(
+        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        """The policy alone; the contract is that of `augment`."""
+
+    def before(
+        self, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+    ) -> Tensor:
+        """Images (B, C, H, W), flipped and cropped."""
+        x = images
+        if self.flip != "none":
+            coin = torch.rand(len(x), generator=noise, device=x.device) < 0.5
+            mirror = x.flip(-1 if self.flip == "horizontal" else -2)
+            x = torch.where(coin[:, None, None, None], mirror, x)
+        if self.crop:
+            corners = (2, len(x))
+            at = torch.randint(2 * self.crop + 1, corners, generator=noise, device=x.device)
+            x = image_ops.pad_crop(x, self.crop, at[0], at[1], strength)
+        return x
+
+    def draw_holes(self, images: Tensor, noise: torch.Generator) -> Tensor:
+        """(B, 2) row and column of the centres of what `after` cuts out of images (B, C, H, W);
+        (B, 0) if that is nothing."""
+        if not self.cutout:
+            return images.new_empty(len(images), 0, dtype=torch.long)
+        drawn = [
+            torch.randint(side, (len(images),), generator=noise, device=images.device)
+            for side in images.shape[2:]
+        ]
+        return torch.stack(drawn, dim=1)
+
+    def after(
+        self, state: Any, images: Tensor, holes: Tensor, strength: Strength | None = None
+    ) -> Tensor:
+        """The policy's images (B, C, H, W) without the squares at what `draw_holes` drew."""
+        if not self.cutout:
+            return images
+        row, column = holes.unbind(1)
+        side, colour = torch.full_like(row, self.cutout), state.mean_colour.to(images)
+        x = image_ops.cutout(images, row, column, side, colour[:, None, None])
+        if strength is not None:
+            strength.color(images, x)
+        return x
+
+
 def as_float(images: Tensor) -> Tensor:
     """uint8 -> float in [0, 1]."""
     return images.float() / 255
-
-
-def flipped(images: Tensor, flip: Flip, noise: torch.Generator) -> Tensor:
-    """Mirror each image with probability one half; with flip: none, no image."""
-    if flip == "none":
-        return images
-    coin = torch.rand(len(images), generator=noise, device=images.device) < 0.5
-    mirror = images.flip(-1 if flip == "horizontal" else -2)
-    return torch.where(coin[:, None, None, None], mirror, images)

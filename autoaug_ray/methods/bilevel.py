@@ -33,10 +33,9 @@ from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
-    Flip,
     Learning,
-    Method,
     NextMeta,
+    Staged,
     Task,
     as_float,
 )
@@ -94,6 +93,7 @@ class _Past(NamedTuple):
     labels: Tensor
     kind: Tensor | None
     noise: Tensor
+    holes: Tensor
     rule: hypergradient.SGD | hypergradient.Adam
 
 
@@ -128,8 +128,11 @@ class BilevelState(Learning):
         self.sum_of_norms += torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
 
 
-class Bilevel(Method):
-    """Learned affine, translation and colour augmentation; also on top of generated images."""
+class Bilevel(Staged):
+    """Learned affine, translation and colour augmentation; also on top of generated images.
+
+    The flip is predefined, as in the paper: it is not differentiable.
+    """
 
     name: Literal["bilevel"] = "bilevel"
 
@@ -155,10 +158,8 @@ class Bilevel(Method):
     spread: float = Field(0.1, gt=0, le=1)
     """Initial standard deviation of every parameter, as a share of its bound. Ours; the published
     protocols start from PyTorch's initial weights."""
-    flip: Flip = "horizontal"
-    """Predefined, as in the paper: a flip is not differentiable."""
     jitter: float = Field(0.0, ge=0, le=1)
-    """Predefined too, before what is learned: brightness, contrast and saturation by factors of
+    """Predefined, before what is learned: brightness, contrast and saturation by factors of
     1 +- this, as in the rows "+ Color Jitter" of the paper's tables 4 and 5 (0.4)."""
     edits: tuple[EditKind, ...] = ()
     """Kinds of generated images that stand beside the real ones. Their proportions, one set for
@@ -297,22 +298,22 @@ class Bilevel(Method):
             mixture,
         )
 
-    def augment(
+    def transform(
         self,
         state: BilevelState,
         images: Tensor,
         noise: torch.Generator,
         strength: Strength | None = None,
     ) -> Tensor:
-        x = self._predefined(images, noise, strength)
+        x = self._jittered(images, noise, strength)
         z = state.augmenter.draw(len(x), noise)
         return state.augmenter.apply_to(x, state.augmenter(z), strength)
 
-    def _predefined(
+    def _jittered(
         self, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
         c = self.jitter
-        fixed = Predefined(flip=self.flip, translate=0, brightness=c, contrast=c, saturation=c)
+        fixed = Predefined(flip="none", translate=0, brightness=c, contrast=c, saturation=c)
         return fixed.augment(None, images, noise, strength)
 
     @property
@@ -354,8 +355,9 @@ class Bilevel(Method):
             return logs
 
         x, kind = self._drawn(state, batch, learner.noise)
-        x = self._predefined(x, learner.noise)
+        x = self._jittered(self.before(x, learner.noise), learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
+        holes = self.draw_holes(x, learner.noise)
         part = max(2, round(self.fraction * len(x)))
         rule, buffers = learner.rule, learner.buffers()
         if self.protocol == "release":
@@ -364,7 +366,7 @@ class Bilevel(Method):
             buffers = state.momenta or {k: torch.zeros_like(m) for k, m in buffers.items()}
         now = _Past(
             learner.weights(), buffers, x[:part], batch.labels[:part],
-            None if kind is None else kind[:part], z[:part], rule,
+            None if kind is None else kind[:part], z[:part], holes[:part], rule,
         )  # fmt: skip
         due = self._is_due(learner.steps_done, learner.total_steps)
         # With one unrolled step on the whole batch, the look-ahead's gradient is the trainer's.
@@ -388,6 +390,7 @@ class Bilevel(Method):
             return logs | {"train_loss": h.train_loss}
         with torch.no_grad():
             augmented = state.augmenter.apply_to(x, state.augmenter(z))
+            augmented = self.after(state, augmented, holes)
         loss = learner.loss(augmented, batch.labels)
         learner.descend(loss)
         return logs | {"train_loss": loss.detach()}
@@ -399,7 +402,8 @@ class Bilevel(Method):
 
         def loss_of(past: _Past) -> hypergradient.Loss:
             def augmented() -> Tensor:
-                return state.augmenter.apply_to(past.images, state.augmenter(past.noise))
+                x = state.augmenter.apply_to(past.images, state.augmenter(past.noise))
+                return self.after(state, x, past.holes)
 
             weights = None
             if state.mixture is not None and past.kind is not None:

@@ -13,7 +13,7 @@ from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.image_ops import OPS
 from autoaug_ray.maths.policies import SubPolicies
 from autoaug_ray.maths.relaxed_policy import RelaxedPolicy
-from autoaug_ray.methods.base import Learning, NextMeta, Task, as_float, flipped
+from autoaug_ray.methods.base import Learning, NextMeta, Task, as_float
 from autoaug_ray.methods.discrete import Searched, SubPolicyState
 
 PAIRS = tuple(combinations(OPS, 2))
@@ -108,8 +108,8 @@ class Dada(Searched):
 
     def _relaxed(self, state: DadaState, batch: Split, noise: torch.Generator) -> Tensor:
         """Augmented images (B, C, H, W) in [0, 1] with a gradient towards the policy."""
-        images = flipped(as_float(batch.images), self.flip, noise)
-        return state.relaxed(images, noise)  # type: ignore[no-any-return]
+        x = state.relaxed(self.before(as_float(batch.images), noise), noise)
+        return self.after(state, x, self.draw_holes(x, noise))
 
     def end_epoch(self, state: Any) -> dict[str, float]:
         """While it learns: mean probability and magnitude of a drawn step, and the perplexity of

@@ -15,30 +15,26 @@ from autoaug_ray.learner import Learner
 from autoaug_ray.maths import policies
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import (
-    Flip,
-    Method,
     NextMeta,
     PopulationSearch,
+    Staged,
     Stateless,
     Task,
-    flipped,
 )
 
 Policy = Callable[[Tensor, torch.Generator, Strength | None], Tensor]
 
 
-class _Discrete(Method, abc.ABC):
-    """Flip, then a policy without gradients."""
-
-    flip: Flip = "horizontal"
+class _Discrete(Staged, abc.ABC):
+    """A policy without gradients."""
 
     @abc.abstractmethod
     def policy_of(self, state: Any) -> Policy: ...
 
-    def augment(
+    def transform(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
-        return self.policy_of(state)(flipped(images, self.flip, noise), noise, strength)
+        return self.policy_of(state)(images, noise, strength)
 
 
 class RandAugment(_Discrete):

@@ -35,7 +35,7 @@ class FastAutoAugment(Searched):
     """Lim et al. 2019 (arxiv.org/abs/1905.00397): density matching, without training again.
 
     Without `sub_policies` a training finds them. The classifier learns from a fixed part of each
-    class, without augmentation but for `flip`. After its last step, policies that Optuna's TPE
+    class, augmented by the shared stage alone. After its last step, policies that Optuna's TPE
     sampler proposes are scored by its loss on the other images, augmented by them: the criterion
     of the paper (section 3.2); the release takes the best of several augmentations of each image.
     The sub-policies of the `keep` best are what the final training draws from.

@@ -60,7 +60,14 @@ class _Mixture(Method, abc.ABC):
     """Every image of a batch is the real one or an edit of it; then comes what is done to both."""
 
     then: Then = Predefined()
-    """The paper's simple augmentation (flip and crop) in its place: RandAugment, or none."""
+    """The paper's simple augmentation (flip and crop) in its place: RandAugment, or none. Its stage
+    of flip, crop and cutout is that of the real and the generated images."""
+
+    def check_images(self, channels: int, height: int, width: int) -> None:
+        try:
+            self.then.check_images(channels, height, width)
+        except ValueError as error:
+            raise ValueError(f"then.{error}") from None
 
     def augment(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.augmenter import AFFINE, BOUNDS, Group, parameter_names, transform
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Flip, Method, flipped
+from autoaug_ray.methods.base import Method, Staged
 
 
 class NoAugmentation(Method):
@@ -29,17 +29,18 @@ def _uniform(n: int, spread: Tensor, noise: torch.Generator) -> Tensor:
     return (2 * draw - 1) * spread.to(noise.device)
 
 
-class Predefined(Method):
-    """Flip, crop by translation, affine and colour jitter in people's units.
+class Predefined(Staged):
+    """Translation, affine, colour jitter and lighting in people's units, in this order.
 
     The defaults are the paper's usual geometric augmentation (section 5.1): flip and +-4 pixels.
-    Its BACH row adds rotate 10 and scale (0.5, 2); its CIFAR jitter is 0.4 each, without hue.
+    Its BACH row adds rotate 10 and scale (0.5, 2); its CIFAR jitter is 0.4 each, without hue; its
+    ImageNet row has the colours of He et al. 2016 instead, which are lighting 0.1 (section 5.3).
     """
 
     name: Literal["predefined"] = "predefined"
-    flip: Flip = "horizontal"
-    translate: float = Field(4.0, ge=0, le=1000)
-    """Pixels, +-, in x and in y."""
+    translate: float | None = Field(None, ge=0, le=1000)
+    """Pixels, +-, in x and in y, also by parts of a pixel. None: 4, or 0 beside a `crop`, which
+    shifts already."""
     rotate: float = Field(0.0, ge=0, le=180)
     """Degrees, +-."""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -52,20 +53,29 @@ class Predefined(Method):
     """Factors 1 +- this."""
     hue: float = Field(0.0, ge=0, le=0.5)
     """Turns of the colour circle, +-."""
+    lighting: float = Field(0.0, ge=0, le=10)
+    """Standard deviation of the PCA colour augmentation of Krizhevsky et al. 2012, whose is 0.1."""
 
     def model_post_init(self, context: Any) -> None:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale must be [low, high] with 0 < low <= high, got [{low}, {high}]")
 
-    def augment(
+    def check_images(self, channels: int, height: int, width: int) -> None:
+        super().check_images(channels, height, width)
+        if self.lighting and channels != 3:
+            raise ValueError(
+                f"lighting must be 0 for images of {channels} channel(s), which have "
+                f"no principal colours, got {self.lighting:g}"
+            )
+
+    def transform(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
-        x = flipped(images, self.flip, noise)
+        x = images
         low, high = torch.tensor(self.scale).log().tolist()
-        spread = torch.tensor(
-            [self.translate, self.translate, self.rotate, (high - low) / 2, self.shear]
-        )
+        shift = (0.0 if self.crop else 4.0) if self.translate is None else self.translate
+        spread = torch.tensor([shift, shift, self.rotate, (high - low) / 2, self.shear])
         if spread.any() or low:
             dx, dy, angle, zoom, shear = _uniform(len(x), spread, noise).unbind(1)
             matrix = image_ops.affine_matrix(
@@ -84,10 +94,15 @@ class Predefined(Method):
         if jitter:
             drawn = _uniform(len(x), torch.tensor(list(jitter.values())), noise)
             x = transform(x, drawn, list(jitter), strength)
+        if self.lighting:
+            normal = torch.randn(len(x), 3, generator=noise, device=noise.device)
+            before, x = x, image_ops.adjust_lighting(x, self.lighting * normal)
+            if strength is not None:
+                strength.color(before, x)
         return x
 
 
-class RandomAffine(Method):
+class RandomAffine(Staged):
     """Draws each entry of the 2x3 matrix uniformly around the identity, within its own half-range.
 
     With ranges in the study this is the paper's grid (two values for each of six parameters: 64
@@ -95,7 +110,6 @@ class RandomAffine(Method):
     """
 
     name: Literal["random_affine"] = "random_affine"
-    flip: Flip = "horizontal"
     scale_x: float = Field(0.0, ge=0, le=BOUNDS["scale_x"])
     shear_x: float = Field(0.0, ge=0, le=BOUNDS["shear_x"])
     translate_x: float = Field(0.0, ge=0, le=BOUNDS["translate_x"])
@@ -103,29 +117,26 @@ class RandomAffine(Method):
     scale_y: float = Field(0.0, ge=0, le=BOUNDS["scale_y"])
     translate_y: float = Field(0.0, ge=0, le=BOUNDS["translate_y"])
 
-    def augment(
+    def transform(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
         spread = torch.tensor([getattr(self, k) for k in AFFINE])
-        x = flipped(images, self.flip, noise)
-        return transform(x, _uniform(len(x), spread, noise), AFFINE, strength)
+        return transform(images, _uniform(len(images), spread, noise), AFFINE, strength)
 
 
-class ValidatedMagnitude(Method):
+class ValidatedMagnitude(Staged):
     """One scalar for all parameters of a group (section 5.1): uniform within +-magnitude of bound.
 
     A magnitude of 1 is the whole range that a learned augmenter can reach.
     """
 
     name: Literal["validated_magnitude"] = "validated_magnitude"
-    flip: Flip = "horizontal"
     group: Group = "affine"
     magnitude: float = Field(0.1, ge=0, le=1)
 
-    def augment(
+    def transform(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
         names = parameter_names(self.group, images.shape[1])
         spread = self.magnitude * torch.tensor([BOUNDS[k] for k in names])
-        x = flipped(images, self.flip, noise)
-        return transform(x, _uniform(len(x), spread, noise), names, strength)
+        return transform(images, _uniform(len(images), spread, noise), names, strength)

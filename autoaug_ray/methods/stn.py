@@ -10,15 +10,7 @@ from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.augmenter import BOUNDS, parameter_names, transform
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import (
-    Flip,
-    Learning,
-    Method,
-    NextMeta,
-    Task,
-    as_float,
-    flipped,
-)
+from autoaug_ray.methods.base import Learning, NextMeta, Staged, Task, as_float
 
 
 class Localisation(nn.Module):
@@ -52,14 +44,13 @@ class STNState(Learning):
         self.optimiser = torch.optim.Adam(network.parameters(), lr=lr)
 
 
-class STN(Method):
+class STN(Staged):
     """Spatial transformer (Jaderberg et al. 2015), Table 1's transformation-invariant row.
 
     Trained by the training loss together with the classifier, and applied at test time too.
     """
 
     name: Literal["stn"] = "stn"
-    flip: Flip = "horizontal"
     group: Literal["translation", "affine"] = "affine"
     lr: float = Field(1e-3, gt=0, le=1)
 
@@ -69,14 +60,14 @@ class STN(Method):
             network = Localisation(task.channels, parameter_names(self.group, task.channels))
         return STNState(network.to(device), self.lr)
 
-    def augment(
+    def transform(
         self,
         state: STNState,
         images: Tensor,
         noise: torch.Generator,
         strength: Strength | None = None,
     ) -> Tensor:
-        return self._align(state, flipped(images, self.flip, noise), strength)
+        return self._align(state, images, strength)
 
     def _align(self, state: STNState, images: Tensor, strength: Strength | None = None) -> Tensor:
         return transform(images, state.network(images), state.network.names, strength)

@@ -26,9 +26,9 @@ class Classifier(Settings):
     freeze_backbone: bool = False
     """Only the last layer learns. Batch norm still follows the batches, as in DAFusion's code."""
     crop: int | None = Field(None, ge=8, le=2048)
-    """The classifier sees the middle of the augmented images, a square of this side in pixels: to
-    translate larger images by up to the margin is then the usual random crop, without a border.
-    Smaller images stay as they are; None: the whole image."""
+    """The classifier sees the middle of the augmented images, a square of this side in pixels: a
+    method's own `crop` by up to the margin is then the usual random crop of larger images, without
+    a border. Smaller images stay as they are; None: the whole image."""
 
     @field_validator("name")
     @classmethod

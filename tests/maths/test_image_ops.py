@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from torchvision_ops import torchvision_op
 
 from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.image_ops import (
@@ -14,11 +15,13 @@ from autoaug_ray.maths.image_ops import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
+    adjust_lighting,
     adjust_saturation,
     affine_matrix,
     apply_ops,
     cutout,
     identity_matrix,
+    pad_crop,
     warp,
 )
 from autoaug_ray.maths.strength import Strength, sampling_grid
@@ -215,29 +218,6 @@ def test_colour_gradients_are_right_and_finite_everywhere(ours, theirs, values, 
 # --- the AutoAugment family -----------------------------------------------------------------------
 
 
-def torchvision_op(image: Tensor, name: str, m: float) -> Tensor:
-    """torchvision's `_apply_op` for one uint8 image, with the v2 functions; m as in apply_ops."""
-    tangent = math.degrees(math.atan(m))
-    still = dict(angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, 0.0])
-    return {
-        "Identity": lambda: image,
-        "ShearX": lambda: F.affine(image, **still | dict(shear=[tangent, 0.0]), center=[0, 0]),
-        "ShearY": lambda: F.affine(image, **still | dict(shear=[0.0, tangent]), center=[0, 0]),
-        "TranslateX": lambda: F.affine(image, **still | dict(translate=[int(m), 0])),
-        "TranslateY": lambda: F.affine(image, **still | dict(translate=[0, int(m)])),
-        "Rotate": lambda: F.rotate(image, m),
-        "Brightness": lambda: F.adjust_brightness(image, 1 + m),
-        "Color": lambda: F.adjust_saturation(image, 1 + m),
-        "Contrast": lambda: F.adjust_contrast(image, 1 + m),
-        "Sharpness": lambda: F.adjust_sharpness(image, 1 + m),
-        "Posterize": lambda: F.posterize(image, int(m)),
-        "Solarize": lambda: F.solarize(image, m * 255),
-        "AutoContrast": lambda: F.autocontrast(image),
-        "Equalize": lambda: F.equalize(image),
-        "Invert": lambda: F.invert(image),
-    }[name]()
-
-
 def magnitudes_of(name: str, n: int) -> Tensor:
     """(n,) different magnitudes over the whole range of TrivialAugment and beyond 32 px images."""
     spans = {
@@ -353,6 +333,71 @@ def test_cutout_paints_one_square_per_sample() -> None:
     hole = cutout(images, row, column, side) == 0.5
     assert torch.equal(hole.sum(dim=(1, 2, 3)), 3 * torch.tensor([16, 4, 9, 0]))
     assert hole[0, :, 0:4, 1:5].all() and hole[1, :, :2, :2].all() and hole[2, :, 3:, 5:].all()
+
+
+def test_cutout_is_the_loop_of_devries_and_taylor() -> None:
+    """Of their util/cutout.py, with the colour of the mean where their zeros are normalised."""
+    images = levels(200, 3, "noise").float() / 255
+    g = torch.Generator().manual_seed(0)
+    row, column = (torch.randint(side, (200,), generator=g) for side in (H, W))
+    colour = torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    out = cutout(images, row, column, torch.full((200,), 16), colour)
+    for image, r, c, cut in zip(images, row.tolist(), column.tolist(), out, strict=True):
+        expected = image.clone()
+        top, bottom = max(r - 16 // 2, 0), min(r + 16 // 2, H)
+        left, right = max(c - 16 // 2, 0), min(c + 16 // 2, W)
+        expected[:, top:bottom, left:right] = colour
+        assert torch.equal(cut, expected)
+
+
+# --- crop and lighting ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pad_crop_is_torchvisions_at_every_offset(channels: int) -> None:
+    offsets = torch.cartesian_prod(torch.arange(9), torch.arange(9))
+    images = levels(len(offsets), channels, "noise").float() / 255
+    strength = Strength(images)
+    out = pad_crop(images, 4, *offsets.unbind(1), strength)
+    for image, (top, left), cropped in zip(images, offsets.tolist(), out, strict=True):
+        assert torch.equal(cropped, F.crop(F.pad(image, [4, 4]), top, left, H, W))
+    moved = (offsets - 4).float().norm(dim=1)
+    torch.testing.assert_close(strength.displacement(), moved, atol=1e-5, rtol=1e-5)
+
+
+def test_a_crop_is_the_warp_by_as_many_pixels() -> None:
+    """The other way that images are shifted: `predefined` translates by a matrix."""
+    images = levels(3, 3, "noise").double() / 255
+    top, left = torch.tensor([0, 4, 7]), torch.tensor([8, 4, 3])
+    warped = warp(images, motion(3, translate=[[-4, 4], [0, 0], [1, -3]]))
+    torch.testing.assert_close(pad_crop(images, 4, top, left), warped)
+
+
+def test_crop_and_cutout_have_second_derivatives_in_the_images() -> None:
+    images = torch.rand(2, 1, 4, 5, dtype=torch.float64, requires_grad=True)
+    where = torch.tensor([0, 3])
+
+    def square_of_both(x: Tensor) -> Tensor:
+        return cutout(pad_crop(x, 2, where, where), where, where, torch.full((2,), 2)) ** 2
+
+    assert torch.autograd.gradcheck(square_of_both, (images,))
+    assert torch.autograd.gradgradcheck(square_of_both, (images,))
+
+
+def test_lighting_is_a_walk_along_the_principal_colours() -> None:
+    images = levels(5, 3, "noise").double() / 1000 + 0.3  # no pixel is clamped
+    alpha = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 10
+    change = adjust_lighting(images, alpha) - images
+    values, vectors = image_ops.IMAGENET_EIGENVALUES, image_ops.IMAGENET_EIGENVECTORS
+    for sample, weights in zip(change, alpha.tolist(), strict=True):
+        for channel in range(3):
+            steps = (weights[k] * values[k] * vectors[channel][k] for k in range(3))
+            torch.testing.assert_close(sample[channel], torch.full((H, W), sum(steps)).double())
+    # Eigenvectors of a covariance are orthonormal, here as far as four digits say.
+    v = torch.tensor(vectors)
+    torch.testing.assert_close(v.T @ v, torch.eye(3), atol=2e-4, rtol=0)
+    bright = adjust_lighting(torch.ones(1, 3, 2, 2), torch.tensor([[-9.0, 0, 0]]))
+    assert torch.equal(bright, torch.ones(1, 3, 2, 2))  # a change upwards, clamped
 
 
 # --- Strength -------------------------------------------------------------------------------------

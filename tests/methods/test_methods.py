@@ -69,6 +69,8 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     ),
     "bilevel as released": ("bilevel", {"protocol": "release", "group": "affine+color"}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
+    "randaugment with the stage": ("randaugment", {"crop": 2, "cutout": 8}),
+    "bilevel K=2 with the stage": ("bilevel", {"unroll": 2, "crop": 2, "cutout": 8}),
 }
 
 TASK = Task(1, 28, 28, (16,) * 10)
