@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def editor(model):
-    def make(*, batch_size=32, tokens=None, **settings):
+    def make(*, batch_size=32, tokens=(), **settings):
         settings = Generation(**{"model": model, "calls": 4, **settings})
         return Editor(settings, device=CPU, batch_size=batch_size, tokens=tokens)
 
