@@ -88,7 +88,7 @@ class Generation(Settings):
 
         `kinds`: the kinds of images that are mixed.
         """
-        captions = {"captioner"} if set(kinds) & {"local", "transfer"} else set()
+        captions = ["captioner"] if set(kinds) & {"local", "transfer"} else []
         missing = [*OF_EMBEDDED, *captions] if kinds and self.model != "embedded" else []
         for key in missing:
             if key not in self.model_fields_set:

@@ -233,7 +233,9 @@ class Worker:
                 from autoaug_ray.generate.any_pipeline import PipelineEditor
                 from autoaug_ray.generate.img2img import Editor
 
-                kind = PipelineEditor if self.settings.solver == "own" else Editor
+                kind: type[Editor] | type[PipelineEditor] = Editor
+                if self.settings.solver == "own":
+                    kind = PipelineEditor
                 self._editor = kind(
                     self.settings,
                     device=self.device,

@@ -16,6 +16,8 @@ from autoaug_ray.generate.img2img import Editor, Job
 from autoaug_ray.generate.settings import Generation, Tokens, Workers
 from autoaug_ray.generate.worker import Worker
 
+# By Euler's schedulers of diffusers with numpy 2.4.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 CPU = torch.device("cpu")
 FAMILIES = {
     "turbo": (tiny_pipelines.save_turbo, {"calls": 2, "guidance": 0.0}),

@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipelin
 from torch import nn
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import img2img, resize
+from autoaug_ray.generate import img2img, pipeline, resize
 from autoaug_ray.generate.img2img import Editor, Job, timesteps
 from autoaug_ray.generate.settings import Generation
 
@@ -121,6 +121,23 @@ def test_timesteps_all_differ(strength, calls):
     assert all(a > b for a, b in zip(at, at[1:], strict=False))
     with pytest.raises(UserError, match="calls must be at most"):
         timesteps(abar, strength, round(1000 * strength) + 1)
+
+
+def test_one_call_is_the_models_own_guess_of_the_image(editor):
+    """x0 = (x_t0 - sqrt(1 - abar) eps) / sqrt(abar), without guidance."""
+    one, job = editor(calls=1, guidance=0.0, strength=0.5), jobs(1, (3, 64, 64))[0]
+    pipe, t0 = one._pipe, 499
+    with torch.no_grad():
+        x0 = pipeline.encode(pipe, job.image[None] / 255)
+        noise = torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(job.seed))
+        abar = pipe.scheduler.alphas_cumprod[t0]
+        noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+        text, _ = pipe.encode_prompt([job.prompt], CPU, 1, False)
+        eps = pipe.unet(noisy, t0, encoder_hidden_states=text).sample
+        guess = (noisy - (1 - abar).sqrt() * eps) / abar.sqrt()
+        image = pipe.vae.decode(guess / pipe.vae.config.scaling_factor).sample[0] / 2 + 0.5
+    edited = one.edit([job])[0].image
+    assert float((edited - 255 * image.clamp(0, 1)).abs().max()) < 0.51
 
 
 def test_timesteps_of_a_schedule_that_is_steep_at_its_start():
