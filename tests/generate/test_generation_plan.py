@@ -271,7 +271,7 @@ def test_fingerprints_ask_only_for_the_models_that_are_needed(tmp_path):
     settings = Generation(model=str(tmp_path / "sd"), captioner=str(tmp_path / "blip"))
     mark = plan.fingerprints(some, settings)
     assert None not in mark[:3] and mark.tokens is None
-    assert plan.fingerprints(some, settings, ["fixed"])[1:] == (None, None, None)
+    assert plan.fingerprints(some, settings, ["fixed"])[1:4] == (None, None, None)
     assert plan.fingerprints(some, settings, ["local"]).embedder is None
     missing = Generation(model=str(tmp_path / "sd"), captioner=str(tmp_path / "nowhere"))
     plan.fingerprints(some, missing, ["fixed"])

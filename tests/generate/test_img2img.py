@@ -318,9 +318,9 @@ def test_what_must_not_be_trained_on_is_rejected(editor):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_bad_pixel_is_enough(bad):
     image, source = torch.rand(3, 32, 32), images(1, (1, 28, 28))[0]
-    assert img2img._finish(image, source).reject is None
+    assert img2img.finish(image, source).reject is None
     image[1, 0, 0] = bad  # even where the padding is
-    assert img2img._finish(image, source).reject == "not finite"
+    assert img2img.finish(image, source).reject == "not finite"
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])
