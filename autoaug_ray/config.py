@@ -286,6 +286,7 @@ def study(
         )
     for entry in entries:
         _check_entry(entry, checked, labels)
+    checked.generate.check({kind for entry in entries for kind in entry.first_method.kinds})
     if checked.published is not None:
         _check_published(checked.published, labels)
     if len(set(checked.seeds)) < len(checked.seeds) or not checked.seeds:

@@ -26,7 +26,7 @@ from autoaug_ray.config import Run
 from autoaug_ray.data import AnySplit, Edits, Split, Splits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.plan import content_hash
-from autoaug_ray.generate.settings import ImageKind
+from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, Task, as_float
@@ -57,13 +57,12 @@ class EditBank(Protocol):
     """Where generated images come from; `autoaug_ray.generate.bank.Bank` is the one."""
 
     def variants(
-        self, plan_key: str, kinds: Sequence[ImageKind], shape: tuple[int, int, int],
-        hashes: Sequence[str],
+        self, plan_key: str, drawn: Drawn, shape: tuple[int, int, int], hashes: Sequence[str]
     ) -> Edits: ...  # fmt: skip
 
-    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> Mapping[str, float]: ...
+    def cost(self, plan_key: str, drawn: Drawn) -> Mapping[str, float]: ...
 
-    def work(self, plan_key: str, kinds: Sequence[ImageKind]) -> Mapping[str, float]: ...
+    def work(self, plan_key: str, drawn: Drawn) -> Mapping[str, float]: ...
 
 
 def run(
@@ -150,18 +149,20 @@ def load_data(config: Run, device: torch.device, bank: EditBank | None) -> DataU
 
 
 def with_edits(splits: Splits, config: Run, bank: EditBank | None) -> DataUsed:
-    """`splits` whose train and meta images have their edits of the method's kinds beside them."""
+    """`splits` whose train and meta images have the edits beside them that the method may draw."""
     if bank is None or config.bank_plan is None:
         raise RunError(f"{config.label}: generated images are needed, but no bank was given.")
-    plan, kinds, device = config.bank_plan, config.method.kinds[1:], splits.train.labels.device
+    plan, labels = config.bank_plan, splits.train.labels
+    counts = torch.bincount(labels, minlength=len(splits.classes)).tolist()
+    drawn = config.method.drawn(counts)
     hashes = [content_hash(i) for b in data.batches(splits.train) for i in b.images.cpu()]
-    variants = bank.variants(plan, kinds, splits.train.shape, hashes)
-    if not len(variants.images):
+    variants = bank.variants(plan, drawn, splits.train.shape, hashes)
+    if any(drawn.values()) and not len(variants.images):
         raise RunError(f"{config.label}: none of the generated images can be used.")
-    edits = Edits(*(x.to(device) for x in (variants.images, variants.start, variants.count)))
+    edits = Edits(*(x.to(labels.device) for x in (variants.images, variants.start, variants.count)))
     train, meta = (replace(s, edits=edits) for s in (splits.train, splits.meta))
-    hours = {phase: seconds / 3600 for phase, seconds in bank.cost(plan, kinds).items()}
-    return DataUsed(replace(splits, train=train, meta=meta), hours, bank.work(plan, kinds))
+    hours = {phase: seconds / 3600 for phase, seconds in bank.cost(plan, drawn).items()}
+    return DataUsed(replace(splits, train=train, meta=meta), hours, bank.work(plan, drawn))
 
 
 def prepare(config: Run, device: torch.device, data_used: DataUsed) -> Setup:

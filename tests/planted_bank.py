@@ -5,7 +5,7 @@ import torch
 from autoaug_ray.generate import plan
 from autoaug_ray.generate.bank_files import write_shard
 from autoaug_ray.generate.plan import Fingerprints, Pool
-from autoaug_ray.generate.settings import EDITS, Generation
+from autoaug_ray.generate.settings import EDITS, Generation, of_all_classes
 
 CLASSES = ("cat", "dog/wolf")
 NEAR = ((1,), (0,))
@@ -20,12 +20,17 @@ def make_pool(seed=0):
     return Pool(images, torch.tensor([0, 1, 0, 1]), CLASSES)
 
 
-def make_plan(bank, some, kinds=EDITS, settings=SETTINGS, mark=MARK):
-    draws = plan.draw(some, NEAR, settings, kinds)
+def of(*kinds):
+    return of_all_classes(kinds, len(CLASSES))
+
+
+def make_plan(bank, some, drawn=None, settings=SETTINGS, mark=MARK):
+    drawn = of(*EDITS) if drawn is None else drawn
+    draws = plan.draw(some, NEAR, settings, drawn)
     continuations = {i: f"that is number {i}" for i in plan.captioned(draws)}
     edits = plan.build(some, draws, continuations, settings, mark, len)
-    key = plan.plan_key(some, settings, mark, kinds)
-    bank.write_plan(key, edits, some, kinds, settings, mark)
+    key = plan.plan_key(some, settings, mark, drawn)
+    bank.write_plan(key, edits, some, drawn, settings, mark)
     return key, edits
 
 

@@ -11,7 +11,7 @@ from autoaug_ray import data
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.plan import Pool
-from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.generate.settings import Generation, Workers, of_all_classes
 
 PER_SOURCE = 8  # edits of each image
 
@@ -30,12 +30,13 @@ def actors(
     train = splits.train.load()
     pool = Pool(train.images[:n], train.labels[:n], splits.classes)
     settings = Generation(per_source=PER_SOURCE, per_class=1)
+    drawn = of_all_classes(["fixed"], len(pool.classes))
     rates = []
     for count in (1, most):
         with tempfile.TemporaryDirectory(prefix="autoaug-bench-") as root:
             bank = Bank(Path(root))
             workers = Workers(actors=count, shard_size=size)
-            fill_bank.fill(bank, [pool], settings, workers, ("fixed",), lambda line: None)
+            fill_bank.fill(bank, [pool], settings, workers, [drawn], lambda line: None)
             shard_names = {path.stem for path in bank.shards()}
             ends = sorted(line["at"] for line in bank.attempts() if line["run"] in shard_names)
         # An actor's first shard loads its models.

@@ -14,7 +14,7 @@ from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.config import Run
 from autoaug_ray.data import Edits
 from autoaug_ray.generate.plan import content_hash
-from autoaug_ray.generate.settings import ImageKind
+from autoaug_ray.generate.settings import Drawn, ImageKind
 
 Edit = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(images, labels, generator) -> edited images."""
@@ -46,7 +46,7 @@ class Planted:
     def variants(
         self,
         plan_key: str,
-        kinds: Sequence[ImageKind],
+        drawn: Drawn,
         shape: tuple[int, int, int],
         hashes: Sequence[str],
     ) -> Edits:
@@ -55,16 +55,16 @@ class Planted:
         images, labels = self.pool.images, self.pool.labels
         edited = [
             self.edits[kind](images, labels, generator) if kind in self.edits else images
-            for kind in kinds
+            for kind in drawn
             for _ in range(self.PER_SOURCE)
         ]
-        start = self.PER_SOURCE * torch.arange(len(images) * len(kinds))
-        start = start.view(len(images), len(kinds))
+        start = self.PER_SOURCE * torch.arange(len(images) * len(drawn))
+        start = start.view(len(images), len(drawn))
         count = torch.full_like(start, self.PER_SOURCE)
         return Edits(torch.stack(edited, dim=1).flatten(0, 1), start, count)
 
-    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
-        return {"caption": 1.0, "invert": 0.0, "generate": 2.0 * len(kinds)}
+    def cost(self, plan_key: str, drawn: Drawn) -> dict[str, float]:
+        return {"caption": 1.0, "invert": 0.0, "generate": 2.0 * len(drawn)}
 
     work = cost
 

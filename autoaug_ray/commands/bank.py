@@ -29,7 +29,7 @@ def ls(bank: Bank, *, classes: bool) -> int:
     rejected = {key for key, _, reject in bank.encoded(stored) if reject is not None}
     for plan_key in bank.plans():
         plan = bank.read_plan(plan_key)
-        hours = sum(bank.cost(plan_key, plan.kinds).values()) / 3600
+        hours = sum(bank.cost(plan_key).values()) / 3600
         settings = plan.settings
         print(
             f"plan {plan_key}  {plan.images} images, {len(plan.classes)} classes, "

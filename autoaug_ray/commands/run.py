@@ -1,5 +1,6 @@
 """`autoaug-ray run`: studies -> one Tune run each -> a report each."""
 
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -271,8 +272,7 @@ def _dry_run_bank(studies: Sequence[Study]) -> Table:
     for name in ("device", "images", "TFLOP per image", "EFLOP", "device-hours", "GB on disk"):
         table.add_column(name, justify="left" if name == "device" else "right")
     for device, f in forecasts.items():
-        table.add_row(
-            device, str(f.images), f"{f.tflop_per_image:.3g}", f"{f.eflop:.3g}",
-            f"{f.device_hours:.3g}", f"{f.gigabytes:.3g}",
-        )  # fmt: skip
+        figures = (f.tflop_per_image, f.eflop, f.device_hours, f.gigabytes)
+        shown = ["-" if math.isnan(x) else f"{x:.3g}" for x in figures]
+        table.add_row(device, str(f.images), *shown)
     return table

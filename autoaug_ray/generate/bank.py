@@ -26,7 +26,7 @@ from autoaug_ray.generate.plan import (
     guard,
     neighbours_name,
 )
-from autoaug_ray.generate.settings import Generation, ImageKind
+from autoaug_ray.generate.settings import Drawn, Generation, ImageKind
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import append_line
 from autoaug_ray.store.places import Place, listed, place
@@ -113,11 +113,11 @@ class Bank:
         plan_key: str,
         edits: Sequence[Edit],
         pool: Pool,
-        kinds: Sequence[ImageKind],
+        drawn: Drawn,
         settings: Generation,
         fingerprints: Fingerprints,
     ) -> None:
-        """Writes the table and the pool's own images.
+        """Writes the table and the pool's own images; `drawn`: of which kinds and classes it is.
 
         Raises UserError for an edit of an image outside the pool.
         """
@@ -125,7 +125,7 @@ class Bank:
         # The sources first: where a plan stands, all that belongs to it does.
         bank_files.write_sources(self._sources_path(plan_key), pool)
         plan = Plan(
-            plan_key, list(edits), len(pool.hashes), tuple(kinds), pool.classes, settings,
+            plan_key, list(edits), len(pool.hashes), drawn, pool.classes, settings,
             fingerprints,
         )  # fmt: skip
         bank_files.write_plan(self.plan_path(plan_key), plan)
@@ -167,11 +167,11 @@ class Bank:
     def variants(
         self,
         plan_key: str,
-        kinds: Sequence[ImageKind],
+        drawn: Drawn,
         shape: tuple[int, int, int],
         hashes: Sequence[str] | None = None,
     ) -> Variants:
-        """The images of a plan for a training; `shape`: (channels, height, width) of each.
+        """The images that a training may draw; `shape`: (channels, height, width) of each.
 
         `hashes` are those of the images that the training may see, in its order. Raises UserError
         for a plan that does not belong to exactly these, and for one whose images are not all made
@@ -184,17 +184,20 @@ class Bank:
                 raise UserError(
                     f"plan {plan_key} is of {plan.images} images, the pool has {len(hashes)}."
                 )
-        return _variants(self, plan_key, tuple(kinds), tuple(shape))
+        cells = tuple((kind, frozenset(classes)) for kind, classes in drawn.items())
+        return _variants(self, plan_key, cells, tuple(shape))
 
-    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
-        """Device-seconds by phase that the images of these kinds of this plan are billed.
+    def cost(self, plan_key: str, drawn: Drawn | None = None) -> dict[str, float]:
+        """Device-seconds by phase that the images which a training may draw are billed.
 
-        All attempts at a shard count, divided among its images: who needs half of a shard pays for
-        half of it, whoever made it. Learned words were learned for this pool, and cost all of it.
+        `drawn` None: all images of the plan. All attempts at a shard count, divided among its
+        images: who needs half of a shard pays for half of it, whoever made it. A word that a class
+        learned alone costs those who draw edits of the class; words that were learned together, for
+        this pool, cost all of it.
         """
-        return self._divided(plan_key, kinds, self.spent())
+        return self._divided(plan_key, drawn, self.spent())
 
-    def work(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
+    def work(self, plan_key: str, drawn: Drawn | None = None) -> dict[str, float]:
         """Device-seconds of work by phase that these images took, divided like their `cost`.
 
         Loading models is no part of it, nor is an attempt that was made again.
@@ -203,14 +206,14 @@ class Bank:
         for line in self.attempts():
             pieces[line["run"]].append(line)
         done = {name: meter.work(lines, meter.BANK) for name, lines in pieces.items()}
-        return self._divided(plan_key, kinds, {k: w for k, w in done.items() if w is not None})
+        return self._divided(plan_key, drawn, {k: w for k, w in done.items() if w is not None})
 
     def _divided(
-        self, plan_key: str, kinds: Sequence[ImageKind], spent: Mapping[str, float]
+        self, plan_key: str, drawn: Drawn | None, spent: Mapping[str, float]
     ) -> dict[str, float]:
         """The part of what was spent, by name in the ledger, that falls to these images."""
         plan = self.read_plan(plan_key)
-        edits = [e for e in plan.edits if e.kind in kinds]
+        edits = plan.edits if drawn is None else plan.drawn_by(drawn)
 
         def share_of(needed: set[str], files: Mapping[str, Sequence[str]]) -> float:
             """Device-seconds of the files with these keys, as far as their keys are needed."""
@@ -232,8 +235,7 @@ class Bank:
         if any(e.kind == "transfer" for e in edits):
             name = neighbours_name(plan.classes, plan.fingerprints)
             out["caption"] += spent.get(name, 0.0)
-        if plan.fingerprints.tokens is not None and edits:
-            out["invert"] += spent.get(plan.fingerprints.tokens, 0.0)
+        out["invert"] = sum(spent.get(name, 0.0) for name in plan.words_of(edits))
         return out
 
     def attempts(self) -> list[dict[str, Any]]:
@@ -310,16 +312,29 @@ def shared_bank(root: str) -> Bank:
 
 @lru_cache(maxsize=2)
 def _variants(
-    bank: Bank, plan_key: str, kinds: tuple[ImageKind, ...], shape: tuple[int, int, int]
+    bank: Bank,
+    plan_key: str,
+    cells: tuple[tuple[ImageKind, frozenset[int]], ...],
+    shape: tuple[int, int, int],
 ) -> Variants:
-    """Cached: a process that runs many trials of one study decodes its images once."""
-    plan = bank.read_plan(plan_key)
-    if unknown := [kind for kind in kinds if kind not in plan.kinds]:
-        raise UserError(
-            f"plan {plan_key} has no {unknown[0]} edits; it was made for {', '.join(plan.kinds)}."
-        )
+    """Cached: a process that runs many trials of one study decodes its images once.
+
+    `cells`: the items of what is drawn.
+    """
+    plan, drawn = bank.read_plan(plan_key), dict(cells)
+    for kind, classes in cells:
+        if kind not in plan.kinds:
+            raise UserError(
+                f"plan {plan_key} has no {kind} edits; it was made for {', '.join(plan.kinds)}."
+            )
+        if lacking := classes - set(plan.drawn[kind]):
+            raise UserError(
+                f"plan {plan_key} has no {kind} edits of class {plan.classes[min(lacking)]!r}; "
+                "no method of its study drew any."
+            )
+    kinds = tuple(drawn)
     column = {kind: k for k, kind in enumerate(kinds)}
-    edits = [e for e in plan.edits if e.kind in column]
+    edits = plan.drawn_by(drawn)
     images = {image.key: image for image in bank.encoded(e.key for e in edits)}
     if lost := len({e.key for e in edits} - images.keys() - bank.quarantined_keys()):
         raise UserError(

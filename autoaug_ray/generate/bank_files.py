@@ -40,7 +40,7 @@ from autoaug_ray.generate.plan import (
     guard,
     key_settings,
 )
-from autoaug_ray.generate.settings import Generation, ImageKind
+from autoaug_ray.generate.settings import Drawn, Generation, ImageKind, of_all_classes
 from autoaug_ray.store.folder import write_whole
 from autoaug_ray.store.places import Place, opened
 
@@ -112,10 +112,26 @@ class Plan:
     key: str
     edits: list[Edit]  # by source, then kind, then number
     images: int  # in the pool
-    kinds: tuple[ImageKind, ...]
+    drawn: Drawn
+    """The kinds and classes of which there are edits."""
     classes: tuple[str, ...]
     settings: Generation
     fingerprints: Fingerprints
+
+    @property
+    def kinds(self) -> tuple[ImageKind, ...]:
+        return tuple(self.drawn)
+
+    def drawn_by(self, drawn: Drawn) -> list[Edit]:
+        """Those of its edits that somebody may draw, in their order."""
+        cells = {(kind, self.classes[label]) for kind in drawn for label in drawn[kind]}
+        return [edit for edit in self.edits if (edit.kind, edit.class_name) in cells]
+
+    def words_of(self, edits: Iterable[Edit]) -> list[str]:
+        """The names of the learned words that these edits' prompts may hold, each once."""
+        used = {edit.class_name for edit in edits}
+        words = [self.fingerprints.word_of(i) for i, c in enumerate(self.classes) if c in used]
+        return list(dict.fromkeys(word for word in words if word is not None))
 
 
 class Caption(NamedTuple):
@@ -206,7 +222,7 @@ def write_sources(path: Place, pool: Pool) -> None:
 def write_plan(path: Place, plan: Plan) -> None:
     about = {
         "images": plan.images,
-        "kinds": list(plan.kinds),
+        "drawn": {kind: sorted(classes) for kind, classes in plan.drawn.items()},
         "classes": list(plan.classes),
         "settings": plan.settings.model_dump(mode="json"),
         "fingerprints": plan.fingerprints._asdict(),
@@ -259,15 +275,18 @@ def read_continuations(path: Place) -> dict[str, str]:
 def read_plan(path: Place) -> Plan:
     table = _read(path)
     about = json.loads(table.schema.metadata[b"about"])
+    if "drawn" not in about:  # of a time when a plan had edits of all classes
+        about["drawn"] = of_all_classes(about["kinds"], len(about["classes"]))
+    mark = Fingerprints(**about["fingerprints"])
     columns = [table[name].to_pylist() for name in PLAN.names]
     return Plan(
         key=path.stem,
         edits=[Edit(*row) for row in zip(*columns, strict=True)],
         images=about["images"],
-        kinds=tuple(about["kinds"]),
+        drawn=about["drawn"],
         classes=tuple(about["classes"]),
         settings=Generation.model_validate(about["settings"]),
-        fingerprints=Fingerprints(**about["fingerprints"]),
+        fingerprints=mark._replace(words=tuple(mark.words)),
     )
 
 

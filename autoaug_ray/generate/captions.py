@@ -6,8 +6,12 @@ BLIP-2 says; BLIP-2 ignores the image, without a word, if its processor puts no 
 decoders return the prompt rewritten ("t - shirt"), encoder-decoders do not return it at all. So
 only prompts of equally many tokens go together, which needs no padding, the prompt is cut off by
 its tokens and not by its letters, and a model that does not see is refused.
+
+Models that were tuned to talk (LLaVA, Qwen2-VL and most since) have a chat template. They are asked
+what the image shows, and go on with an answer that begins with the prompt.
 """
 
+import inspect
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +27,8 @@ from autoaug_ray.generate.resize import PADDED, enlarge
 from autoaug_ray.generate.settings import Precision
 
 MAX_NEW_TOKENS = 24
+ASKED = "What does the image show? Answer with one short sentence."
+"""The user's words to a model that talks."""
 BATCH = 32
 """Images at a time; continuations do not depend on it."""
 
@@ -43,6 +49,9 @@ class Captioner:
         self.rows = BATCH
         self._processor, self._model = _load(model, self._dtype)
         self._model.to(device)
+        self._talks = bool(getattr(self._processor, "chat_template", None))
+        # Of BERT's tokenizers, which BLIP and GIT do not take; Gemma's tell images from text.
+        self._takes_types = "token_type_ids" in inspect.signature(self._model.forward).parameters
         for module in self._model.modules():
             # Decoding is ours, not the checkpoint's: beams, sampling and length limits would differ
             # from model to model. BLIP and BLIP-2 ask an inner module for its own.
@@ -59,9 +68,9 @@ class Captioner:
         """
         assert len(images) == len(names) and images.dtype == torch.uint8
         prompts = [prefix.format(name=name).strip() for name in names]
-        length = {p: len(self._tokenizer(p).input_ids) for p in set(prompts)}
+        length = {p: len(self._tokenizer(p).input_ids) for p in set(self._with_image(prompts))}
         alike: defaultdict[int, list[int]] = defaultdict(list)
-        for i, prompt in enumerate(prompts):
+        for i, prompt in enumerate(self._with_image(prompts)):
             alike[length[prompt]].append(i)
         continuations = [""] * len(prompts)
         for members in alike.values():
@@ -80,16 +89,19 @@ class Captioner:
         """The model's inputs. All prompts have equally many tokens, so that none is padded."""
         images = images.cpu()
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        side = _square(self._processor.image_processor.size)
+        side = _square(self._processor.image_processor.size or {})
         fitting: dict[str, Any] = {}
         if side is not None and all(0 <= side - n <= PADDED for n in images.shape[-2:]):
             # As the edits see it: 28x28 is padded to 32x32 with black, not stretched.
             images = (enlarge(images / 255, side) * 255).round().to(torch.uint8)
             fitting = {"do_resize": False}
-        inputs = self._processor(
-            images=list(images), text=self._with_image(prompts), return_tensors="pt", **fitting
-        )
-        inputs.pop("token_type_ids", None)
+        text = self._with_image(prompts)
+        start = self._tokenizer.bos_token
+        if self._talks and start is not None and text[0].startswith(start):
+            fitting["add_special_tokens"] = False  # the template has put them
+        inputs = self._processor(images=list(images), text=text, return_tensors="pt", **fitting)
+        if not self._takes_types:
+            inputs.pop("token_type_ids", None)
         if self._model.config.model_type == "git":
             # Its tokenizer ends a prompt as if that were the whole caption.
             inputs |= {k: inputs[k][:, :-1] for k in ("input_ids", "attention_mask")}
@@ -99,10 +111,17 @@ class Captioner:
         }
 
     def _with_image(self, prompts: list[str]) -> list[str]:
-        """Puts the sign for "here is the image" before each prompt, as LLaVA's kind asks for.
+        """Puts each prompt into the model's chat, or behind the sign for "here is the image".
 
         BLIP-2's processor puts its own.
         """
+        if self._talks:
+            return [
+                self._processor.apply_chat_template(
+                    _chat(prompt), tokenize=False, continue_final_message=True
+                )
+                for prompt in prompts
+            ]
         token = getattr(self._processor, "image_token", None)
         return [f"{token}{p}" for p in prompts] if isinstance(token, str) else prompts
 
@@ -140,8 +159,9 @@ class Captioner:
 
         BLIP-2 has a known reason for it: its processor may put no image tokens.
         """
-        size = self._processor.image_processor.size
-        side = _square(size) or size.get("shortest_edge") or 224
+        size = self._processor.image_processor.size or {}
+        # Qwen's processors say "shortest_edge" for a number of pixels in all.
+        side = _square(size) or min(size.get("shortest_edge") or 224, 448)
         shades = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
         inputs = self._inputs(shades.expand(-1, 3, side, side), ["a photo"] * 2)
         config = self._model.config
@@ -180,6 +200,15 @@ def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise UserError(f"generate.captioner: {model} has no image processor and tokenizer.")
     return processor, loaded.eval()
+
+
+def _chat(prompt: str) -> list[dict[str, Any]]:
+    """A question about the image, and an answer that begins with the prompt."""
+    asked = [{"type": "image"}, {"type": "text", "text": ASKED}]
+    return [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": [{"type": "text", "text": prompt}]},
+    ]
 
 
 def _greedy(given: Any) -> Any:

@@ -18,7 +18,7 @@ def class_embeddings(
 ) -> Tensor:
     """The embeddings (C, d) float32 of the names, on the CPU, to be compared by cosine.
 
-    `embedder` "pipeline" is the text encoder of the Stable Diffusion `model`, a folder or hub id as
+    `embedder` "pipeline" is the first text encoder, a CLIP, of the `model`, a folder or hub id as
     `weights.resolve` gives it; anything else is a sentence-transformers model (the paper's choice).
     Raises UserError for models that cannot be loaded.
     """

@@ -5,13 +5,14 @@ for Stable Diffusion v1.4, no network are needed. A multiply-add is 2 FLOP.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
 from autoaug_ray.generate.bank_files import LOSSLESS
 from autoaug_ray.generate.loading import loading
@@ -83,11 +84,14 @@ class Work:
 def of_model(settings: Generation) -> Work:
     """The work of the model that the settings name, at their size.
 
-    Raises UserError if the model's configs cannot be had.
+    Raises UserError if the model's configs cannot be had, and for solver own: pipelines differ in
+    what they call and how often.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    if settings.solver == "own":
+        raise UserError("generate.solver: the work of solver own cannot be counted beforehand.")
     found = _configs(settings)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(found["unet"])
@@ -158,6 +162,18 @@ def forecast(
         eflop=gflop / 1e9,
         device_hours=gflop / 1e3 / (device.peak * share) / 3600,
         gigabytes=images * math.prod(shape) * per_value / 1e9,
+    )
+
+
+def total(parts: Sequence[Forecast]) -> Forecast:
+    """One forecast for the images of several, on the same device."""
+    images, eflop = sum(f.images for f in parts), sum(f.eflop for f in parts)
+    return Forecast(
+        images,
+        tflop_per_image=1e6 * eflop / images,
+        eflop=eflop,
+        device_hours=sum(f.device_hours for f in parts),
+        gigabytes=sum(f.gigabytes for f in parts),
     )
 
 

@@ -73,11 +73,11 @@ class Editor:
         device: torch.device,
         batch_size: int,
         compile: bool = False,
-        tokens: Place | None = None,
+        tokens: Sequence[Place] = (),
     ) -> None:
-        """`tokens`: a file of `inversion.save`. Raises UserError for what cannot work."""
+        """`tokens`: files of `inversion.save`. Raises UserError for what cannot work."""
         self._settings, self._tokens = settings, tokens
-        self._pipe = pipe = pipeline.load(settings, device)
+        self._pipe = pipe = pipeline.stable_diffusion(settings, device, f"solver {settings.solver}")
         self.side = pipeline.side(settings, pipe)
         pipe.scheduler = _solver(settings, pipe)
         self._timesteps: list[int] = []
@@ -85,8 +85,11 @@ class Editor:
             abar = pipe.scheduler.alphas_cumprod
             self._timesteps = timesteps(abar, settings.strength, settings.calls)
         self.rows = ROWS if device.type == "cpu" else batch_size
-        if tokens is not None:
-            inversion.add(pipe, inversion.load(tokens))
+        words: dict[str, Tensor] = {}
+        for file in tokens:
+            words |= inversion.load(file)
+        if words:
+            inversion.add(pipe, words)
         if device.type == "cuda":
             for network in (pipe.unet, pipe.vae):
                 network.to(memory_format=torch.channels_last)
@@ -105,7 +108,7 @@ class Editor:
         settings, tokens = self._settings, self._tokens
         about = (
             weights.fingerprint(weights.resolve(settings.model, "stable-diffusion")),
-            hashlib.sha256(tokens.read_bytes()).hexdigest() if tokens is not None else "",
+            "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in tokens),
             settings.precision, str(self.side), settings.solver, str(self._timesteps),
         )  # fmt: skip
         return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
@@ -127,7 +130,7 @@ class Editor:
             latents = self._latents.get({_key(job.image): job.image for job in jobs})
             embeddings = self._embeddings.get({job.prompt: job.prompt for job in jobs} | {"": ""})
             edited: list[Edited] = []
-            for some, filled in self._calls(jobs):
+            for some, filled in calls_of(jobs, self.rows):
                 denoised = self._denoise(
                     torch.stack([latents[_key(job.image)] for job in filled]),
                     torch.stack([embeddings[job.prompt] for job in filled]),
@@ -135,7 +138,7 @@ class Editor:
                     [job.seed for job in filled],
                 )
                 images = self._decode(denoised)
-                edited += [_finish(x, job.image) for x, job in zip(images, some, strict=False)]
+                edited += [finish(x, job.image) for x, job in zip(images, some, strict=False)]
         return edited
 
     def _denoise(self, x0: Tensor, prompts: Tensor, empty: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -180,7 +183,7 @@ class Editor:
     def _encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Images (C, H, W) uint8 of any shapes -> latents (4, h, w)."""
         latents: list[Tensor] = []
-        for some, filled in self._calls(images):
+        for some, filled in calls_of(images, self.rows):
             x = torch.cat([resize.enlarge(image[None] / 255, self.side) for image in filled])
             latents += list(pipeline.encode(self._pipe, x)[: len(some)])
         return latents
@@ -188,16 +191,17 @@ class Editor:
     def _encode_prompts(self, prompts: Sequence[str]) -> list[Tensor]:
         """Prompts -> embeddings (tokens, width)."""
         embeddings: list[Tensor] = []
-        for some, filled in self._calls(prompts):
+        for some, filled in calls_of(prompts, self.rows):
             found, _ = self._pipe.encode_prompt(list(filled), self._pipe.device, 1, False)
             embeddings += list(found[: len(some)])
         return embeddings
 
-    def _calls(self, items: Sequence[T]) -> Iterator[tuple[Sequence[T], list[T]]]:
-        """For each call of a network: its items, and these filled up to its number of rows."""
-        for i in range(0, len(items), self.rows):
-            some = items[i : i + self.rows]
-            yield some, [*some, *[some[-1]] * (self.rows - len(some))]
+
+def calls_of(items: Sequence[T], rows: int) -> Iterator[tuple[Sequence[T], list[T]]]:
+    """For each call of a network: its items, and these filled up to its number of rows."""
+    for i in range(0, len(items), rows):
+        some = items[i : i + rows]
+        yield some, [*some, *[some[-1]] * (rows - len(some))]
 
 
 def timesteps(abar: Tensor, strength: float, calls: int) -> list[int]:
@@ -236,7 +240,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _finish(image: Tensor, source: Tensor) -> Edited:
+def finish(image: Tensor, source: Tensor) -> Edited:
     """(3, side, side), about [0, 1] -> uint8 of the source's shape."""
     if not bool(image.isfinite().all()):
         return Edited(torch.zeros_like(source), "not finite")

@@ -5,8 +5,9 @@ has embeddings of its own, and these alone learn, by the loss that the model was
 
     E |eps - eps_hat(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t, "a photo of a <ankle_boot>")|^2
 
-Unlike there, all classes learn together, from latents that are encoded once, and images are not
-mirrored. `Tokens.steps` are steps of all classes together; every class is drawn equally often.
+Unlike there, latents are encoded once, of every image and, with `Tokens.flip`, of its mirror image.
+The classes of a call learn together, each drawn equally often; `Tokens.per_class` is one call per
+class.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,18 +24,10 @@ from torch.nn import functional as F
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate import pipeline, resize
 from autoaug_ray.generate.pipeline import ROWS, Pipeline
-from autoaug_ray.generate.prompts import token_name
+from autoaug_ray.generate.prompts import TEMPLATES, token_name
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.store.folder import write_whole
 from autoaug_ray.store.places import Place
-
-TEMPLATES = (
-    "a photo of a {}", "a photo of the {}", "a photo of one {}", "a picture of a {}",
-    "an image of a {}", "a rendering of a {}", "a close-up of a {}", "a cropped photo of a {}",
-    "a bright photo of a {}", "a dark photo of a {}", "a good photo of a {}",
-    "a photo of a clean {}", "a photo of a small {}", "a photo of a large {}", "a photo of my {}",
-    "the {}", "a {}",
-)  # fmt: skip
 
 
 def invert(
@@ -57,11 +50,13 @@ def invert(
             raise UserError(f"generate.tokens: class {name!r} has no images to learn from.")
     if settings.precision == "fp16":  # whose gradients vanish without a loss scale
         settings = settings.model_copy(update={"precision": "bf16"})
-    pipe = pipeline.load(settings, device)
+    pipe = pipeline.stable_diffusion(settings, device, "tokens")
     placeholders = [token_name(name) for name in names]
     first = _embedding_of(how.initializer, pipe).float()
     add(pipe, {name: first.repeat(how.vectors, 1) for name in placeholders})
-    latents = _encode(pipe, images, pipeline.side(settings, pipe))
+    side = pipeline.side(settings, pipe)
+    shown = [images, images.flip(-1)] if how.flip else [images]
+    latents = torch.stack([_encode(pipe, some, side) for some in shown], dim=1)
     noising: Any = DDPMScheduler(**pipeline.noise_levels(pipe))
 
     learned = nn.Parameter(first.repeat(len(names), how.vectors, 1))
@@ -72,7 +67,7 @@ def invert(
     with _learning(pipe, placeholders, learned):
         for step in range(how.steps):
             drawn = [next(classes) for _ in range(how.batch_size)]
-            x0 = torch.stack([latents[_one_of(by_class[label], noise)] for label in drawn])
+            x0 = torch.stack([_one_of(latents[_one_of(by_class[c], noise)], noise) for c in drawn])
             text = [
                 TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=noise))].format(
                     placeholders[label]
@@ -191,5 +186,8 @@ def _cycle(n: int, generator: torch.Generator) -> Iterator[int]:
         yield from torch.randperm(n, generator=generator).tolist()
 
 
-def _one_of(index: Tensor, generator: torch.Generator) -> Tensor:
-    return index[torch.randint(len(index), (), generator=generator)]
+def _one_of(items: Tensor, generator: torch.Generator) -> Tensor:
+    """A random item of the first axis; nothing is drawn if there is only one."""
+    if len(items) == 1:
+        return items[0]
+    return items[torch.randint(len(items), (), generator=generator)]

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import prompts, weights
-from autoaug_ray.generate.settings import EDITS, Generation, ImageKind
+from autoaug_ray.generate.settings import EDITS, Drawn, Generation, ImageKind, of_all_classes
 
 RANKED = 4096
 """Captions that one edit ranks at most. If there are more, it ranks those that follow it on a ring
@@ -69,6 +69,13 @@ class Fingerprints(NamedTuple):
     captioner: str | None = None  # None, None: no kind needs captions
     embedder: str | None = None
     tokens: str | None = None  # None: no textual inversion
+    words: tuple[str, ...] = ()
+    """For each class the name of what it learned alone; empty: all learned together, as `tokens`,
+    or nothing is learned."""
+
+    def word_of(self, label: int) -> str | None:
+        """The name of the file that holds the class's learned word, if it has one."""
+        return self.words[label] if self.words else self.tokens
 
 
 class Draw(NamedTuple):
@@ -132,49 +139,68 @@ def neighbours_name(classes: Sequence[str], fingerprints: Fingerprints) -> str:
     return _digest([classes, fingerprints.generator, fingerprints.embedder])
 
 
-def token_fingerprint(pool: Pool, settings: Generation, generator: str) -> str | None:
-    """The name of the words that textual inversion learns on exactly these images; None without it.
+def token_fingerprints(
+    pool: Pool, settings: Generation, generator: str
+) -> tuple[str | None, tuple[str, ...]]:
+    """`Fingerprints.tokens` and `Fingerprints.words` of exactly these images.
 
-    A word learned on more images can therefore never edit fewer.
+    A word that was learned on more images can therefore never edit fewer. Where each class learns
+    alone, its word has the same name in every pool with the same images of the class.
     """
     if settings.tokens is None:
-        return None
-    return _digest(
-        [generator, pool.fingerprint, pool.names, settings.tokens.model_dump(), settings.size,
-         settings.precision]
-    )  # fmt: skip
+        return None, ()
+    recipe = [settings.tokens.model_dump(), prompts.TEMPLATES, settings.size, settings.precision]
+    if not settings.tokens.per_class:
+        return _digest([generator, pool.fingerprint, pool.names, *recipe]), ()
+    labels = pool.labels.tolist()
+    images: list[list[str]] = [[] for _ in pool.names]
+    for image, label in zip(pool.hashes, labels, strict=True):
+        images[label].append(image)
+    words = tuple(
+        _digest([generator, sorted(own), name, *recipe])
+        for name, own in zip(pool.names, images, strict=True)
+    )
+    return _digest(words), words
 
 
 def fingerprints(
-    pool: Pool, settings: Generation, kinds: Sequence[ImageKind] = EDITS
+    pool: Pool, settings: Generation, kinds: Iterable[ImageKind] = EDITS
 ) -> Fingerprints:
     """Fingerprints of the models that edits of these kinds need, without loading any.
 
     Raises UserError for a model folder that is not there.
     """
+    kinds = set(kinds)
     generator = weights.fingerprint(weights.resolve(settings.model, "stable-diffusion"))
     captioner = embedder = None
-    if set(kinds) - {"fixed"}:
+    if kinds - {"fixed"}:
         model = weights.resolve(settings.captioner, "blip")
         captioner = f"{weights.fingerprint(model)}-{settings.precision}"
     if "transfer" in kinds:
         own = settings.embedder == "pipeline"
         embedder = "pipeline" if own else weights.fingerprint(settings.embedder)
-    tokens = token_fingerprint(pool, settings, generator)
-    return Fingerprints(generator, captioner, embedder, tokens)
+    return Fingerprints(
+        generator, captioner, embedder, *token_fingerprints(pool, settings, generator)
+    )
 
 
 def plan_key(
     pool: Pool,
     settings: Generation,
     fingerprints: Fingerprints,
-    kinds: Sequence[ImageKind] = EDITS,
+    drawn: Drawn | None = None,
 ) -> str:
-    """The name of the plan's file: 32 hex digits of all that its table depends on."""
+    """The name of the plan's file: 32 hex digits of all that its table depends on.
+
+    `drawn`: the edits that the plan has; None: of every kind and class.
+    """
+    drawn = of_all_classes(EDITS, len(pool.classes)) if drawn is None else drawn
     chosen = settings.model_dump(exclude={"model", "captioner", "embedder", "tokens"})
-    return _digest(
-        [pool.hashes, pool.labels.tolist(), pool.classes, chosen, fingerprints, sorted(kinds)]
-    )
+    models = fingerprints[:4]  # the fourth follows from the others
+    which: list[Any] = sorted(drawn)
+    if any(set(classes) != set(range(len(pool.classes))) for classes in drawn.values()):
+        which = [[kind, sorted(drawn[kind])] for kind in sorted(drawn)]
+    return _digest([pool.hashes, pool.labels.tolist(), pool.classes, chosen, models, which])
 
 
 def edits_per_source(count: int, settings: Generation) -> int:
@@ -186,9 +212,12 @@ def draw(
     pool: Pool,
     neighbours: Sequence[Sequence[int]],
     settings: Generation,
-    kinds: Sequence[ImageKind] = EDITS,
+    drawn: Drawn | None = None,
 ) -> list[Draw]:
     """Draws all edits, by source, then kind, then number; `neighbours[c]` are the classes near c.
+
+    `drawn`: the kinds and classes of which there are edits; None: all of them. What an edit is does
+    not depend on which others there are.
 
     A local edit gets the caption of another image of the class (its own if there is no other), a
     transfer edit that of any image of the neighbouring classes, each as likely as another.
@@ -196,12 +225,13 @@ def draw(
     labels = pool.labels.numpy()
     words = np.array([int(h[:16], 16) for h in pool.hashes], dtype=np.uint64)
     rows: list[Draw] = []
+    drawn = of_all_classes(EDITS, len(pool.classes)) if drawn is None else drawn
     for c in range(len(pool.classes)):
         members = np.flatnonzero(labels == c)
         if len(members) == 0:
             continue
         count = edits_per_source(len(members), settings)
-        for kind in (k for k in EDITS if k in kinds):
+        for kind in (k for k in EDITS if c in drawn.get(k, ())):
             asked = [(i, j) for i in members.tolist() for j in range(count)]
             # One hash per edit: half of it draws the caption, half is the noise's seed.
             hashed = [

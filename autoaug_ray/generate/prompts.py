@@ -19,6 +19,18 @@ from torch.nn import functional as F
 
 from autoaug_ray.errors import UserError
 
+TEMPLATES = (
+    "a photo of a {}", "a rendering of a {}", "a cropped photo of the {}", "the photo of a {}",
+    "a photo of a clean {}", "a photo of a dirty {}", "a dark photo of the {}", "a photo of my {}",
+    "a photo of the cool {}", "a close-up photo of a {}", "a bright photo of the {}",
+    "a cropped photo of a {}", "a photo of the {}", "a good photo of the {}", "a photo of one {}",
+    "a close-up photo of the {}", "a rendition of the {}", "a photo of the clean {}",
+    "a rendition of a {}", "a photo of a nice {}", "a good photo of a {}", "a photo of the nice {}",
+    "a photo of the small {}", "a photo of the weird {}", "a photo of the large {}",
+    "a photo of a cool {}", "a photo of a small {}",
+)  # fmt: skip
+"""Around a word while it is learned: imagenet_templates_small of Gal et al.'s textual_inversion."""
+
 
 def prompt_name(class_name: str) -> str:
     """The name of a class in a prompt: "bat_(animal)" -> "bat", "T-shirt/top" -> "t-shirt"."""

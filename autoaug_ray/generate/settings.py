@@ -1,23 +1,44 @@
 """The keys of a study about generated images: what is made (`generate:`), and how (`workers:`)."""
 
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator
 
+from autoaug_ray.errors import UserError
 from autoaug_ray.settings import Settings
 
 ImageKind = Literal["identity", "fixed", "local", "transfer"]
 """identity: the real image. fixed: edited by one prompt per class. local, transfer: edited by the
 caption of another image of the class, or of a neighbouring class (AutoGenDA, section 3.2)."""
 EDITS: tuple[ImageKind, ...] = ("fixed", "local", "transfer")
-Solver = Literal["dpm++", "pndm"]
+Drawn = Mapping[ImageKind, Collection[int]]
+"""Which edits a training may draw: for each kind, the classes (by number) whose images have any."""
+OF_EMBEDDED = ("strength", "guidance", "calls", "per_source", "per_class")
+"""Keys whose defaults suit the embedded model, and no other."""
+Solver = Literal["dpm++", "pndm", "own"]
+"""How an edit is solved for. dpm++, pndm: Stable Diffusion, by our own loop (see img2img). own: any
+image-to-image pipeline of diffusers, by its own scheduler in its own way."""
 Precision = Literal["fp64", "fp32", "bf16", "fp16"]
 
 
+def of_all_classes(kinds: Iterable[ImageKind], classes: int) -> Drawn:
+    """Edits of these kinds for every one of so many classes."""
+    return {kind: range(classes) for kind in kinds}
+
+
 class Tokens(Settings):
-    """Textual inversion: one learned word per class, all classes together (DAFusion's recipe)."""
+    """Textual inversion: one learned word per class.
+
+    DAFusion's recipe is 1,000 steps of batch 4 for each class alone, with mirror images.
+    """
 
     steps: int = Field(1000, ge=1, le=1_000_000)
+    """Of each class if `per_class`, else of all classes together."""
+    per_class: bool = False
+    """Whether each class learns alone, and is learned and charged only where it is needed."""
+    flip: bool = False
+    """Whether images are mirrored with probability 1/2."""
     batch_size: int = Field(4, ge=1, le=4096)
     lr: float = Field(2e-3, gt=0, le=10)
     """The default is DAFusion's 5e-4 with --scale_lr at batch 4."""
@@ -31,7 +52,8 @@ class Generation(Settings):
     """All that the content of generated images depends on, besides the images that are edited."""
 
     model: str = "embedded"
-    """A Stable Diffusion: hub id or folder, such as CompVis/stable-diffusion-v1-4."""
+    """Hub id or folder: a Stable Diffusion, such as CompVis/stable-diffusion-v1-4; with solver own
+    whatever `AutoPipelineForImage2Image` loads and takes a strength (SDXL, SD-Turbo, SD3, FLUX)."""
     captioner: str = "embedded"
     """BLIP, BLIP-2 or another image-text-to-text model, such as Salesforce/blip2-opt-2.7b."""
     embedder: str = "pipeline"
@@ -42,10 +64,13 @@ class Generation(Settings):
     neighbours: int = Field(3, ge=1, le=1000)
     """m of section 3.2: the number of classes whose captions may be transferred."""
     strength: float = Field(0.7, gt=0, le=1)
-    """The noise level: the edit starts at timestep round(1000 * strength) - 1."""
-    guidance: float = Field(4.0, ge=1, le=50)
-    calls: int = Field(10, ge=2, le=1000)
-    """UNet calls per image, whatever the strength; for pndm, steps of the whole schedule."""
+    """The noise level: the edit starts at timestep round(1000 * strength) - 1; for pndm and own,
+    the share of the schedule's steps that is run."""
+    guidance: float = Field(4.0, ge=0, le=50)
+    """Up to 1, prompts are not compared with the empty one: a call takes half of the time."""
+    calls: int = Field(10, ge=1, le=1000)
+    """UNet calls per image, whatever the strength; for pndm and own, steps of the whole schedule.
+    """
     solver: Solver = "dpm++"
     per_source: int = Field(1, ge=1, le=1000)
     per_class: int = Field(30, ge=1, le=100_000)
@@ -57,6 +82,20 @@ class Generation(Settings):
     tokens: Tokens | None = None
     """How words are learned for the classes; None: prompts say the class's name."""
     seed: int = 0
+
+    def check(self, kinds: Collection[ImageKind]) -> None:
+        """Raises UserError for another model that would be used by the embedded one's recipe.
+
+        `kinds`: the kinds of images that are mixed.
+        """
+        captions = ["captioner"] if set(kinds) & {"local", "transfer"} else []
+        missing = [*OF_EMBEDDED, *captions] if kinds and self.model != "embedded" else []
+        for key in missing:
+            if key not in self.model_fields_set:
+                raise UserError(
+                    f"generate.{key} is missing: its default, {getattr(self, key)!r}, is for the "
+                    f"embedded model and not for {self.model}."
+                )
 
     @field_validator("prefix", "fixed_prompt")
     @classmethod

@@ -24,6 +24,7 @@ from autoaug_ray.store.meter import Meter, device_name
 from autoaug_ray.store.places import place
 
 if TYPE_CHECKING:
+    from autoaug_ray.generate.any_pipeline import PipelineEditor
     from autoaug_ray.generate.captions import Captioner
     from autoaug_ray.generate.flops import Work
     from autoaug_ray.generate.img2img import Editor
@@ -59,8 +60,8 @@ class Worker:
             torch.cuda.set_per_process_memory_fraction(workers.gpus)
         self.share = workers.gpus if workers.gpus > 0 else workers.cpus
         self._captioner: Captioner | None = None
-        self._editor: Editor | None = None
-        self._tokens: str | None = None
+        self._editor: Editor | PipelineEditor | None = None
+        self._words: tuple[str, ...] = ()
         self._work: Work | None = None
         self._meter = Meter()
 
@@ -121,9 +122,9 @@ class Worker:
         )
         return PieceDone(items=len(rows))
 
-    def count(self, texts: Sequence[str], tokens: str | None) -> PieceDone:
-        """Counts the tokens that the text encoder sees in each text."""
-        return PieceDone([self._editor_with(tokens).count_tokens(text) for text in texts])
+    def count(self, texts: Sequence[str], words: tuple[str, ...]) -> PieceDone:
+        """Counts the tokens that the text encoder sees in each text; `words` name learned ones."""
+        return PieceDone([self._editor_with(words).count_tokens(text) for text in texts])
 
     def invert(
         self, images: np.ndarray, labels: np.ndarray, names: Sequence[str], tokens: str
@@ -145,12 +146,16 @@ class Worker:
         images: list[np.ndarray],
         index: Sequence[int],
         fingerprints: Fingerprints,
+        words: tuple[str, ...],
     ) -> PieceDone:
-        """Makes one shard; `index` says which of `images`, (c, h, w) uint8, each edit is of."""
+        """Makes one shard; `index` says which of `images`, (c, h, w) uint8, each edit is of.
+
+        `words` name the learned words that the prompts may hold.
+        """
         path = self.bank.shard_path([edit.key for edit in edits])
         if path.exists():
             return PieceDone()
-        editor = self._editor_with(fingerprints.tokens)
+        editor = self._editor_with(words)
         from autoaug_ray.generate.img2img import Job
 
         sources = [torch.tensor(image) for image in images]
@@ -184,7 +189,7 @@ class Worker:
                 f"{field}: could not be loaded ({type(error).__name__}: {error})."
             ) from error
 
-    def _fitting(self, model: "Captioner | Editor", make: Callable[[], T]) -> T:
+    def _fitting(self, model: "Captioner | Editor | PipelineEditor", make: Callable[[], T]) -> T:
         """Calls `make()`, with half as many images per call whenever memory is too small.
 
         Raises RunError if not even one image fits.
@@ -220,21 +225,25 @@ class Worker:
         except Exception:  # the figure is only shown
             return 0.0
 
-    def _editor_with(self, tokens: str | None) -> "Editor":
+    def _editor_with(self, words: tuple[str, ...]) -> "Editor | PipelineEditor":
         """The editor that knows these words; loaded once, and again for other words."""
-        if self._editor is None or self._tokens != tokens:
+        if self._editor is None or self._words != words:
             self._captioner = self._editor = None  # their memory is needed
             with self._loading("generate.model"):
+                from autoaug_ray.generate.any_pipeline import PipelineEditor
                 from autoaug_ray.generate.img2img import Editor
 
-                self._editor = Editor(
+                kind: type[Editor] | type[PipelineEditor] = Editor
+                if self.settings.solver == "own":
+                    kind = PipelineEditor
+                self._editor = kind(
                     self.settings,
                     device=self.device,
                     batch_size=self.workers.batch_size,
                     compile=self.workers.compile,
-                    tokens=None if tokens is None else self.bank.tokens_path(tokens),
+                    tokens=[self.bank.tokens_path(word) for word in words],
                 )
-            self._tokens = tokens
+            self._words = words
         return self._editor
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
-from autoaug_ray.generate.settings import ImageKind
+from autoaug_ray.generate.settings import Drawn, ImageKind, of_all_classes
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.strength import Strength
@@ -134,6 +134,13 @@ class Method(Settings, abc.ABC):
         Then the splits hold edits of these kinds, without the identity.
         """
         return ()
+
+    def drawn(self, class_counts: Sequence[int]) -> Drawn:
+        """The edits that a training may draw, of a pool with so many images of each class.
+
+        Only these are made and charged; without them an image is drawn as it is.
+        """
+        return of_all_classes(self.kinds[1:], len(class_counts))
 
     def check(self, training: Training) -> None:
         """Raise ValueError, in one sentence, for settings of the training that do not suit it."""

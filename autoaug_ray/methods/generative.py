@@ -1,7 +1,7 @@
 """Generated images beside the real ones: in fixed proportions, or in those that AutoGenDA finds."""
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
-from autoaug_ray.generate.settings import ImageKind
+from autoaug_ray.generate.settings import Drawn, ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio, relaxed
@@ -37,6 +37,8 @@ def edited(batch: Split, kind: Tensor, noise: torch.Generator) -> Tensor:
     start, count = start.gather(1, column).squeeze(1), count.gather(1, column).squeeze(1)
     u = torch.rand(len(kind), generator=noise, device=kind.device)
     chosen = start + (u * count).long().clamp_max((count - 1).clamp_min(0))
+    if not len(batch.edits.images):  # of this pool the method draws none
+        return as_float(batch.images)
     is_real = (kind == 0) | (count == 0)
     generated = batch.edits.images[chosen.clamp_max(len(batch.edits.images) - 1)]
     return as_float(torch.where(is_real[:, None, None, None], batch.images, generated))
@@ -113,16 +115,27 @@ class Mix(_Mixture):
         used = [k for k, p in self.probabilities.items() if p > 0 and k != "identity"]
         return ("identity", *sorted(used))
 
+    def drawn(self, class_counts: Sequence[int]) -> Drawn:
+        edits = self._alpha(class_counts)[:, 1:] > 0
+        return {
+            kind: column.nonzero().flatten().tolist()
+            for kind, column in zip(self.kinds[1:], edits.T, strict=True)
+        }
+
     def init(self, task: Task, seed: int, device: torch.device) -> MixtureState:
+        return MixtureState(self._alpha(task.class_counts)).to(device).requires_grad_(False)
+
+    def _alpha(self, class_counts: Sequence[int]) -> Tensor:
+        """(classes, kinds)"""
         p = torch.tensor([self.probabilities.get(k, 0.0) for k in self.kinds])
-        counts = torch.tensor(task.class_counts, dtype=torch.float32)
+        counts = torch.tensor(class_counts, dtype=torch.float32)
         threshold = self.below * counts.max()
         share = (counts < threshold).float() if self.below < 1 else torch.ones_like(counts)
         if self.ramp:
             share *= (threshold - counts) / (threshold - counts.min()).clamp_min(1)
         alpha = share[:, None] * p
         alpha[:, 0] += 1 - share
-        return MixtureState(alpha).to(device).requires_grad_(False)
+        return alpha
 
 
 class AutoGenDA(_Mixture):

@@ -1,6 +1,8 @@
 """The generated images that a study mixes: its pools, and filling a bank with their edits."""
 
 import io
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,7 +14,7 @@ from autoaug_ray.generate import flops
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.flops import Forecast
 from autoaug_ray.generate.plan import Pool, edits_per_source
-from autoaug_ray.generate.settings import EDITS, ImageKind
+from autoaug_ray.generate.settings import EDITS, Drawn, Generation, ImageKind
 from autoaug_ray.generate.sheet import sheet
 from autoaug_ray.schedule.queue import is_searched
 from autoaug_ray.store.folder import Folder, write_whole
@@ -26,6 +28,19 @@ def kinds_of(study: Study) -> tuple[ImageKind, ...]:
     """The kinds of generated images that some entry mixes."""
     used = {kind for entry in study.entries for kind in _kinds(entry)}
     return tuple(kind for kind in EDITS if kind in used)
+
+
+def drawn_of(study: Study, pool_name: str, pool: Pool) -> Drawn:
+    """The edits of a pool that some entry may draw: all that has to be made."""
+    counts = torch.bincount(pool.labels, minlength=len(pool.classes)).tolist()
+    whole = {study.pool_name(seed, None) for seed in study.seeds}
+    used: dict[ImageKind, set[int]] = {kind: set() for kind in kinds_of(study)}
+    for entry in study.entries:
+        if pool_name in whole or is_searched(entry):
+            for choices in entry.extremes():
+                for kind, classes in entry.method(choices).drawn(counts).items():
+                    used[kind] |= set(classes)
+    return {kind: sorted(classes) for kind, classes in used.items()}
 
 
 def pools_of(study: Study) -> dict[str, Pool]:
@@ -56,10 +71,10 @@ def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None
         if pools := pools_of(study):
             from autoaug_ray.schedule.fill_bank import fill
 
+            drawn = [drawn_of(study, name, pool) for name, pool in pools.items()]
             plan_keys = fill(
-                Bank(root), list(pools.values()), study.generate, study.workers,
-                kinds_of(study), watch,
-            )  # fmt: skip
+                Bank(root), list(pools.values()), study.generate, study.workers, drawn, watch
+            )
             study = study.model_copy(
                 update={"bank_plans": dict(zip(pools, plan_keys, strict=True))}
             )
@@ -70,31 +85,40 @@ def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None
 def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
     """The number of captions, and a forecast by device, of the images that the studies need.
 
-    Both are upper limits, since pools that share images share most of their edits. Nothing is made.
+    Both are upper limits, since pools that share images share most of their edits. A pipeline whose
+    work cannot be counted has figures that are nan, for no device. Nothing is made.
     """
-    settings = studies[0].generate
-    images: dict[str, int] = {}
-    captions: set[str] = set()
+    images: defaultdict[Generation, dict[str, int]] = defaultdict(dict)
+    captions: set[tuple[str, str]] = set()
     shape = None
     for study in studies:
-        kinds = kinds_of(study)
-        for pool in pools_of(study).values():
+        settings, edited = study.generate, images[study.generate]
+        for name, pool in pools_of(study).items():
+            drawn = drawn_of(study, name, pool)
             channels, height, width = pool.images.shape[1:]
             shape = channels, height, width
             counts = torch.bincount(pool.labels).tolist()
             for image, label in zip(pool.hashes, pool.labels.tolist(), strict=True):
-                most = edits_per_source(counts[label], settings) * len(kinds)
-                images[image] = max(images.get(image, 0), most)
-            if set(kinds) - {"fixed"}:
-                captions.update(pool.hashes)
-    if not images:
-        return 0, {}
-    work = flops.of_model(settings)
-    count, sources = sum(images.values()), len(images)
-    return len(captions), {
-        name: flops.forecast(settings, count, device, sources=sources, work=work, shape=shape)
-        for name, device in flops.DEVICES.items()
-    }
+                kinds = sum(label in classes for classes in drawn.values())
+                if kinds:
+                    most = edits_per_source(counts[label], settings) * kinds
+                    edited[image] = max(edited.get(image, 0), most)
+            if any(classes for kind, classes in drawn.items() if kind != "fixed"):
+                captions.update((settings.captioner, image) for image in pool.hashes)
+    by_device: defaultdict[str, list[Forecast]] = defaultdict(list)
+    for settings, edited in images.items():
+        if not edited:
+            continue
+        count = sum(edited.values())
+        if settings.solver == "own":
+            by_device["not counted"].append(Forecast(count, *(math.nan,) * 4))
+            continue
+        work = flops.of_model(settings)
+        for name, device in flops.DEVICES.items():
+            by_device[name].append(
+                flops.forecast(settings, count, device, sources=len(edited), work=work, shape=shape)
+            )
+    return len(captions), {name: flops.total(parts) for name, parts in by_device.items()}
 
 
 def write_faults(study: Study, folder: Folder, root: Place) -> None:
@@ -122,4 +146,5 @@ def write_sheet(study: Study, folder: Folder, root: Place) -> None:
 
 
 def _kinds(entry: Entry) -> tuple[ImageKind, ...]:
-    return entry.method(next(entry.extremes())).kinds[1:]
+    kinds = (kind for choices in entry.extremes() for kind in entry.method(choices).kinds[1:])
+    return tuple(dict.fromkeys(kinds))

@@ -23,7 +23,7 @@ from autoaug_ray import data, train
 from autoaug_ray.config import Entry, Resources, Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.errors import RunError
-from autoaug_ray.generate.settings import ImageKind
+from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.methods.base import Method
 from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
 from autoaug_ray.store.meter import Meter, WorkClock, device_name
@@ -300,16 +300,14 @@ class _Sources:
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def variants(
-        self, plan_key: str, kinds: Sequence[ImageKind], shape: Any, hashes: Sequence[str]
-    ) -> Edits:
+    def variants(self, plan_key: str, drawn: Drawn, shape: Any, hashes: Sequence[str]) -> Edits:
         run = self.run
         splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed)
         images = splits.train.load().images
-        start = torch.arange(len(images))[:, None].expand(-1, len(kinds))
+        start = torch.arange(len(images))[:, None].expand(-1, len(drawn))
         return Edits(images, start, torch.ones_like(start))
 
-    def cost(self, plan_key: str, kinds: Sequence[ImageKind]) -> dict[str, float]:
+    def cost(self, plan_key: str, drawn: Drawn) -> dict[str, float]:
         return {}
 
     work = cost

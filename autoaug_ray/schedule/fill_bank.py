@@ -23,7 +23,7 @@ from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_files import Plan, shard_name
 from autoaug_ray.generate.flops import PEAKS
 from autoaug_ray.generate.plan import Fingerprints, Pool
-from autoaug_ray.generate.settings import EDITS, Generation, ImageKind, Workers
+from autoaug_ray.generate.settings import Drawn, Generation, Workers
 from autoaug_ray.generate.worker import Failure, PieceDone, Worker
 
 HOPELESS = 3
@@ -39,22 +39,22 @@ def fill(
     pools: Sequence[Pool],
     settings: Generation,
     workers: Workers,
-    kinds: Sequence[ImageKind] = EDITS,
+    drawn: Sequence[Drawn],
     watch: Watch = print,
 ) -> list[str]:
-    """Makes all edits of these kinds that the bank lacks; returns each pool's plan key.
+    """Makes all edits that the bank lacks of those that are drawn; returns each pool's plan key.
 
-    `watch` gets lines of progress. A shard that fails again and again is set aside (see
-    `Bank.quarantined`); any other failure raises UserError or RunError. Ray is not started if the
-    bank lacks nothing.
+    `drawn`: for every pool, the kinds and classes whose edits some method may draw. `watch` gets
+    lines of progress. A shard that fails again and again is set aside (see `Bank.quarantined`); any
+    other failure raises UserError or RunError. Ray is not started if the bank lacks nothing.
     """
     pools = [replace(pool, images=pool.images.cpu(), labels=pool.labels.cpu()) for pool in pools]
     with _Crew(bank, settings, workers, watch) as crew:
-        plans = _plans(pools, kinds, crew)
+        plans = _plans(pools, drawn, crew)
         _edit(pools, plans, crew)
         if crew.started:
             for p in plans:
-                seconds = bank.cost(p.key, p.kinds)
+                seconds = bank.cost(p.key)
                 spent = ", ".join(f"{phase} {s:.3g}" for phase, s in seconds.items() if s)
                 watch(f"plan {p.key}: device-seconds: {spent}")
     return [p.key for p in plans]
@@ -245,29 +245,29 @@ def _outcome(result: Any) -> PieceDone | Failure:
     return outcome
 
 
-def _plans(pools: Sequence[Pool], kinds: Sequence[ImageKind], crew: _Crew) -> list[Plan]:
+def _plans(pools: Sequence[Pool], drawn: Sequence[Drawn], crew: _Crew) -> list[Plan]:
     """Every pool's plan, read from the bank, or made now and written to it."""
     bank, settings = crew.bank, crew.settings
-    marks = [plan.fingerprints(pool, settings, kinds) for pool in pools]
-    named = [
-        plan.plan_key(pool, settings, mark, kinds) for pool, mark in zip(pools, marks, strict=True)
+    marks = [
+        plan.fingerprints(pool, settings, [kind for kind in which if which[kind]])
+        for pool, which in zip(pools, drawn, strict=True)
     ]
+    asked = list(zip(pools, marks, drawn, strict=True))
+    named = [plan.plan_key(pool, settings, mark, which) for pool, mark, which in asked]
     new = {
-        key: (pool, mark)
-        for key, pool, mark in zip(named, pools, marks, strict=True)
-        if not bank.plan_path(key).exists()
+        key: one for key, one in zip(named, asked, strict=True) if not bank.plan_path(key).exists()
     }
     if new:
-        near = _neighbours(new.values(), crew) if "transfer" in kinds else {}
+        near = _neighbours([one[:2] for one in new.values() if one[2].get("transfer")], crew)
         draws = {
-            key: plan.draw(pool, near.get(pool.classes, ()), settings, kinds)
-            for key, (pool, _) in new.items()
+            key: plan.draw(pool, near.get(pool.classes, ()), settings, which)
+            for key, (pool, _, which) in new.items()
         }
-        captions = _captions([(*new[key], draws[key]) for key in new], crew)
+        captions = _captions([(*new[key][:2], draws[key]) for key in new], crew)
         continuations = dict(zip(new, captions, strict=True))
-        _invert(new.values(), crew)
-        for key, (pool, mark) in new.items():
-            _write_plan(key, pool, mark, draws[key], continuations[key], kinds, crew)
+        _invert([(*new[key][:2], draws[key]) for key in new], crew)
+        for key, (pool, mark, which) in new.items():
+            _write_plan(key, pool, mark, draws[key], continuations[key], which, crew)
     return [bank.read_plan(key) for key in named]
 
 
@@ -319,17 +319,25 @@ def _captions(
     return [{i: continuations[key] for i, key in keys.items()} for keys in wanted]
 
 
-def _invert(new: Iterable[tuple[Pool, Fingerprints]], crew: _Crew) -> None:
-    """Learns the words of every pool, on its own images only."""
+def _invert(new: Iterable[tuple[Pool, Fingerprints, Sequence[plan.Draw]]], crew: _Crew) -> None:
+    """Learns the words of the edited classes, on the images of their own pool only."""
     pieces = {}
-    for pool, mark in new:
-        if mark.tokens is not None and not crew.bank.tokens_path(mark.tokens).exists():
-            # Sorted by hash, since the same images in another order are the same pool.
-            order = sorted(range(len(pool.hashes)), key=pool.hashes.__getitem__)
-            arguments = (pool.images[order].numpy(), pool.labels[order].numpy(), pool.names)
-            pieces[mark.tokens] = _Piece("invert", mark.tokens, "invert", (*arguments, mark.tokens))
+    for pool, mark, draws in new:
+        # Sorted by hash, since the same images in another order are the same pool.
+        order = np.array(sorted(range(len(pool.hashes)), key=pool.hashes.__getitem__))
+        labels = pool.labels.numpy()[order]
+        for label in sorted({int(pool.labels[draw.source]) for draw in draws}):
+            word = mark.word_of(label)
+            if word is None or word in pieces or crew.bank.tokens_path(word).exists():
+                continue
+            index, names, own = order, pool.names, labels
+            if mark.words:  # it learns alone
+                index, names, own = order[labels == label], (pool.names[label],), 0 * labels
+            arguments = (pool.images[index].numpy(), own[: len(index)], names, word)
+            pieces[word] = _Piece("invert", word, "invert", arguments)
     if pieces:
-        crew.watch(f"{len(pieces)} sets of words to learn, a word per class")
+        alone = crew.settings.tokens is not None and crew.settings.tokens.per_class
+        crew.watch(f"{len(pieces)} {'words' if alone else 'sets of words'} to learn")
         crew.run(list(pieces.values()))
 
 
@@ -339,7 +347,7 @@ def _write_plan(
     mark: Fingerprints,
     draws: Sequence[plan.Draw],
     continuations: dict[int, str],
-    kinds: Sequence[ImageKind],
+    drawn: Drawn,
     crew: _Crew,
 ) -> None:
     """Writes a pool's plan, and tells which captions the linter replaced."""
@@ -350,11 +358,13 @@ def _write_plan(
 
     build(lambda text: tokens.setdefault(text, 0))
     if tokens:
-        (counted,) = crew.run([_Piece("count", key, "caption", (list(tokens), mark.tokens))])
+        labels = sorted({int(pool.labels[draw.source]) for draw in draws})
+        words = tuple(w for w in dict.fromkeys(map(mark.word_of, labels)) if w is not None)
+        (counted,) = crew.run([_Piece("count", key, "caption", (list(tokens), words))])
         assert counted is not None
         tokens = dict(zip(tokens, counted.value, strict=True))
     edits = build(tokens.__getitem__)
-    crew.bank.write_plan(key, edits, pool, kinds, crew.settings, mark)
+    crew.bank.write_plan(key, edits, pool, drawn, crew.settings, mark)
     crew.watch(f"plan {key}: {len(edits)} edits of {len(pool.labels)} images")
     for name, reasons in plan.lint_counts(edits).items():
         why = ", ".join(f"{number} {reason}" for reason, number in reasons.most_common())
@@ -364,10 +374,9 @@ def _write_plan(
 def _edit(pools: Sequence[Pool], plans: Sequence[Plan], crew: _Crew) -> None:
     """Makes all edits that are neither in the bank nor set aside."""
     edits = {
-        edit.key: (edit, pool, p.fingerprints)
-        for p, pool in zip(plans, pools, strict=True)
-        for edit in p.edits
+        edit.key: (edit, pool, p) for p, pool in zip(plans, pools, strict=True) for edit in p.edits
     }
+    words = {p.key: tuple(p.words_of(p.edits)) for p in plans}
     set_aside = crew.bank.quarantined_keys()
     lacking = crew.bank.missing(edits)
     missing = [key for key in lacking if key not in set_aside]
@@ -377,19 +386,22 @@ def _edit(pools: Sequence[Pool], plans: Sequence[Plan], crew: _Crew) -> None:
             f"  {len(lacking) - len(missing)} are set aside since their shards failed; delete "
             f"{crew.bank.quarantine_file} to try them again"
         )
-    by_words: defaultdict[str | None, list[str]] = defaultdict(list)
+    by_words: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for key in missing:
-        by_words[edits[key][2].tokens].append(key)
+        by_words[words[edits[key][2].key]].append(key)
     pieces = [
-        _shard([edits[key] for key in part])
-        for keys_of_words in by_words.values()
+        _shard([edits[key] for key in part], some)
+        for some, keys_of_words in by_words.items()
         for part in _cut(keys_of_words, crew.workers.shard_size)
     ]
     crew.run(pieces, set_aside=True)
 
 
-def _shard(rows: Sequence[tuple[plan.Edit, Pool, Fingerprints]]) -> _Piece:
-    """The piece of work that makes a shard of these edits, with each source image once."""
+def _shard(rows: Sequence[tuple[plan.Edit, Pool, Plan]], words: tuple[str, ...]) -> _Piece:
+    """The piece of work that makes a shard of these edits, with each source image once.
+
+    `words` name the learned words that an actor needs for it.
+    """
     images: dict[str, np.ndarray] = {}
     for edit, pool, _ in rows:
         images.setdefault(edit.source_hash, pool.images[edit.source].numpy())
@@ -397,7 +409,7 @@ def _shard(rows: Sequence[tuple[plan.Edit, Pool, Fingerprints]]) -> _Piece:
     edits = [edit for edit, _, _ in rows]
     keys = [edit.key for edit in edits]
     index = [place[edit.source_hash] for edit in edits]
-    arguments = (edits, list(images.values()), index, rows[0][2])
+    arguments = (edits, list(images.values()), index, rows[0][2].fingerprints, words)
     return _Piece("edit", shard_name(keys), "generate", arguments, keys)
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from planted_bank import CLASSES, MARK, SETTINGS, SHAPE, edited, make_plan, make_pool, write
+from planted_bank import CLASSES, MARK, SETTINGS, SHAPE, edited, make_plan, make_pool, of, write
 
 from autoaug_ray.commands import main
 from autoaug_ray.errors import UserError
@@ -90,14 +90,14 @@ def test_a_plan_of_another_pool_is_not_written(tmp_path):
     bank, other = Bank(tmp_path), make_pool(seed=1)
     _, edits = make_plan(bank, make_pool())
     with pytest.raises(UserError, match="another pool"):
-        bank.write_plan("key", edits, other, EDITS, SETTINGS, MARK)
+        bank.write_plan("key", edits, other, of(*EDITS), SETTINGS, MARK)
     assert "key" not in bank.plans()
 
 
 def test_variants_are_the_edits_of_each_image_and_kind(filled):
     bank, key, edits = filled
     kinds = ("transfer", "fixed")
-    found = bank.variants(key, kinds, SHAPE, make_pool().hashes)
+    found = bank.variants(key, of(*kinds), SHAPE, make_pool().hashes)
     assert found.images.dtype == torch.uint8 and len(found.images) == 4 * 2 * 2
     for source in range(4):
         for k, kind in enumerate(kinds):
@@ -111,23 +111,23 @@ def test_variants_are_the_edits_of_each_image_and_kind(filled):
 def test_variants_leave_out_what_must_not_or_need_not_be_used(tmp_path):
     bank, some = Bank(tmp_path), make_pool()
     key, edits = make_plan(bank, some)
-    of = {(e.source, e.kind, e.number): e for e in edits}
-    source, twin = of[0, "fixed", 0], of[1, "local", 1]
-    other_kind = of[2, "transfer", 0]
+    edit_at = {(e.source, e.kind, e.number): e for e in edits}
+    source, twin = edit_at[0, "fixed", 0], edit_at[1, "local", 1]
+    other_kind = edit_at[2, "transfer", 0]
     change = {
         source.key: some.images[0],
-        twin.key: edited(of[1, "local", 0]),
-        other_kind.key: edited(of[2, "local", 0]),  # of another kind: not a duplicate
+        twin.key: edited(edit_at[1, "local", 0]),
+        other_kind.key: edited(edit_at[2, "local", 0]),  # of another kind: not a duplicate
     }
-    bad = of[3, "local", 0]
+    bad = edit_at[3, "local", 0]
     write(bank, edits, change, {bad.key: "flat"})
-    found = bank.variants(key, EDITS, SHAPE)
+    found = bank.variants(key, of(*EDITS), SHAPE)
     assert found.duplicate == {"fixed": 1, "local": 1, "transfer": 0}
     assert found.rejected == {"fixed": 0, "local": 1, "transfer": 0}
     assert len(found.images) == 24 - 3
     assert found.count.tolist() == [[1, 2, 2], [2, 1, 2], [2, 2, 2], [2, 1, 2]]
     start = int(found.start[3, 1])
-    assert torch.equal(found.images[start], edited(of[3, "local", 1]))
+    assert torch.equal(found.images[start], edited(edit_at[3, "local", 1]))
 
 
 def test_variants_of_a_plan_that_is_not_filled(tmp_path):
@@ -135,29 +135,29 @@ def test_variants_of_a_plan_that_is_not_filled(tmp_path):
     key, edits = make_plan(bank, make_pool())
     fixed = [e for e in edits if e.kind == "fixed"]
     write(bank, fixed)
-    assert len(bank.variants(key, ("fixed",), SHAPE).images) == 8
+    assert len(bank.variants(key, of("fixed"), SHAPE).images) == 8
     with pytest.raises(UserError, match="8 of the 16 images .* not made yet"):
-        bank.variants(key, ("fixed", "local"), SHAPE)
+        bank.variants(key, of("fixed", "local"), SHAPE)
     local = [e.key for e in edits if e.kind == "local"]
     bank.quarantine("a shard", local[:6], "out of memory")
     with pytest.raises(UserError, match="2 of the 16"):
-        bank.variants(key, ("fixed", "local"), SHAPE)
+        bank.variants(key, of("fixed", "local"), SHAPE)
     bank.quarantine("another shard", local[6:], "out of memory")
-    found = bank.variants(key, ("fixed", "local"), SHAPE)
+    found = bank.variants(key, of("fixed", "local"), SHAPE)
     assert found.missing == {"fixed": 0, "local": 8} and len(found.images) == 8
 
 
 def test_variants_for_the_wrong_training(filled, tmp_path):
     bank, key, _ = filled
     with pytest.raises(UserError, match="3x8x6.*1x8x6"):
-        bank.variants(key, EDITS, (1, 8, 6))
+        bank.variants(key, of(*EDITS), (1, 8, 6))
     with pytest.raises(UserError, match="another pool"):
-        bank.variants(key, EDITS, SHAPE, make_pool(seed=1).hashes)
+        bank.variants(key, of(*EDITS), SHAPE, make_pool(seed=1).hashes)
     with pytest.raises(UserError, match="is of 4 images, the pool has 5"):
-        bank.variants(key, EDITS, SHAPE, [*make_pool().hashes, "another"])
-    fixed, _ = make_plan(bank, make_pool(), kinds=("fixed",))
+        bank.variants(key, of(*EDITS), SHAPE, [*make_pool().hashes, "another"])
+    fixed, _ = make_plan(bank, make_pool(), drawn=of("fixed"))
     with pytest.raises(UserError, match="no local edits; it was made for fixed"):
-        bank.variants(fixed, ("local",), SHAPE)
+        bank.variants(fixed, of("local"), SHAPE)
 
 
 def spend(bank, name, phase, seconds, share=1.0):
@@ -181,10 +181,10 @@ def test_who_needs_half_of_a_shard_pays_for_half_of_all_its_attempts(tmp_path):
     bank.quarantine("bad", [e.key for e in by_kind["local"][4:]], "out of memory")
     spend(bank, "bad", "generate", 99)
     spend(bank, "of another plan", "generate", 1000)
-    assert bank.cost(key, ["fixed"]) == {"caption": 0, "invert": 0, "generate": 30 + 7}
-    assert bank.cost(key, ["local"])["generate"] == 30 + 100
-    assert bank.cost(key, ["fixed", "local"])["generate"] == 60 + 7 + 100
-    assert bank.cost(key, [])["generate"] == 0
+    assert bank.cost(key, of("fixed")) == {"caption": 0, "invert": 0, "generate": 30 + 7}
+    assert bank.cost(key, of("local"))["generate"] == 30 + 100
+    assert bank.cost(key, of("fixed", "local"))["generate"] == 60 + 7 + 100
+    assert bank.cost(key, of())["generate"] == 0
 
     some, captions = make_pool(), []
     for i in range(4):
@@ -193,11 +193,11 @@ def test_who_needs_half_of_a_shard_pays_for_half_of_all_its_attempts(tmp_path):
     spend(bank, bank.write_captions(captions).stem, "caption", 3)
     spend(bank, key, "caption", 1)
     used = {e.caption for e in by_kind["local"]}
-    assert bank.cost(key, ["local"])["caption"] == 4 * len(used) / 4 + 2
+    assert bank.cost(key, of("local"))["caption"] == 4 * len(used) / 4 + 2
     spend(bank, plan.neighbours_name(CLASSES, MARK), "caption", 4)
     used = {e.caption for e in by_kind["transfer"]}
-    assert bank.cost(key, ["transfer"])["caption"] == 4 * len(used) / 4 + 2 + 5
-    assert bank.cost(key, ["fixed"])["caption"] == 0
+    assert bank.cost(key, of("transfer"))["caption"] == 4 * len(used) / 4 + 2 + 5
+    assert bank.cost(key, of("fixed"))["caption"] == 0
 
 
 def test_the_cost_reads_what_never_changes_once_and_sees_what_other_processes_add(
@@ -207,13 +207,13 @@ def test_the_cost_reads_what_never_changes_once_and_sees_what_other_processes_ad
     key, edits = make_plan(bank, make_pool())
     fixed = [e for e in edits if e.kind == "fixed"]
     spend(bank, write(bank, fixed[:4]).stem, "generate", 9)
-    assert bank.cost(key, ["fixed"])["generate"] == 10
+    assert bank.cost(key, of("fixed"))["generate"] == 10
 
     read = []
     parquet, whole = pq.ParquetFile, Path.read_bytes
     monkeypatch.setattr(pq, "ParquetFile", lambda file: read.append(file) or parquet(file))
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or whole(path))
-    assert bank.cost(key, ["fixed"])["generate"] == 10
+    assert bank.cost(key, of("fixed"))["generate"] == 10
     assert read == []
 
     now = [0.0]
@@ -222,13 +222,13 @@ def test_the_cost_reads_what_never_changes_once_and_sees_what_other_processes_ad
         for seconds in (5, 8):  # under way
             now[0] = seconds
             meter.keep()
-            assert bank.cost(key, ["fixed"])["generate"] == 10 + seconds
+            assert bank.cost(key, of("fixed"))["generate"] == 10 + seconds
         now[0] = 20
-    assert bank.cost(key, ["fixed"])["generate"] == 10 + 20
+    assert bank.cost(key, of("fixed"))["generate"] == 10 + 20
     elsewhere.quarantine("bad", [fixed[0].key], "out of memory")
     spend(elsewhere, "bad", "generate", 99)
-    assert bank.cost(key, ["fixed"])["generate"] == 30 + 100
-    assert bank.cost(key, ["fixed"]) == Bank(tmp_path).cost(key, ["fixed"])
+    assert bank.cost(key, of("fixed"))["generate"] == 30 + 100
+    assert bank.cost(key, of("fixed")) == Bank(tmp_path).cost(key, of("fixed"))
 
 
 def test_learned_words_cost_all_that_they_took(tmp_path):
@@ -236,8 +236,48 @@ def test_learned_words_cost_all_that_they_took(tmp_path):
     key, _ = make_plan(bank, make_pool(), mark=mark)
     spend(bank, "words", "invert", 9)
     for kinds in (["fixed"], EDITS):
-        assert bank.cost(key, kinds)["invert"] == 10
-    assert bank.cost(make_plan(bank, make_pool())[0], EDITS)["invert"] == 0
+        assert bank.cost(key, of(*kinds))["invert"] == 10
+    assert bank.cost(make_plan(bank, make_pool())[0])["invert"] == 0
+
+
+def test_a_class_that_is_not_drawn_costs_nothing(tmp_path):
+    mark = MARK._replace(tokens="both", words=("word of cat", "word of dog"))
+    bank, some = Bank(tmp_path), make_pool()
+    key, edits = make_plan(bank, some, mark=mark)
+    fixed = [e for e in edits if e.kind == "fixed"]  # by source: cat, dog, cat, dog; two of each
+    spend(bank, write(bank, fixed[:3]).stem, "generate", 11)  # 12 s: two of a cat, one of a dog
+    spend(bank, write(bank, fixed[3:]).stem, "generate", 9)  # 10 s: two of a cat, three of dogs
+    write(bank, [e for e in edits if e.kind == "local"])
+    spend(bank, "word of cat", "invert", 2)
+    spend(bank, "word of dog", "invert", 4)
+    cats = {"fixed": [0]}
+    assert bank.cost(key, cats) == {"caption": 0, "invert": 3, "generate": 8 + 4}
+    assert bank.cost(key, {"fixed": [1]}) == {"caption": 0, "invert": 5, "generate": 4 + 6}
+    assert bank.cost(key, of("fixed")) == {"caption": 0, "invert": 8, "generate": 22}
+    assert bank.cost(key, {"fixed": []}) == {"caption": 0, "invert": 0, "generate": 0}
+
+    found = bank.variants(key, {"fixed": [0], "local": [0, 1]}, SHAPE, some.hashes)
+    assert found.count.tolist() == [[2, 2], [0, 2], [2, 2], [0, 2]]
+    whole = bank.variants(key, of("fixed"), SHAPE, some.hashes)
+    for source in (0, 2):  # what is drawn is drawn from the same images
+        part = [slice(int(v.start[source, 0]), int(v.start[source, 0]) + 2) for v in (found, whole)]
+        assert torch.equal(found.images[part[0]], whole.images[part[1]])
+
+
+def test_a_plan_has_what_somebody_draws_and_no_more(tmp_path):
+    bank, some = Bank(tmp_path), make_pool()
+    key, edits = make_plan(bank, some, {"fixed": [1], "transfer": []})
+    whole = make_plan(bank, some, of("fixed", "transfer"))
+    assert key != whole[0]
+    assert edits == [e for e in whole[1] if (e.kind, e.class_name) == ("fixed", "dog/wolf")]
+    write(bank, edits)
+    plan = bank.read_plan(key)
+    assert plan.drawn == {"fixed": [1], "transfer": []} and plan.kinds == ("fixed", "transfer")
+    assert bank.variants(key, {"fixed": [1]}, SHAPE).count.tolist() == [[0], [2], [0], [2]]
+    nothing = bank.variants(key, {"fixed": []}, SHAPE)
+    assert len(nothing.images) == 0 and nothing.count.sum() == 0
+    with pytest.raises(UserError, match="no fixed edits of class 'cat'"):
+        bank.variants(key, of("fixed"), SHAPE)
 
 
 def test_captions_come_back(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import plan
 from autoaug_ray.generate.plan import Fingerprints, Pool
-from autoaug_ray.generate.settings import EDITS, Generation, Tokens
+from autoaug_ray.generate.settings import EDITS, Generation, Tokens, of_all_classes
 
 CLASSES = ("cat", "dog", "red fox", "owl")
 NEAR = ((1, 2), (0, 2), (1, 0), (0, 1))
@@ -27,7 +27,7 @@ def pool(counts, seed=0):
 
 
 def table(some, settings=SETTINGS, mark=MARK, kinds=EDITS, tail="that is wet", tokens=len):
-    draws = plan.draw(some, NEAR, settings, kinds)
+    draws = plan.draw(some, NEAR, settings, of_all_classes(kinds, len(CLASSES)))
     continuations = {i: f"{tail} {'x' * i}" for i in plan.captioned(draws)}
     return plan.build(some, draws, continuations, settings, mark, tokens)
 
@@ -197,7 +197,12 @@ def test_learned_words_take_the_place_of_names_everywhere():
 
 def test_a_plan_is_named_by_all_that_it_depends_on():
     def key(of=None, settings=SETTINGS, mark=MARK, kinds=EDITS):
-        return plan.plan_key(pool([2, 2, 2, 2]) if of is None else of, settings, mark, kinds)
+        return plan.plan_key(
+            pool([2, 2, 2, 2]) if of is None else of,
+            settings,
+            mark,
+            of_all_classes(kinds, len(CLASSES)),
+        )
 
     some = pool([2, 2, 2, 2])
     relabelled = Pool(some.images, some.labels.flip(0), CLASSES)
@@ -218,12 +223,31 @@ def test_a_plan_is_named_by_all_that_it_depends_on():
 def test_words_are_named_by_the_images_they_were_learned_on():
     settings = Generation(tokens=Tokens())
     some = pool([3, 3, 3, 3])
-    own = plan.token_fingerprint(some, settings, "sd")
-    assert own != plan.token_fingerprint(pool([2, 3, 3, 3]), settings, "sd")
-    assert own != plan.token_fingerprint(some, settings, "another sd")
+    own = plan.token_fingerprints(some, settings, "sd")
+    assert own[1] == () and own != plan.token_fingerprints(pool([2, 3, 3, 3]), settings, "sd")
+    assert own != plan.token_fingerprints(some, settings, "another sd")
     shorter = Generation(tokens=Tokens(steps=10))
-    assert own != plan.token_fingerprint(some, shorter, "sd")
-    assert plan.token_fingerprint(some, Generation(), "sd") is None
+    assert own != plan.token_fingerprints(some, shorter, "sd")
+    assert plan.token_fingerprints(some, Generation(), "sd") == (None, ())
+
+
+def test_a_word_that_is_learned_alone_is_named_by_the_images_of_its_class():
+    settings = Generation(tokens=Tokens(per_class=True))
+    whole, words = plan.token_fingerprints(pool([3, 3, 3, 3]), settings, "sd")
+    other, fewer = plan.token_fingerprints(pool([2, 3, 3, 3]), settings, "sd")
+    assert len(set(words)) == 4 and whole != other
+    assert [a == b for a, b in zip(words, fewer, strict=True)] == [False, True, True, True]
+
+
+def test_an_edit_does_not_depend_on_which_others_are_made():
+    some = pool([3, 2, 2, 2])
+    whole = plan.draw(some, NEAR, SETTINGS)
+    drawn = {"fixed": [1, 3], "transfer": [3]}
+    cells = {("fixed", 1), ("fixed", 3), ("transfer", 3)}
+    labels = some.labels.tolist()
+    assert plan.draw(some, NEAR, SETTINGS, drawn) == [
+        d for d in whole if (d.kind, labels[d.source]) in cells
+    ]
 
 
 def test_a_plan_of_other_images_is_refused():
@@ -247,7 +271,7 @@ def test_fingerprints_ask_only_for_the_models_that_are_needed(tmp_path):
     settings = Generation(model=str(tmp_path / "sd"), captioner=str(tmp_path / "blip"))
     mark = plan.fingerprints(some, settings)
     assert None not in mark[:3] and mark.tokens is None
-    assert plan.fingerprints(some, settings, ["fixed"])[1:] == (None, None, None)
+    assert plan.fingerprints(some, settings, ["fixed"])[1:4] == (None, None, None)
     assert plan.fingerprints(some, settings, ["local"]).embedder is None
     missing = Generation(model=str(tmp_path / "sd"), captioner=str(tmp_path / "nowhere"))
     plan.fingerprints(some, missing, ["fixed"])

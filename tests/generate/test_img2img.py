@@ -10,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipelin
 from torch import nn
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import img2img, resize
+from autoaug_ray.generate import img2img, pipeline, resize
 from autoaug_ray.generate.img2img import Editor, Job, timesteps
 from autoaug_ray.generate.settings import Generation
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def editor(model):
-    def make(*, batch_size=32, tokens=None, **settings):
+    def make(*, batch_size=32, tokens=(), **settings):
         settings = Generation(**{"model": model, "calls": 4, **settings})
         return Editor(settings, device=CPU, batch_size=batch_size, tokens=tokens)
 
@@ -121,6 +121,23 @@ def test_timesteps_all_differ(strength, calls):
     assert all(a > b for a, b in zip(at, at[1:], strict=False))
     with pytest.raises(UserError, match="calls must be at most"):
         timesteps(abar, strength, round(1000 * strength) + 1)
+
+
+def test_one_call_is_the_models_own_guess_of_the_image(editor):
+    """x0 = (x_t0 - sqrt(1 - abar) eps) / sqrt(abar), without guidance."""
+    one, job = editor(calls=1, guidance=0.0, strength=0.5), jobs(1, (3, 64, 64))[0]
+    pipe, t0 = one._pipe, 499
+    with torch.no_grad():
+        x0 = pipeline.encode(pipe, job.image[None] / 255)
+        noise = torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(job.seed))
+        abar = pipe.scheduler.alphas_cumprod[t0]
+        noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+        text, _ = pipe.encode_prompt([job.prompt], CPU, 1, False)
+        eps = pipe.unet(noisy, t0, encoder_hidden_states=text).sample
+        guess = (noisy - (1 - abar).sqrt() * eps) / abar.sqrt()
+        image = pipe.vae.decode(guess / pipe.vae.config.scaling_factor).sample[0] / 2 + 0.5
+    edited = one.edit([job])[0].image
+    assert float((edited - 255 * image.clamp(0, 1)).abs().max()) < 0.51
 
 
 def test_timesteps_of_a_schedule_that_is_steep_at_its_start():
@@ -301,9 +318,9 @@ def test_what_must_not_be_trained_on_is_rejected(editor):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_bad_pixel_is_enough(bad):
     image, source = torch.rand(3, 32, 32), images(1, (1, 28, 28))[0]
-    assert img2img._finish(image, source).reject is None
+    assert img2img.finish(image, source).reject is None
     image[1, 0, 0] = bad  # even where the padding is
-    assert img2img._finish(image, source).reject == "not finite"
+    assert img2img.finish(image, source).reject == "not finite"
 
 
 @pytest.mark.parametrize("precision", ["fp64", "bf16"])

@@ -77,6 +77,23 @@ def test_a_class_that_is_not_drawn_keeps_its_word(model):
     assert sorted(m > 0.05 for m in moved) == [False, True]
 
 
+@pytest.mark.parametrize("flip, shown", [(False, 1), (True, 2)])
+def test_an_image_is_seen_in_its_mirror_if_asked(model, monkeypatch, flip, shown):
+    how = settings(model, steps=12, batch_size=1, flip=flip)
+    images, _ = pool()
+    seen = []
+    loss = inversion.denoising_loss
+    monkeypatch.setattr(inversion, "denoising_loss", lambda *a: seen.append(a[2]) or loss(*a))
+    inversion.invert(how, images[:1], torch.tensor([0]), ["cat"], device=CPU)
+    pipe = pipeline.load(how, CPU)
+    known = [inversion._encode(pipe, x, 32)[0] for x in (images[:1], images[:1].flip(-1))]
+    which = {
+        next(i for i, latents in enumerate(known) if torch.allclose(x0[0], latents, atol=1e-4))
+        for x0 in seen
+    }
+    assert len(seen) == 12 and which == set(range(shown))
+
+
 def test_the_loss_of_a_planted_class_falls(model):
     """Its word starts as "the"; noise and timesteps are the same before and after."""
     how = settings(model, steps=60, batch_size=4, vectors=1, lr=0.1)
@@ -109,7 +126,7 @@ def test_words_that_were_kept_edit_alike(model, tmp_path, vectors):
     assert all(torch.equal(v, learned[k]) for k, v in inversion.load(path).items())
 
     jobs = [Job(pool()[0][0], f"a photo of a {word}", 0) for word in ("<ankle_boot>", "<cat>")]
-    editor = Editor(how, device=CPU, batch_size=2, tokens=path)
+    editor = Editor(how, device=CPU, batch_size=2, tokens=[path])
     edits = [one.image for one in editor.edit(jobs)]
     pipe = editor._pipe
     assert editor.count_tokens("a photo of a <cat>") == 6 + vectors
@@ -117,12 +134,12 @@ def test_words_that_were_kept_edit_alike(model, tmp_path, vectors):
     ids = pipe.tokenizer.convert_tokens_to_ids(["<cat>", "<cat>_1", "<cat>_2"][:vectors])
     torch.testing.assert_close(table[ids], load_file(path)["<cat>"])
 
-    again = Editor(how, device=CPU, batch_size=1, tokens=path)
+    again = Editor(how, device=CPU, batch_size=1, tokens=[path])
     assert all(torch.equal(a, b.image) for a, b in zip(edits, again.edit(jobs), strict=True))
     without = Editor(how, device=CPU, batch_size=2)
     assert without.fingerprint != editor.fingerprint == again.fingerprint
     inversion.save(path, {k: -v for k, v in learned.items()})
-    changed = Editor(how, device=CPU, batch_size=2, tokens=path)
+    changed = Editor(how, device=CPU, batch_size=2, tokens=[path])
     assert changed.fingerprint != editor.fingerprint
     assert not torch.equal(changed.edit(jobs)[0].image, edits[0])
 
@@ -141,4 +158,4 @@ def test_what_cannot_be_learned_or_read(model, tmp_path):
         inversion.load(path)
     inversion.save(path, {"<cat>": torch.zeros(1, 7)})
     with pytest.raises(UserError, match="<cat> was learned for .* width 7, this one's have 32"):
-        Editor(settings(model), device=CPU, batch_size=1, tokens=path)
+        Editor(settings(model), device=CPU, batch_size=1, tokens=[path])

@@ -64,6 +64,44 @@ def test_the_tables_of_the_baselines():
     assert torch.allclose(ramp.sum(1), torch.ones(4))
 
 
+def test_only_what_a_method_can_draw_is_made_and_charged():
+    """On CIFAR-10-LT at 0.01 (LDAM's counts) GIT edits 2,613 of the 12,406 images."""
+    counts = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert counts == data.counts_of(data.Imbalance(factor=0.01, order="index"), 10, 5000)
+    half = {"identity": 0.5, "fixed": 0.5}
+    assert Mix(probabilities=half).drawn(counts) == {"fixed": list(range(10))}
+    drawn = Mix(probabilities=half, below=0.25).drawn(counts)
+    assert drawn == {"fixed": [3, 4, 5, 6, 7, 8, 9]}
+    assert (sum(counts), sum(counts[c] for c in drawn["fixed"])) == (12_406, 2_613)
+    assert Mix(probabilities=half, below=0.25).drawn([100, 50, 50]) == {"fixed": []}
+    ramp = Mix(probabilities={"identity": 0.4, "local": 0.6}, below=0.25, ramp=True)
+    assert ramp.drawn([100, 24, 25, 1]) == {"local": [1, 3]}
+    learned = AutoGenDA().drawn([3, 2])
+    assert {kind: list(classes) for kind, classes in learned.items()} == {
+        "local": [0, 1], "transfer": [0, 1],
+    }  # fmt: skip
+
+
+def test_of_a_pool_without_small_classes_git_trains_on_the_real_images(final_run):
+    class Nothing:
+        def variants(self, plan_key, drawn, shape, hashes):
+            assert drawn == {"fixed": []}
+            none = torch.zeros(len(hashes), 1, dtype=torch.int64)
+            return Edits(torch.zeros((0, *shape), dtype=torch.uint8), none, none)
+
+        def cost(self, plan_key, drawn):
+            return {"generate": 0.0}
+
+        work = cost
+
+    half = {"identity": 0.5, "fixed": 0.5}
+    balanced = {"name": "fashion-mnist-mini", "test_size": 60, "shots": 5}
+    run = final_run("mix", {"probabilities": half, "below": 0.25}, dataset=balanced)
+    run = run.model_copy(update={"bank_plan": "empty"})
+    row = [e.row for e in train.run(run, bank=Nothing())][-1]
+    assert row["finished"] and row["alpha"] == [[1.0, 0.0]] * 10
+
+
 def test_bad_tables_are_refused(tiny):
     for method, message in (
         ({"method": "mix", "probabilities": {"identity": 0.5, "local": 0.6}}, "add up to 1"),

@@ -10,7 +10,7 @@ from command import run_all
 
 from autoaug_ray import config, data
 from autoaug_ray.generate.bank import Bank
-from autoaug_ray.schedule.bank_for_study import forecast_bank, kinds_of, pools_of
+from autoaug_ray.schedule.bank_for_study import drawn_of, forecast_bank, kinds_of, pools_of
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -138,3 +138,52 @@ def test_pools_are_those_of_the_runs(tmp_path):
         splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=seed)
         assert torch.equal(pools[study.pool_name(seed, None)].images, splits.train.images)
     assert json.loads(study.model_dump_json())["bank_plans"] == {}
+
+
+LONG_TAIL = """
+dataset:
+  {name: fashion-mnist-mini, test_size: 100, redraw: false,
+   imbalance: {factor: 0.1, largest: 20, order: index}}
+model: {name: cnn, width: 2}
+generate: {per_source: 2, per_class: 1}
+reference: simple
+methods:
+  simple: {method: predefined}
+  git: {method: mix, probabilities: {identity: 0.5, fixed: 0.5}, below: 0.25}
+"""
+SEARCHED = "  autogenda: {lr: {grid: [0.01, 0.1]}}\n"
+
+
+def test_a_pools_bank_has_what_some_entry_that_trains_on_it_can_draw(tmp_path):
+    """Of 20, 15, 11, 9, 7, 5, 4, 3, 2, 2 images those below 5 are GIT's."""
+    path = tmp_path / "tail.yaml"
+    path.write_text(LONG_TAIL)
+    (alone,) = config.load(path)
+    ((name, pool),) = pools_of(alone).items()
+    assert torch.bincount(pool.labels).tolist() == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    assert drawn_of(alone, name, pool) == {"fixed": [6, 7, 8, 9]}
+    captions, forecasts = forecast_bank([alone])
+    assert captions == 0 and forecasts["A100"].images == 2 * (4 + 3 + 2 + 2)
+
+    path.write_text(LONG_TAIL + SEARCHED)
+    (study,) = config.load(path)
+    pools = pools_of(study)
+    whole, held_out = (drawn_of(study, name, pool) for name, pool in pools.items())
+    every = list(range(10))
+    assert whole == {"fixed": [6, 7, 8, 9], "local": every, "transfer": every}
+    assert held_out == {"fixed": [], "local": every, "transfer": every}
+
+
+def test_what_cannot_be_counted_is_not_forecast(tmp_path):
+    path = tmp_path / "tail.yaml"
+    path.write_text(LONG_TAIL)
+    (study,) = config.load(path, changes=["generate.solver=own"])
+    _, forecasts = forecast_bank([study])
+    assert {name: f.images for name, f in forecasts.items()} == {"not counted": 22}
+    (pndm,) = config.load(path, changes=["generate.solver=pndm", "generate.calls=50"])
+    (ours,) = config.load(path)
+    _, forecasts = forecast_bank([ours, pndm, ours])
+    each = [forecast_bank([s])[1]["H100"] for s in (ours, pndm)]
+    both = forecasts["H100"]  # other recipes make other images, the same one none
+    assert both.images == 44 and both.eflop == pytest.approx(sum(f.eflop for f in each))
+    assert both.device_hours == pytest.approx(sum(f.device_hours for f in each))

@@ -22,7 +22,13 @@ from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_files import decode
 from autoaug_ray.generate.plan import Pool
-from autoaug_ray.generate.settings import EDITS, Generation, Tokens, Workers
+from autoaug_ray.generate.settings import (
+    EDITS,
+    Generation,
+    Tokens,
+    Workers,
+    of_all_classes,
+)
 from autoaug_ray.generate.worker import PieceDone, Worker
 from autoaug_ray.schedule import cluster, fill_bank
 from autoaug_ray.store import meter
@@ -105,7 +111,7 @@ class FakeWorker(Worker):
         path.write_bytes(len(b"{}").to_bytes(8, "little") + b"{}")
         return PieceDone()
 
-    def _editor_with(self, tokens):
+    def _editor_with(self, words):
         return FakeEditor(self.bank.root, self.workers.batch_size)
 
     def _tflop(self, edits, sources, prompts):
@@ -115,12 +121,12 @@ class FakeWorker(Worker):
 class BrokenWorker(FakeWorker):
     """Whatever it is given, its process dies."""
 
-    def _editor_with(self, tokens):
+    def _editor_with(self, words):
         os._exit(1)
 
 
 class ModellessWorker(FakeWorker):
-    def _editor_with(self, tokens):
+    def _editor_with(self, words):
         raise UserError("generate.model: there is none.")
 
 
@@ -136,13 +142,18 @@ def fill(root, pools, kinds=FIXED, worker=FakeWorker, settings=None, **workers):
     } | (settings or {})  # fmt: skip
     said = []
     bank = Bank(root)
+    drawn = [kinds if isinstance(kinds, dict) else of(pool, kinds) for pool in pools]
     keys = with_worker(
         worker,
         lambda: fill_bank.fill(
-            bank, pools, Generation(**settings), Workers(**workers), kinds, said.append
+            bank, pools, Generation(**settings), Workers(**workers), drawn, said.append
         ),
     )
     return bank, keys, said
+
+
+def of(pool, kinds):
+    return of_all_classes(kinds, len(pool.classes))
 
 
 def with_worker(worker, work):
@@ -255,11 +266,11 @@ def test_a_poisoned_shard_is_set_aside_and_the_rest_is_there(tmp_path):
     assert not bank.missing({e.key for e in edits} - set(bad))
     begun = Counter(line["run"] for line in meter.read(bank.ledger))
     assert begun[name] == 2  # once, and one more try
-    found = bank.variants(key, FIXED, (1, 12, 10), some.hashes)
+    found = bank.variants(key, of(some, FIXED), (1, 12, 10), some.hashes)
     assert found.missing == {"fixed": 8} and len(found.images) == 32
     assert found.count.flatten().tolist() == [8, 0, 8, 8, 8]
     # what failed was paid for too
-    assert bank.cost(key, FIXED)["generate"] == pytest.approx(sum(bank.spent().values()))
+    assert bank.cost(key)["generate"] == pytest.approx(sum(bank.spent().values()))
 
     again, aside = bank.faults(key)
     assert again.startswith("Attempts at shards of generated images")
@@ -352,7 +363,7 @@ def test_subsets_studies_and_kinds_share(tmp_path):
     assert keys[0] == keys[2] != keys[1]
     assert bank.verify() == []
     assert len(attempts(bank)) and set(attempts(bank).values()) == {1}
-    assert bank.cost(large, FIXED)["caption"] == 0 < bank.cost(keys[0], EDITS)["caption"]
+    assert bank.cost(large)["caption"] == 0 < bank.cost(keys[0])["caption"]
 
 
 def test_every_pool_learns_its_own_words(tmp_path):
@@ -368,9 +379,31 @@ def test_every_pool_learns_its_own_words(tmp_path):
     }
     assert not {e.key for e in plans[0].edits} & {e.key for e in plans[1].edits}
     assert bank.verify() == []  # no shard holds images of both
-    assert bank.cost(keys[0], FIXED)["invert"] > 0
+    assert bank.cost(keys[0])["invert"] > 0
     _, again, said = fill(tmp_path / "bank", pools[:1], settings=settings)
     assert again == keys[:1] and said == ["24 edits, 0 to make"]
+
+
+def test_only_the_words_and_edits_of_the_classes_that_are_drawn_are_made(tmp_path):
+    some, settings = make_pool(12), {"tokens": Tokens(steps=1, per_class=True)}
+    drawn = {"fixed": [1], "local": [1, 2]}
+    bank, (key,), said = fill(tmp_path / "bank", [some], drawn, settings=settings, actors=1)
+    made = bank.read_plan(key)
+    assert Counter((e.kind, e.class_name) for e in made.edits) == {
+        ("fixed", "dog"): 8, ("local", "dog"): 8, ("local", "owl"): 8,
+    }  # fmt: skip
+    assert "2 words to learn" in said and "8 captions to make" in said
+    words = made.fingerprints.words
+    assert {p.stem for p in bank.tokens_folder.iterdir()} == set(words[1:])
+    assert set(bank.index()) == {e.key for e in made.edits} and bank.verify() == []
+    spent = bank.spent()
+    assert bank.cost(key, {"fixed": [1]})["invert"] == spent[words[1]]
+    assert bank.cost(key, drawn)["invert"] == spent[words[1]] + spent[words[2]]
+    # Another study that needs more of the same pool shares all of it.
+    before = set(bank.index())
+    _, (more,), said = fill(tmp_path / "bank", [some], ("fixed", "local"), settings=settings)
+    assert "1 words to learn" in said and before < set(bank.index())
+    assert {e.key for e in made.edits} < {e.key for e in bank.read_plan(more).edits}
 
 
 def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
@@ -387,9 +420,9 @@ def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
         tmp_path / "bank", [some], EDITS, Worker, settings=settings, shard_size=5, batch_size=3
     )
     assert any("TFLOP/s per CPU" in line for line in said)
-    found = bank.variants(key, EDITS, (1, 12, 10), some.hashes)
+    found = bank.variants(key, of(some, EDITS), (1, 12, 10), some.hashes)
     assert len(found.images) == 12 and bank.verify() == []
-    assert set(bank.cost(key, EDITS)) == set(meter.BANK)
+    assert set(bank.cost(key)) == set(meter.BANK)
 
     own = Bank(tmp_path / "own")
     plan = bank.read_plan(key)
@@ -397,7 +430,7 @@ def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
     images = list(some.images.numpy())
     for begin in range(0, 12, 5):
         edits = plan.edits[begin : begin + 5]
-        alone.edit(edits, images, [e.source for e in edits], plan.fingerprints)
+        alone.edit(edits, images, [e.source for e in edits], plan.fingerprints, ())
     assert [p.read_bytes() for p in own.shards()] == [p.read_bytes() for p in bank.shards()]
 
 

@@ -176,8 +176,8 @@ def test_a_bank_holds_the_same_bytes_on_a_store(store, tmp_path):
     assert [p.read_bytes() for p in local.shards()] == [p.read_bytes() for p in remote.shards()]
     assert remote.missing([e.key for e in edits]) == [] and remote.verify() == []
     assert torch.equal(
-        local.variants(key, EDITS, planted_bank.SHAPE).images,
-        remote.variants(key, EDITS, planted_bank.SHAPE).images,
+        local.variants(key, planted_bank.of(*EDITS), planted_bank.SHAPE).images,
+        remote.variants(key, planted_bank.of(*EDITS), planted_bank.SHAPE).images,
     )
     assert main(["bank", "--bank", str(remote.root), "ls"]) == 0
 
