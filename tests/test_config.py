@@ -281,3 +281,17 @@ def test_a_case_has_its_own_published_figures(tmp_path):
     assert a.published.entries["none"].accuracy == 80
     assert (b.published.source, b.published.notes) == ("Another", ())
     assert c.published is None
+
+
+def test_what_is_ranked_are_labels(tmp_path):
+    text = DATA + "methods: {none: , bilevel: , randaugment: }\n"
+    labels = ["none", "bilevel", "randaugment"]
+    study = load(text, tmp_path, changes=[f"ranked={labels}"])
+    assert study.ranked == tuple(labels) and load(text, tmp_path).ranked == ()
+    for wrong, message in (
+        ("[none, bilevel, randaugmnt]", r"ranked.randaugmnt: no label .*did you mean randaugment"),
+        ("[none, bilevel]", "ranked must be at least 3 different labels"),
+        ("[none, none, bilevel]", "ranked must be at least 3 different labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(text, tmp_path, changes=[f"ranked={wrong}"])
