@@ -117,9 +117,10 @@ FAULTS = {
     "methods: {none: {}}\nval_fraction: 1": "val_fraction: .*less than 1, got 1",
     "methods: {none: {}}\npublished: {entries: {none: {accuracy: 90}}}":
         "published.source is missing",
-    "methods: {none: {}}\npublished: {source: x}": "published: needs entries, quoted or notes",
+    "methods: {none: {}}\npublished: {source: x}":
+        "published: needs entries, quoted, claims or notes",
     "methods: {none: {}}\npublished: {source: x, sources: y, quoted: {a: {accuracy: 90}}}":
-        r"published.sources: unknown key \(did you mean source\?\); known: entries, measure, notes",
+        r"published.sources: unknown key \(did you mean source\?\); known: claims, entries",
     "methods: {none: {}}\npublished: {source: x, entries: {nonne: {accuracy: 90}}}":
         r"published.entries.nonne: no label of methods \(did you mean none\?\); known: none \(",
     "methods: {none: {}}\npublished: {source: x, quoted: {none: {accuracy: 90}}}":

@@ -57,9 +57,10 @@ def test_one_folder_holds_all_datasets(path, tmp_path):
         assert choose.below(study, tmp_path).dataset.root == wanted
 
 
-def introduced(path, *, named=False, only=()):
+def introduced(path, *, folder="all", named=False, only=()):
+    """`folder` is another one in each test: a process keeps what it has read, by its root."""
     studies, said = config.load(path), io.StringIO()
-    studies = [choose.below(s, Path("all")) for s in studies if not only or s.case in only]
+    studies = [choose.below(s, Path(folder)) for s in studies if not only or s.case in only]
     console = Console(file=said, width=120)
     return run.introduce_all(studies, console, named=named), said.getvalue()
 
@@ -77,15 +78,15 @@ def test_a_missing_dataset_does_not_stop_the_other_cases(path, tmp_path):
 
 def test_without_any_data_nothing_runs(path):
     with pytest.raises(UserError, match="no case of mine can run: .*, ten is.*, tiny is left out"):
-        introduced(path, only=("ten", "tiny"))
+        introduced(path, folder="empty", only=("ten", "tiny"))
 
 
 def test_the_exit_status_says_that_a_case_was_left_out(path, monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(run, "carry_out", lambda cases, *_: ran.extend(cases) or False)
-    assert main([str(path), "--data", "all", "--out", "o"]) == 1
+    assert main([str(path), "--data", "nowhere", "--out", "o"]) == 1
     assert [s.case for s in ran] == ["here"]
     out = capsys.readouterr().out
     assert out.count("mine, ten is left out: ") == 2, "at the beginning and, for who waits, the end"
-    assert main([str(path), "--data", "all", "--out", "o", "--case", "here"]) == 0
-    assert main([str(path), "--data", "all", "--out", "o", "--case", "ten"]) == 2
+    assert main([str(path), "--data", "nowhere", "--out", "o", "--case", "here"]) == 0
+    assert main([str(path), "--data", "nowhere", "--out", "o", "--case", "ten"]) == 2

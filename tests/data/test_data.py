@@ -452,7 +452,7 @@ def test_arrays_that_grow_too_large_are_scaled_when_they_are_drawn():
 
 
 def test_tiny_imagenet_is_scaled(tmp_path):
-    standins.write("tiny-imagenet", tmp_path, per_class=2)
+    standins.write("tiny-imagenet", tmp_path / "tiny", per_class=2)
     for size in (None, 32):
-        dataset = data.Dataset(name="tiny-imagenet", root=str(tmp_path), image_size=size)
+        dataset = data.Dataset(name="tiny-imagenet", root=str(tmp_path / "tiny"), image_size=size)
         assert data.source_of(dataset).pool.shape == (3, size or 64, size or 64)

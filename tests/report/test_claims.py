@@ -22,7 +22,7 @@ SIMPLE: dict[str, Any] = {"says": "it is so", "label": "bilevel", "over": ["none
 
 
 def study(root: Path, *told: dict[str, Any], **accuracies: tuple[float, ...]) -> StudyResults:
-    published = {"source": "A paper", "claims": list(told)}
+    published = {"source": "A paper", "claims": list(told)} if told else None
     hand = Hand(root, published=published, case=root.name, seeds=4)
     for label, values in accuracies.items():
         choices = {"magnitude": 5} if label == "randaugment" else None
