@@ -14,7 +14,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -23,13 +22,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from autoaug_ray import own_code
-from autoaug_ray.errors import UserError
+from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.methods import METHODS, AnyMethod, method_class
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
-from autoaug_ray.settings.published import Published
+from autoaug_ray.settings.published import Published, check_labels
 from autoaug_ray.settings.training import Training
 
 RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
@@ -150,6 +149,8 @@ class Study(Settings):
     """Name of this case, in a study with several."""
     reference: str = "none"
     """The label whose training is the unit of relative cost."""
+    ranked: tuple[str, ...] = ()
+    """Labels of the entries that are ranked across the cases; without any, all are."""
     published: Published | None = None
     entries: tuple[Entry, ...]
     code: dict[str, str] = {}
@@ -287,8 +288,10 @@ def study(
     for entry in entries:
         _check_entry(entry, checked, labels)
     checked.generate.check({kind for entry in entries for kind in entry.first_method.kinds})
-    if checked.published is not None:
-        _check_published(checked.published, labels)
+    try:
+        check_labels(labels, checked.ranked, checked.published)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if len(set(checked.seeds)) < len(checked.seeds) or not checked.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(checked.seeds)}.")
     return checked
@@ -306,22 +309,7 @@ def _check_entry(entry: Entry, checked: Study, labels: Sequence[str]) -> None:
         if method.follows is not None and method.follows not in others:
             raise UserError(
                 f"methods.{entry.label} follows {method.follows!r}, which is no other label of "
-                f"methods{_guess(method.follows, others)}; known: {', '.join(others)}."
-            )
-
-
-def _check_published(published: Published, labels: Sequence[str]) -> None:
-    for label in published.entries:
-        if label not in labels:
-            raise UserError(
-                f"published.entries.{label}: no label of methods{_guess(label, labels)}; "
-                f"known: {', '.join(labels)} (what is not run here stands in published.quoted)."
-            )
-    for label in published.quoted:
-        if label in labels:
-            raise UserError(
-                f"published.quoted.{label}: a label of methods, whose figures stand in "
-                "published.entries."
+                f"methods{did_you_mean(method.follows, others)}; known: {', '.join(others)}."
             )
 
 
@@ -342,7 +330,7 @@ def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
     is_own = name != label and own_code.is_own(name)
     if not is_own and name not in METHODS:
         raise UserError(
-            f"{where}.method: unknown method {name!r}{_guess(str(name), METHODS)}; "
+            f"{where}.method: unknown method {name!r}{did_you_mean(str(name), METHODS)}; "
             f"known: {', '.join(METHODS)}, and path/to/file.py:Class of your own."
         )
     return label, name, body
@@ -453,7 +441,9 @@ def _sentence(error: ValidationError, root: type[Settings], where: str) -> str:
     kind, value = first["type"], first.get("input")
     if kind == "extra_forbidden":
         known = _known_keys(root, first["loc"])
-        return f"{path}: unknown key{_guess(loc[-1], known)}; known: {', '.join(sorted(known))}."
+        return (
+            f"{path}: unknown key{did_you_mean(loc[-1], known)}; known: {', '.join(sorted(known))}."
+        )
     if kind == "missing":
         return f"{path} is missing."
     message = first["msg"].removeprefix("Value error, ")
@@ -480,8 +470,3 @@ def _known_keys(root: type[Settings], loc: tuple[int | str, ...]) -> Iterable[st
     if model is root and root is not Entry:
         return known - {"name"} | {"method", "search", "resources", "controls"}
     return known
-
-
-def _guess(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -2,7 +2,8 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
 
 
 class UserError(ValueError):
@@ -50,3 +51,9 @@ def exit_status(work: Callable[[], int], *, again: str = "") -> int:
     except KeyboardInterrupt:
         print(f"interrupted{how}", file=sys.stderr)
         return 130
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` for the known word that is closest to a wrong one, if one is close."""
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

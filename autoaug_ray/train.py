@@ -25,6 +25,7 @@ from autoaug_ray import data, models
 from autoaug_ray.config import Run
 from autoaug_ray.data import AnySplit, Edits, Split, Splits
 from autoaug_ray.errors import RunError
+from autoaug_ray.evaluation import Accuracy, evaluate
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.learner import Learner
@@ -276,13 +277,6 @@ def learn(
     return log, work
 
 
-class Accuracy(NamedTuple):
-    """Shares in [0, 1]; a class without images has 0."""
-
-    mean_accuracy: float
-    class_accuracy: list[float]
-
-
 class Measures(NamedTuple):
     """What is measured after an epoch, without any effect on the next one."""
 
@@ -305,22 +299,6 @@ def measure(setup: Setup, epoch: int) -> Measures:
     strength, augmented = probe(method, state, splits.train)
     pictured = final and epoch in pictured_epochs(setup.config.train.epochs)
     return Measures(val, test, strength, augmented[:PICTURES] if pictured else None)
-
-
-@torch.no_grad()
-def evaluate(method: Method, learner: Learner, split: AnySplit, state: nn.Module) -> Accuracy:
-    """Share of images that are classified correctly, over all images and per class."""
-    learner.model.eval()
-    correct = torch.cat(
-        [
-            method.predict(learner, as_float(b.images), state).argmax(1) == b.labels
-            for b in data.batches(split)
-        ]
-    ).float()
-    learner.model.train()
-    correct_counts = torch.bincount(split.labels, weights=correct)
-    counts = torch.bincount(split.labels)
-    return Accuracy(float(correct.mean()), (correct_counts / counts.clamp_min(1)).tolist())
 
 
 @torch.no_grad()
@@ -367,6 +345,7 @@ def row_of(
         "train_loss": log["train_loss"],
         "val_accuracy": None if measures.val is None else float(measures.val.mean_accuracy),
         "test_accuracy": None if test is None else float(test.mean_accuracy),
+        "test_top5": None if test is None else test.top5,
         "class_accuracy": None if test is None else test.class_accuracy,
         "class_counts": class_counts,
         "imbalance_nominal": config.dataset.imbalance and config.dataset.imbalance.factor,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / "autoaug_ray"
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "own_code": {"errors"},
-    "settings": {"own_code"},
+    "settings": {"own_code", "errors"},
     "maths": set(),
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
@@ -23,14 +23,15 @@ BELOW: dict[str, set[str]] = {
     "methods": {
         "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
     },
+    "evaluation": {"methods", "data", "learner"},
     "config": {
         "methods", "data", "models", "learner", "generate", "own_code",
         "settings", "errors",
     },
     "policy": {"config", "methods", "store", "own_code", "errors"},
     "train": {
-        "config", "methods", "maths", "store", "data", "models", "learner", "generate", "settings",
-        "errors",
+        "evaluation", "config", "methods", "maths", "store", "data", "models", "learner",
+        "generate", "settings", "errors",
     },
     "schedule": {
         "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",

@@ -117,9 +117,10 @@ FAULTS = {
     "methods: {none: {}}\nval_fraction: 1": "val_fraction: .*less than 1, got 1",
     "methods: {none: {}}\npublished: {entries: {none: {accuracy: 90}}}":
         "published.source is missing",
-    "methods: {none: {}}\npublished: {source: x}": "published: needs entries, quoted or notes",
+    "methods: {none: {}}\npublished: {source: x}":
+        "published: needs entries, quoted, claims or notes",
     "methods: {none: {}}\npublished: {source: x, sources: y, quoted: {a: {accuracy: 90}}}":
-        r"published.sources: unknown key \(did you mean source\?\); known: entries, measure, notes",
+        r"published.sources: unknown key \(did you mean source\?\); known: claims, entries",
     "methods: {none: {}}\npublished: {source: x, entries: {nonne: {accuracy: 90}}}":
         r"published.entries.nonne: no label of methods \(did you mean none\?\); known: none \(",
     "methods: {none: {}}\npublished: {source: x, quoted: {none: {accuracy: 90}}}":
@@ -281,3 +282,17 @@ def test_a_case_has_its_own_published_figures(tmp_path):
     assert a.published.entries["none"].accuracy == 80
     assert (b.published.source, b.published.notes) == ("Another", ())
     assert c.published is None
+
+
+def test_what_is_ranked_are_labels(tmp_path):
+    text = DATA + "methods: {none: , bilevel: , randaugment: }\n"
+    labels = ["none", "bilevel", "randaugment"]
+    study = load(text, tmp_path, changes=[f"ranked={labels}"])
+    assert study.ranked == tuple(labels) and load(text, tmp_path).ranked == ()
+    for wrong, message in (
+        ("[none, bilevel, randaugmnt]", r"ranked.randaugmnt: no label .*did you mean randaugment"),
+        ("[none, bilevel]", "ranked must be at least 3 different labels"),
+        ("[none, none, bilevel]", "ranked must be at least 3 different labels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(text, tmp_path, changes=[f"ranked={wrong}"])

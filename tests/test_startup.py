@@ -143,7 +143,9 @@ def options_of(monkeypatch, *arguments):
     return status, studies, options
 
 
-DEFAULTS = {"out": "runs", "bank": None, "resume": False, "dry_run": False, "wandb": None}
+DEFAULTS = {
+    "out": None, "bank": None, "resume": False, "dry_run": False, "wandb": None, "named": False,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("word", [(), ("run",)])
@@ -156,6 +158,7 @@ def test_every_option_arrives(word, monkeypatch):
     assert status == 1 and studies == [[Path("a.yaml"), settings], [Path("b.yaml"), settings]]
     assert options == {
         "out": "s3://b/x", "bank": "B", "resume": True, "dry_run": True, "wandb": "off",
+        "named": False,
     }  # fmt: skip
 
 
@@ -173,7 +176,9 @@ def test_a_line_of_calibrate_is_of_studies(monkeypatch):
 
     called = []
     monkeypatch.setattr(config, "load", lambda path, **settings: [path, settings])
-    monkeypatch.setattr(run, "calibrate_studies", lambda studies: called.append(studies) or 0)
+    monkeypatch.setattr(
+        run, "calibrate_studies", lambda studies, named: called.append(studies) or 0
+    )
     assert main(["calibrate"]) == 0
     assert main(["calibrate", "a.yaml", "--seeds", "5", "--set", "x=1"]) == 0
     nothing, given = {"changes": (), "seeds": None}, {"changes": ["x=1"], "seeds": 5}

@@ -81,6 +81,19 @@ Seeds = Annotated[
     int | None,
     typer.Option(metavar="N", help="Final trainings per entry, instead of the study's."),
 ]
+Cases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--case", metavar="NAME", help="Only this case of the study; may be given several times."
+    ),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR",
+        help="The folder with all datasets, in place of data/: a root data/coco is DIR/coco.",
+    ),
+]  # fmt: skip
 _Edit = StrEnum("_Edit", ["fixed", "local", "transfer"])
 PlanKey = Annotated[str, typer.Argument(metavar="PLAN", help="A plan's key, or its beginning.")]
 
@@ -108,15 +121,16 @@ def _about(
 def _run(
     paths: Studies = None,
     out: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--out",
             "--storage",
             metavar="DIR",
+            show_default="runs",
             help="Where DIR/<study>/ is written. On a cluster, as --storage: where all machines "
             "write, s3://bucket/prefix or a folder that they share.",
         ),
-    ] = "runs",
+    ] = None,
     bank: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +147,8 @@ def _run(
     ] = False,
     seeds: Seeds = None,
     changes: Changes = None,
+    cases: Cases = None,
+    data: DataFolder = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -162,12 +178,15 @@ def _run(
     All trainings of a study, searches included, are trials of one Ray Tune run.
     """
 
-    studies = _load_studies(paths or [quickstart()], changes or (), seeds)
+    studies = _load_studies(paths or [quickstart()], changes or (), seeds, cases or (), data)
     from autoaug_ray.commands import run
 
     if smoke:
         return run.smoke_studies(studies)
-    return run.run_studies(studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb)
+    return run.run_studies(
+        studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb,
+        named=bool(cases),
+    )  # fmt: skip
 
 
 @_words.command("calibrate")
@@ -175,16 +194,18 @@ def _calibrate(
     paths: Studies = None,
     seeds: Seeds = None,
     changes: Changes = None,
+    cases: Cases = None,
+    data: DataFolder = None,
 ) -> int:
     """Measure a few steps of every entry, side by side: ms and GFLOP per step.
 
     They are taken by turns in one process, on the device that the study's trials would hold. Where
     the clock and the arithmetic disagree by more than 15 %, the likely cause is said.
     """
-    studies = _load_studies(paths or [quickstart()], changes or (), seeds)
+    studies = _load_studies(paths or [quickstart()], changes or (), seeds, cases or (), data)
     from autoaug_ray.commands import run
 
-    return run.calibrate_studies(studies)
+    return run.calibrate_studies(studies, named=bool(cases))
 
 
 def quickstart() -> Path:
@@ -198,15 +219,26 @@ def quickstart() -> Path:
 
 
 def _load_studies(
-    paths: Sequence[Path], changes: Sequence[str], seeds: int | None
+    paths: Sequence[Path],
+    changes: Sequence[str],
+    seeds: int | None,
+    cases: Sequence[str],
+    data: Path | None,
 ) -> "list[list[Study]]":
-    """The cases of every study, all read before any is run. Raises UserError."""
+    """The cases of every study, all read before any is run. Raises UserError.
+
+    `cases`: only those of these names; `data`: below which folder their datasets are.
+    """
     from autoaug_ray import config
+    from autoaug_ray.commands import choose
 
     studies = []
     for path in paths:
         try:
-            studies.append(config.load(path, changes=changes, seeds=seeds))
+            loaded = config.load(path, changes=changes, seeds=seeds)
+            if cases:
+                loaded = choose.only(loaded, cases)
+            studies.append([choose.below(s, data) for s in loaded] if data else loaded)
         except UserError as error:
             if len(paths) == 1 or str(path) in str(error):
                 raise
@@ -265,6 +297,8 @@ def _pilot(
         ),
     ] = 1.0,
     changes: Changes = None,
+    cases: Cases = None,
+    data: DataFolder = None,
 ) -> int:
     """Ask early and cheaply: is a search worth its compute?
 
@@ -275,7 +309,7 @@ def _pilot(
     for name, value in (("epochs", epochs), ("worth", worth)):
         if value is not None and value <= 0:
             raise UserError(f"--{name} must be above 0, got {value:g}.")
-    (studies,) = _load_studies([path], changes or (), None)
+    (studies,) = _load_studies([path], changes or (), None, cases or (), data)
     from autoaug_ray.commands import pilot
 
     return pilot.run_pilots(studies, path, out, epochs=epochs, worth=worth)

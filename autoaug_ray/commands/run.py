@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from autoaug_ray.report.results import StudyResults
 
 
+OUT = "runs"
+"""Where results go without --out."""
+
+
 def new_console() -> Console:
     """Where there is no terminal, a log is read later and wider than 80 columns."""
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
@@ -48,19 +52,23 @@ def new_console() -> Console:
 def run_studies(
     studies: Sequence[Sequence[Study]],
     *,
-    out: str,
+    out: str | None,
     bank: str | None,
     resume: bool,
     dry_run: bool,
     wandb: str | None,
+    named: bool,
 ) -> int:
     """Run each study, in all its cases, and report it; the exit status.
 
-    `bank` None: a folder of `out`. `wandb` None: what the environment asks for.
+    `out` None: runs/, on one machine. `bank` None: a folder of `out`. `wandb` None: what the
+    environment asks for. `named`: whether the cases were asked for by name, so that none may be
+    left out.
     """
     from autoaug_ray.report import wandb as tracker
+    from autoaug_ray.schedule import cluster
 
-    root = place(out)
+    root = place(out or OUT)
     kept = place(bank) if bank else root / "bank"
     places.check(root)
     mode = wandb or tracker.default_mode()
@@ -73,12 +81,16 @@ def run_studies(
                     f"{folder.root} holds rows of an earlier run; add --resume to go on with it, "
                     "or --out for another folder."
                 )
-        for study in cases:
-            introduce(study, console)
+        ready, left_out = introduce_all(cases, console, named=named)
         if dry_run:
-            _dry_run(cases, console)
+            _dry_run(ready, console)
         else:
-            failed |= carry_out(cases, root, kept, console, mode)
+            if out is None:
+                cluster.join()
+                cluster.check_alone(OUT)
+            failed |= carry_out(ready, root, kept, console, mode)
+        failed |= bool(left_out)
+        say_left_out(left_out, console)
     return int(failed)
 
 
@@ -98,13 +110,14 @@ def smoke_studies(studies: Sequence[Sequence[Study]]) -> int:
     return 1 if any(outcome.fault for outcome in outcomes) else 0
 
 
-def calibrate_studies(studies: Sequence[Sequence[Study]]) -> int:
-    """Print what a step of every entry takes, in all cases of each study; the exit status."""
+def calibrate_studies(studies: Sequence[Sequence[Study]], *, named: bool) -> int:
+    """Print what a step of every entry takes, in all cases of each study; the exit status.
+
+    `named`: as for `run_studies`.
+    """
     console = new_console()
-    for cases in studies:
-        for study in cases:
-            introduce(study, console)
-    return max(print_calibrations(cases, console) for cases in studies)
+    found = [introduce_all(cases, console, named=named) for cases in studies]
+    return max(max(print_calibrations(ready, console), bool(left)) for ready, left in found)
 
 
 def _dry_run(studies: Sequence[Study], console: Console) -> None:
@@ -139,20 +152,25 @@ def carry_out(
     calibrated: bool = True,
 ) -> bool:
     """Run the cases of a study, and report them; returns whether any of its runs failed."""
-    from autoaug_ray.report.results import collect_cases
+    from autoaug_ray.report.results import collect_cases, studies_in
 
-    folders = _folders(studies, out)
+    folders, root = _folders(studies, out), out / studies[0].name
     studies, failed = run_cases(studies, folders, bank, console, wandb, calibrated=calibrated)
     results = collect_cases(zip(studies, folders, strict=True))
-    page = show(results, out / studies[0].name, console)
+    page = show(results, root, console)
     say_failed(failed, console)
     console.print(f"report: {page}", soft_wrap=True)
+    if studies[0].case and len(studies_in(root)) > len(studies):
+        console.print(
+            f"{root} holds other cases, too; autoaug-ray report {root} writes the page of all.",
+            soft_wrap=True,
+        )
     return bool(failed)
 
 
 def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Place:
     """Write the pages of a study's cases below `root` and print what they say; the first page."""
-    from autoaug_ray.report import cases, published, sentences, write
+    from autoaug_ray.report import budgets, cases, claims, published, sentences, write
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
@@ -165,10 +183,15 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
         console.print(sentences.table(one))
         console.print(sentences.headline(one), style="bold")
         tell(sentences.verdicts(one))
+        if bought := budgets.lines(one):
+            console.print(budgets.table(one, bought))
+            tell(budgets.verdicts(bought))
         if study.published is not None:
             if study.published.figures:
                 console.print(published.table(one, study.published))
             tell(published.verdicts(one.entries, study.published))
+            if not study.case:
+                tell(claims.verdicts(results))
     if len(results) > 1:
         found = cases.gather(results)
         page = write.write_cases(found, root)
@@ -179,6 +202,7 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
             if published.grid(results):
                 console.print(published.table_over_cases(results))
             tell(published.verdicts_over_cases(results))
+            tell(claims.verdicts(results))
     return page
 
 
@@ -227,6 +251,35 @@ def say_failed(failed: Sequence[Done], console: Console) -> None:
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
             style="red",
         )  # fmt: skip
+
+
+def say_left_out(sentences: Sequence[str], console: Console) -> None:
+    for sentence in sentences:
+        console.print(sentence, style="red", markup=False, soft_wrap=True)
+
+
+def introduce_all(
+    cases: Sequence[Study], console: Console, *, named: bool
+) -> tuple[list[Study], list[str]]:
+    """Introduce every case; returns those that can run, and a sentence on each that cannot.
+
+    One missing dataset does not stop the others. Raises UserError if no case can run or, where
+    cases were `named`, if one of them cannot.
+    """
+    ready, left_out = [], []
+    for study in cases:
+        try:
+            introduce(study, console)
+        except UserError as error:
+            if named or len(cases) == 1:
+                raise
+            left_out.append(f"{study.name}, {study.case} is left out: {error}")
+        else:
+            ready.append(study)
+    if not ready:
+        raise UserError(f"no case of {cases[0].name} can run: {' '.join(left_out)}")
+    say_left_out(left_out, console)
+    return ready, left_out
 
 
 def introduce(study: Study, console: Console) -> None:

@@ -27,6 +27,10 @@ from autoaug_ray.settings.dataset import OPTIONS, Dataset
 
 SIDE = 32
 """Side of the images in pixels, where a dataset does not fix it."""
+SMALL = {
+    "fashion-mnist-mini", "fashion-mnist", "cifar10", "cifar100", "npz", "tiny-imagenet",
+}  # fmt: skip
+"""Datasets whose images are small unless image_size is set."""
 PER_CLASS = 6
 """Number of images of each class that a stand-in trains on."""
 
@@ -63,7 +67,7 @@ def _dataset(dataset: Dataset, place: Path) -> Dataset:
         root = place / dataset.name
         standins.write(dataset.name, root, per_class=PER_CLASS)
         changes |= {"root": str(root), "train_size": None}
-    if "image_size" in OPTIONS[dataset.name]:
+    if dataset.image_size or dataset.name not in SMALL:
         changes["image_size"] = SIDE
     if "min_class_count" in OPTIONS[dataset.name]:
         changes["min_class_count"] = 2
@@ -113,32 +117,42 @@ def run(
     execute: Callable[[Sequence[Study], Path, Console], bool],
     console: Console,
 ) -> list[Outcome]:
-    """Run every study, in one case of each of its datasets.
+    """Run every study, in one case of each of its datasets and each case with entries of its own.
 
     `execute(studies, out, console)` runs the cases of a study and says whether any run failed.
     """
     outcomes = []
     for studies in several:
         began, fault, log = time.monotonic(), None, io.StringIO()
-        by_dataset = {study.dataset.name: study for study in reversed(studies)}
+        chosen = with_something_new(studies)
         try:
-            chosen = [smaller(s, place / "data") for s in studies if s in by_dataset.values()]
+            small = [smaller(study, place / "data") for study in chosen]
             with redirect_stdout(log), redirect_stderr(log):
-                failed = execute(chosen, place / "runs", Console(file=log, width=120))
+                failed = execute(small, place / "runs", Console(file=log, width=120))
             if failed:
                 lines = [x for x in log.getvalue().splitlines() if x.startswith("failed")]
                 fault = next(iter(lines), "some of its runs failed")
         except (UserError, RunError) as error:
             fault = str(error)
-        cases = [s.case or s.dataset.name for s in by_dataset.values()]
-        outcome = Outcome(
-            studies[0].name, cases[::-1], len(studies[0].entries), time.monotonic() - began, fault
-        )
+        cases = [study.case or study.dataset.name for study in chosen]
+        entries = len({entry.label for study in chosen for entry in study.entries})
+        outcome = Outcome(studies[0].name, cases, entries, time.monotonic() - began, fault)
         outcomes.append(outcome)
         word = f"FAILED: {fault}" if fault else "passed"
         console.print(f"{outcome.study}: {word} ({outcome.seconds:.0f} s)", soft_wrap=True)
     console.print(table(outcomes))
     return outcomes
+
+
+def with_something_new(studies: Sequence[Study]) -> list[Study]:
+    """The cases whose dataset, or one of whose entries by label and method, no case before had."""
+    chosen, seen = [], set[tuple[str, ...]]()
+    for study in studies:
+        entries = {(e.label, e.hyperparameters["name"]) for e in study.entries}
+        if not {(study.dataset.name,), *entries} <= seen:
+            chosen.append(study)
+            seen |= {(study.dataset.name,), *entries}
+    return chosen
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -148,7 +162,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         "classifier, a step or two: does everything run? Accuracies mean nothing.",
         title_justify="left",
     )
-    for name in ("study", "on (one case of each dataset)", "entries", "seconds", ""):
+    for name in ("study", "on (every dataset and entry once)", "entries", "seconds", ""):
         out.add_column(name, justify="right" if name in ("entries", "seconds") else "left")
     for o in outcomes:
         out.add_row(

@@ -5,14 +5,17 @@ import pickle
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from autoaug_ray.data.files import find_place
-from autoaug_ray.data.splits import Source, Split
+from autoaug_ray.data.files import as_array, find_place
+from autoaug_ray.data.splits import AnySplit, Reader, Source, Split, Stored
 from autoaug_ray.errors import UserError
 from autoaug_ray.settings.dataset import Dataset
 
@@ -32,12 +35,48 @@ def as_split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(x, torch.from_numpy(labels.astype(np.int64)))
 
 
+@dataclass(frozen=True, eq=False)
+class Resized(Reader):
+    """Scales both sides of the image at a position of an array to one size, when it is drawn.
+
+    50,000 images of 32 pixels take 0.15 GB, and 7.5 GB at 224: `data` keeps what fits.
+    """
+
+    images: Tensor  # (n, channels, height, width) uint8
+    size: int
+
+    def __call__(self, position: int) -> np.ndarray:
+        image = self.images[position].numpy()
+        channels = len(image)
+        pixels = image[0] if channels == 1 else image.transpose(1, 2, 0)
+        return as_array(Image.fromarray(pixels), self.size, channels, "stretch")
+
+
+def resized(source: Source, size: int | None) -> Source:
+    """The source with images of `size` x `size` pixels; None: as they are.
+
+    All parts share one reader, so that a held-out part can join the pool.
+    """
+    parts = [p for p in (source.pool, source.held_out, source.test) if p is not None]
+    channels, *sides = parts[0].shape
+    if size is None or sides == [size, size]:
+        return source
+    read = Resized(torch.cat([part.load().images for part in parts]), size)
+    sizes, labels = [len(part) for part in parts], [part.labels for part in parts]
+    index = torch.arange(sum(sizes)).split(sizes)
+    stored: list[AnySplit] = [
+        Stored(read, i, y, (channels, size, size)) for i, y in zip(index, labels, strict=True)
+    ]
+    held_out = None if source.held_out is None else stored[1]
+    return replace(source, pool=stored[0], held_out=held_out, test=stored[-1])
+
+
 def fashion_mnist_mini(dataset: Dataset) -> Source:
     """The excerpt that ships with the package; `excerpt` says how it was drawn."""
     with np.load(Path(__file__).with_name("fashion-mnist-mini.npz"), allow_pickle=False) as a:
         pool = as_split(a["pool_images"], a["pool_labels"])
         test = as_split(a["test_images"], a["test_labels"])
-    return Source(pool, None, test, FASHION_MNIST_CLASSES)
+    return resized(Source(pool, None, test, FASHION_MNIST_CLASSES), dataset.image_size)
 
 
 def fashion_mnist(dataset: Dataset) -> Source:
@@ -48,7 +87,7 @@ def fashion_mnist(dataset: Dataset) -> Source:
 
         _download(FashionMNIST, dataset)
     pool, test = (as_split(*read_fashion_mnist(root, train=train)) for train in (True, False))
-    return Source(pool, None, test, FASHION_MNIST_CLASSES)
+    return resized(Source(pool, None, test, FASHION_MNIST_CLASSES), dataset.image_size)
 
 
 def _download(torchvision_dataset: Callable[..., object], dataset: Dataset) -> None:
@@ -116,7 +155,8 @@ def cifar(dataset: Dataset) -> Source:
         return as_split(np.concatenate(images), np.concatenate(labels))
 
     (classes,) = read(kind.meta, kind.classes)
-    return Source(part(*kind.train), None, part(kind.test), tuple(classes))
+    source = Source(part(*kind.train), None, part(kind.test), tuple(classes))
+    return resized(source, dataset.image_size)
 
 
 class _Pickled:
@@ -190,7 +230,8 @@ def npz(dataset: Dataset) -> Source:
             f"dataset.root: {path} has a label outside 0 to {len(classes) - 1}, the numbers of its "
             "classes."
         )
-    return Source(parts["train"], parts.get("val"), parts["test"], classes)
+    source = Source(parts["train"], parts.get("val"), parts["test"], classes)
+    return resized(source, dataset.image_size)
 
 
 def _npz_array(arrays: dict[str, np.ndarray], name: str, path: Path) -> np.ndarray:

@@ -33,7 +33,9 @@ def tiny_imagenet(dataset: Dataset) -> Source:
     lines = annotations.read_text().splitlines()
     wnid_of = {name: rest[:9] for name, _, rest in (line.partition("\t") for line in lines)}
     test_paths, test_labels = _labelled(val, wnid_of, wnids, annotations, TINY)
-    pool, test = in_turn(ImageFiles(paths + test_paths, 64), labels, test_labels)
+    pool, test = in_turn(
+        ImageFiles(paths + test_paths, dataset.image_size or 64), labels, test_labels
+    )
     return Source(pool, None, test, class_names(wnids, words))
 
 
@@ -41,8 +43,10 @@ def imagenet(dataset: Dataset) -> Source:
     """ILSVRC 2012: train/WNID/*.JPEG and val/WNID/*.JPEG, or Kaggle's tree; val is the test set.
 
     Val is cut from the images for training. Images have their shorter side scaled to 256 pixels
-    and the middle of the longer one kept (`image_size`, `fit`); a classifier that takes 224 crops
-    them. Class names are those of LOC_synset_mapping.txt, if it is in the root, else WordNet's ids.
+    and the middle of the longer one kept (`image_size`, `fit: crop`), or both sides scaled to it
+    (`fit: stretch`, the bilevel paper's "resize to 256x256", 5.3); a classifier that takes 224
+    crops them. Class names are those of LOC_synset_mapping.txt, if it is in the root, else
+    WordNet's ids.
     """
     root = Path(dataset.root).expanduser()
     train = find_place(root, ("train", "ILSVRC/Data/CLS-LOC/train"), TRAIN)

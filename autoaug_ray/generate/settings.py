@@ -109,7 +109,8 @@ class Workers(Settings):
     """The actors that make the images; nothing here changes what they make."""
 
     actors: int | None = Field(None, ge=1, le=10_000)
-    """The number of actors; None: as many as the cluster's resources allow."""
+    """The number of actors; None: as many as fit on the machines that are there or, where `ray up`
+    made the cluster, on all that its YAML lets come."""
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     """What each actor holds, as `cpus`."""

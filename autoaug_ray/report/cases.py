@@ -39,6 +39,8 @@ class Across:
     """The number of blocks, in each of which every ranked entry has finished."""
     left_out: list[str]
     """Entries that some case has no finished training of, which are not ranked."""
+    unasked: list[str]
+    """Entries that the study's `ranked` does not name."""
 
     @property
     def labels(self) -> list[str]:
@@ -59,19 +61,22 @@ def gather(cases: Sequence[StudyResults], control: str | None = None) -> Across:
     """What holds across the cases.
 
     `control` is a label; without one it is the first entry that learned something, or else the
-    reference.
+    reference. Where the study says which entries are `ranked`, it is one of these.
     """
     entries: dict[str, EntryResult] = {}
     for case in cases:
         entries |= {label: r for label, r in case.by_label.items() if label not in entries}
+    asked = next((case.study.ranked for case in cases if case.study.ranked), tuple(entries))
     if control is None:
         learned = [label for case in cases for label in compare.learned_mixes(case)]
         learned += [r.control_of for r in entries.values() if r.control_of]
-        control = next(iter(learned), cases[0].study.reference)
+        candidates = [label for label in (*learned, cases[0].study.reference) if label in asked]
+        control = next(iter(candidates), asked[0])
     if control not in entries:
         raise ValueError(f"control is {control!r}, which is no entry of {list(entries)}")
 
-    ranked = [label for label in entries if all(_seeds(case, label) for case in cases)]
+    wanted = [label for label in entries if label in asked]
+    ranked = [label for label in wanted if all(_seeds(case, label) for case in cases)]
     by_case = len(cases) >= INDEPENDENT
     blocks = _blocks(cases, ranked, by_case)
     enough = len(blocks) >= BLOCKS and len(ranked) >= 3 and control in ranked
@@ -82,7 +87,8 @@ def gather(cases: Sequence[StudyResults], control: str | None = None) -> Across:
         ranking=rank(blocks, control) if enough else None,
         by_case=by_case,
         blocks=len(blocks),
-        left_out=[label for label in entries if label not in ranked],
+        left_out=[label for label in wanted if label not in ranked],
+        unasked=[label for label in entries if label not in asked],
     )
 
 
@@ -139,6 +145,8 @@ def verdicts(found: Across) -> list[str]:
             f"Not ranked, because some case has no finished training of it: "
             f"{', '.join(found.left_out)}."
         )
+    if found.unasked:
+        out.append(f"Not ranked, because the study says which are: {', '.join(found.unasked)}.")
     for case in found.cases:
         missing = sum(len(r.missing_seeds) for r in case.entries)
         if missing:
@@ -201,7 +209,7 @@ def _friedman(found: Across) -> list[str]:
     """What Friedman's test and the comparisons with the control say, or why none was made."""
     r = found.ranking
     if r is None:
-        ranked = len(found.labels) - len(found.left_out)
+        ranked = len(found.labels) - len(found.left_out) - len(found.unasked)
         why = f"there are {found.words_for_blocks()}, in which every entry has finished"
         if ranked < 3:
             why = f"only {ranked} entries have finished in every case, and it compares 3 or more"

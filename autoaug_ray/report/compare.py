@@ -18,6 +18,8 @@ from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm
 from autoaug_ray.report.results import EntryResult, StudyResults
 from autoaug_ray.report.runs import Finals, Row, Searches
 
+MANY_CLASSES = 20
+"""With no more classes than that, top-5 accuracy is near 100 % and tells little."""
 TOLERANCE = 1.05
 """An entry is called cheaper only if it is so by this factor: two runs of one study may differ by
 as much (`bench costs`)."""
@@ -135,6 +137,14 @@ def macro_differs(entries: Entries) -> bool:
     """Whether micro and macro accuracy differ, that is, whether the test classes are uneven."""
     pairs = [(r.test_accuracy_mean, r.macro_accuracy_mean) for r in entries]
     return any(abs(a - b) > 5e-5 for a, b in pairs if a is not None and b is not None)
+
+
+def shows_top5(results: StudyResults) -> bool:
+    """Whether top-5 accuracy says something: among many classes, or where a paper reports it."""
+    known = [row for row in results.last_rows if row.get("test_top5") is not None]
+    paper = results.study.published
+    asked = paper is not None and any(row.top5 for row in paper.entries.values())
+    return any(asked or len(row["class_accuracy"]) > MANY_CLASSES for row in known)
 
 
 def needs_bank(entries: Entries) -> bool:

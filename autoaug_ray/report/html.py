@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
-from autoaug_ray.report import cases, compare, cost_sentences, published, sentences
+from autoaug_ray.report import budgets, cases, claims, compare, cost_sentences, published, sentences
 from autoaug_ray.report.cases import Across
 from autoaug_ray.report.figures import MARKERS, cost_figure, styles
 from autoaug_ray.report.results import StudyResults
@@ -41,8 +41,9 @@ def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.globals |= {
-        "cases_words": cases, "compare": compare, "costs": cost_sentences, "enough": ENOUGH,
-        "published": published, "sentences": sentences,
+        "budgets": budgets, "cases_words": cases, "claims": claims, "compare": compare,
+        "costs": cost_sentences,
+        "enough": ENOUGH, "published": published, "sentences": sentences,
     }  # fmt: skip
     encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items() if png}
     return environment.get_template(template).render(pictures=encoded, **values)

@@ -59,6 +59,9 @@ class PublishedLine:
     apart: str
     """Ours minus published in points, with its interval; * where it leaves zero out."""
     apart_value: float | None
+    top5: str
+    """Ours / published."""
+    top5_value: float | None
     published_cost: str
     published_cost_value: float | None
 
@@ -82,6 +85,7 @@ def _line(
     label: str, row: PublishedRow, line: Line | None, ours: Sequence[float], g: Gap | None
 ) -> PublishedLine:
     mean = mean_of(ours) if ours else None
+    top5 = line.entry.top5_accuracy_mean if line else None
     sd = None if row.sd is None else row.sd / 100
     return PublishedLine(
         label=label,
@@ -92,6 +96,8 @@ def _line(
         published_value=row.accuracy,
         apart="-" if g is None else in_points(g.difference, g.half_width) + "*" * g.outside(),
         apart_value=None if g is None else g.difference,
+        top5=f"{line.top5 if line else '-'} / {'-' if row.top5 is None else f'{row.top5:.2f}'}",
+        top5_value=top5,
         published_cost="-" if row.cost is None else f"{SIGNS[row.cost_is]}{row.cost:g}",
         published_cost_value=row.cost,
     )
@@ -102,9 +108,14 @@ def gives_cost(published: Published) -> bool:
     return any(row.cost for row in (*published.entries.values(), *published.quoted.values()))
 
 
+def gives_top5(published: Published) -> bool:
+    """Whether the paper tells the top-5 accuracy of some system."""
+    return any(row.top5 for row in (*published.entries.values(), *published.quoted.values()))
+
+
 def table(results: StudyResults, published: Published) -> Table:
     """The table for the terminal."""
-    cost = gives_cost(published)
+    cost, top5 = gives_cost(published), gives_top5(published)
     caption = (
         f"Published: {escape(published.source)}. Mean ± standard deviation (n seeds), as far as "
         "given; in brackets the 95 % interval of the difference; * it leaves zero out."
@@ -112,11 +123,15 @@ def table(results: StudyResults, published: Published) -> Table:
     if cost:
         caption += f" Cost in trainings of {results.study.reference}, ours and the paper's."
     head = ["method", OURS[published.measure], "published %", "ours - published"]
+    head += ["top-5 %, ours / published"] * top5
     shown = lines(results, published)
     rows = [
-        [escape(r.label), r.ours, r.published, r.apart, *([r.cost, r.published_cost] * cost)]
+        [
+            escape(r.label), r.ours, r.published, r.apart, *([r.top5] * top5),
+            *([r.cost, r.published_cost] * cost),
+        ]
         for r in shown
-    ]
+    ]  # fmt: skip
     out = terminal_table(caption, head + ["cost", "published cost"] * cost, rows)
     for row, r in zip(out.rows, shown, strict=True):
         row.style = "dim" if r.line is None else None

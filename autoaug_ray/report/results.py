@@ -62,6 +62,8 @@ class EntryResult:
     macro_accuracies: tuple[float, ...]
     """Means over the classes, in [0, 1], in the order of `seeds`."""
     macro_accuracy_mean: float | None
+    top5_accuracy_mean: float | None
+    """In [0, 1]: the class is among the five likeliest; None with five classes or fewer."""
     difference: float | None
     """The mean difference to the reference, paired over the seeds that both have."""
     difference_half_width: float | None
@@ -367,6 +369,7 @@ def _entry(
         test_accuracy_half_width=mean.half_width if mean else None,
         macro_accuracies=macro,
         macro_accuracy_mean=_mean(macro),
+        top5_accuracy_mean=_mean(row.get("test_top5") for row in last),
         difference=difference.difference,
         difference_half_width=difference.half_width,
         **_published(study, label, tuple(accuracies.values()), macro),

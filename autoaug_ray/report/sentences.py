@@ -274,6 +274,7 @@ class Line:
     accuracy: str
     """Mean, standard deviation and number of seeds."""
     macro: str
+    top5: str
     difference: str
     """In points above the reference, with its interval and * where it is distinguishable."""
     cost: str
@@ -307,6 +308,7 @@ def lines(results: StudyResults) -> list[Line]:
                 entry=r,
                 accuracy=accuracy,
                 macro="-" if r.macro_accuracy_mean is None else in_per_cent(r.macro_accuracy_mean),
+                top5="-" if r.top5_accuracy_mean is None else in_per_cent(r.top5_accuracy_mean),
                 difference=difference or "-",
                 cost=cost_sentences.cost(r),
                 search=number(r.relative_search_cost) if r.search_device_hours else "-",
@@ -333,6 +335,7 @@ def table(results: StudyResults) -> Table:
     _, time_name = compare.device_unit(entries)
     classes_differ = compare.uneven(results)
     macro = classes_differ and compare.macro_differs(entries)
+    top5 = compare.shows_top5(results)
     bank = compare.needs_bank(entries)
     about_accuracy = ""
     if classes_differ:
@@ -349,11 +352,13 @@ def table(results: StudyResults) -> Table:
     accuracy = "micro" if macro else "held-out" if results.study.dataset.closed_test else "test"
     head = [
         "method", f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
+        *(["top-5 %"] * top5),
         f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
     ]  # fmt: skip
     rows = [
         [
             "  " * bool(line.entry.control_of) + line.label, line.accuracy, *([line.macro] * macro),
+            *([line.top5] * top5),
             line.difference, line.cost, line.search, *([line.bank] * bank), str(line.entry.trials),
             line.time,
         ]

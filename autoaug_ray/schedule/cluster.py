@@ -116,6 +116,37 @@ def machines() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def check_alone(folder: str) -> None:
+    """Raise UserError if there is, or may come, a machine to which `folder` is another one."""
+    if LAUNCHED.expanduser().exists() and may_grow() or len(machines()) > 1:
+        raise UserError(
+            f"--storage is missing: on a cluster, what goes to {folder}/ stays on the machine "
+            "that wrote it; give a place that all machines share, such as s3://BUCKET/runs or a "
+            "mounted folder."
+        )
+
+
+def room_to_come(cpus: float, gpus: float) -> int:
+    """How many tasks of this size fit on all machines that the cluster's YAML lets come.
+
+    A machine of a type that the YAML leaves for the cloud to describe is taken to hold one. 0 where
+    there is no YAML of `ray up`.
+    """
+    if not may_grow() or not LAUNCHED.expanduser().exists():
+        return 0
+    launched = yaml.safe_load(LAUNCHED.expanduser().read_text())
+    needs = [(kind, need) for kind, need in (("CPU", cpus), ("GPU", gpus)) if need > 0]
+    most, room = launched.get("max_workers", 10_000), 0
+    for name, node in launched["available_node_types"].items():
+        if name != launched["head_node_type"]:
+            has = node["resources"]
+            each = min(int(has.get(kind, 0.0) / need + 1e-6) for kind, need in needs) if has else 1
+            count = min(node.get("max_workers", most), most)
+            room += each * count
+            most -= count if each else 0
+    return room
+
+
 def may_grow() -> bool:
     """True if the cluster may start more machines."""
     return address() != LOCAL

@@ -175,7 +175,12 @@ class _Crew:
         return actor.remote(str(self.bank.root.resolve()), self.settings, self.workers)
 
     def _most(self) -> int:
-        """How many actors may run: as many as there is room for, or as were asked for if fewer."""
+        """How many actors may run: as many as there is, or may come, room for, or as were asked for
+        if fewer.
+
+        Actors that wait make a cluster grow. One that does not say how far it can is asked for what
+        fits on the machines that are there.
+        """
         cluster.join()
         room = 0
         for node in cluster.machines():
@@ -184,8 +189,9 @@ class _Crew:
                 for kind, share in (("CPU", self.workers.cpus), ("GPU", self.workers.gpus))
                 if share > 0
             )
-        if cluster.may_grow():  # waiting actors make it grow, so their number is the user's
-            return self.workers.actors or max(room, 1)
+        if cluster.may_grow():  # a number that was asked for is waited for
+            come = cluster.room_to_come(self.workers.cpus, self.workers.gpus)
+            return self.workers.actors or max(room, come, 1)
         if room == 0:
             raise UserError(
                 f"generate: an actor asks for {self.workers.cpus:g} CPU and "

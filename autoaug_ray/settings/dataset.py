@@ -39,18 +39,18 @@ class Imbalance(Settings):
 
 
 OPTIONS: dict[str, frozenset[str]] = {
-    "fashion-mnist-mini": frozenset(),
-    "fashion-mnist": frozenset({"download"}),
-    "cifar10": frozenset({"download"}),
-    "cifar100": frozenset({"download"}),
-    "tiny-imagenet": frozenset(),
+    "fashion-mnist-mini": frozenset({"image_size"}),
+    "fashion-mnist": frozenset({"download", "image_size"}),
+    "cifar10": frozenset({"download", "image_size"}),
+    "cifar100": frozenset({"download", "image_size"}),
+    "tiny-imagenet": frozenset({"image_size"}),
     "imagenet": frozenset({"image_size", "fit"}),
     "bach": frozenset({"image_size"}),
     "caltech101": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
     "voc2012": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
     "coco2017": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
     "lvis": frozenset({"image_size", "fit", "protocol", "min_class_count", "frequencies"}),
-    "npz": frozenset(),
+    "npz": frozenset({"image_size"}),
     "hub": frozenset({"image_size", "channels", "fit"}),
     "folder": frozenset({"image_size", "channels", "fit", "test_fraction", "unreadable"}),
 }
@@ -71,8 +71,9 @@ class Dataset(Settings):
     """Keep this many images of the pool, class-balanced as the pool is."""
     test_size: int | None = Field(None, ge=2)
     image_size: int | None = Field(None, ge=8, le=2048)
-    """Side in pixels to which image files are resized (default: 32 for folder and hub, 256 for the
-    others); for bach, the side of the patches that train (512)."""
+    """Side in pixels to which images are resized, bilinearly and antialiased (default: as they are
+    for arrays and tiny-imagenet, 32 for folder and hub, 256 for the others); for bach, the side of
+    the patches that train (512)."""
     channels: Literal[1, 3] | None = None
     """3 (default), or 1 to read images as grey."""
     fit: Literal["stretch", "crop"] | None = None
@@ -95,8 +96,8 @@ class Dataset(Settings):
     """No run sees the test set: a fifth of the pool stands in for it, so that what is decided
     before the whole study is not decided by its test set."""
     memory_gb: float = Field(4.0, ge=0, le=1024)
-    """Image files are decoded once and kept if they take no more gigabytes; else they are decoded
-    whenever they are drawn, on as many threads as a trial holds CPUs."""
+    """Images are decoded, or resized, once and kept if they take no more gigabytes; else whenever
+    they are drawn, on as many threads as a trial holds CPUs."""
     shift: Shift = Shift()
     imbalance: Imbalance | None = None
     shots: int | None = Field(None, ge=1)

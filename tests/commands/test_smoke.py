@@ -54,6 +54,22 @@ def test_one_case_of_each_dataset_is_run(tmp_path):
     assert outcome.cases == [case for case, _ in asked] and outcome.fault is None
 
 
+def test_a_case_with_entries_of_its_own_is_run(tmp_path):
+    """The grid stands in the second case of Table 1 alone, whose dataset is that of the first."""
+    asked = []
+
+    def execute(studies, out, console):
+        asked.extend([e.label for e in study.entries] for study in studies)
+        return False
+
+    studies = config.load(SPACES / "bilevel_table1.yaml")
+    (outcome,), _ = run([studies], execute, tmp_path)
+    assert outcome.cases == ["translation", "affine"] and len(asked) == 2
+    assert "grid" not in asked[0] and "grid" in asked[1]
+    assert outcome.entries == len({label for labels in asked for label in labels})
+    assert smoke.with_something_new([studies[0], studies[0]]) == [studies[0]]
+
+
 def test_what_fails_is_named_and_the_others_still_run(tmp_path):
     def wrong_input(console):
         raise UserError("dataset.root: nothing is there.")

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from autoaug_ray import data, train
-from autoaug_ray.data import files
+from autoaug_ray.data import files, standins
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.tiny import excerpt
 from autoaug_ray.settings.dataset import Dataset, Shift
@@ -411,3 +412,47 @@ def test_files_are_stretched_or_cropped(tmp_path):
         assert abs(image.mean() / 255 - white) < 0.01
     part = files.ImageFiles([tmp_path / "wide.png"], None, boxes=[(0, 0, 30, 10)])(0)
     assert np.array_equal(part, pixels[:10, :30].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist-mini", "cifar10", "npz"])
+def test_arrays_are_scaled_as_torchvision_scales_images(name, tmp_path):
+    """Up and down, in grey and in colour; the oracle works on Pillow's images."""
+    root = tmp_path / name
+    if name in standins.WRITERS:
+        standins.write(name, root, per_class=8)
+    as_it_is = data.Dataset(name=name, root=str(root), memory_gb=4)
+    before = data.source_of(as_it_is)
+    for size in (12, 45):
+        after = data.source_of(as_it_is.model_copy(update={"image_size": size}))
+        for part in ("pool", "held_out", "test"):
+            small, large = getattr(before, part), getattr(after, part)
+            assert (small is None) == (large is None)
+            if small is None:
+                continue
+            assert large.shape == (small.shape[0], size, size)
+            assert torch.equal(large.labels, small.labels)
+            resize = transforms.Resize((size, size))
+            for image, scaled in zip(small.images[:3], large.images, strict=False):
+                wanted = transforms.functional.pil_to_tensor(
+                    resize(transforms.functional.to_pil_image(image))
+                )
+                assert torch.equal(scaled, wanted)
+
+
+def test_arrays_that_grow_too_large_are_scaled_when_they_are_drawn():
+    small = data.Dataset(name="fashion-mnist-mini", image_size=40, train_size=50, test_size=20)
+    kept = data.load(small, val_fraction=0.2, device="cpu")
+    drawn = data.load(small.model_copy(update={"memory_gb": 0}), val_fraction=0.2, device="cpu")
+    assert isinstance(kept.train, data.Split) and isinstance(drawn.train, data.Stored)
+    for role in ("train", "val", "test"):
+        a, b = getattr(kept, role), getattr(drawn, role)
+        assert torch.equal(a.images, b.load().images) and torch.equal(a.labels, b.labels)
+    native = data.Dataset(name="fashion-mnist-mini", image_size=28, memory_gb=0)
+    assert isinstance(data.source_of(native).pool, data.Split), "28 pixels is what they have"
+
+
+def test_tiny_imagenet_is_scaled(tmp_path):
+    standins.write("tiny-imagenet", tmp_path / "tiny", per_class=2)
+    for size in (None, 32):
+        dataset = data.Dataset(name="tiny-imagenet", root=str(tmp_path / "tiny"), image_size=size)
+        assert data.source_of(dataset).pool.shape == (3, size or 64, size or 64)

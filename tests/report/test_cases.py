@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy import stats
 
 from autoaug_ray.report import case_figures
-from autoaug_ray.report.cases import gather, table, verdicts
+from autoaug_ray.report.cases import gather, lines, table, verdicts
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.write import write, write_cases
 
@@ -103,6 +103,38 @@ def test_an_entry_that_a_case_lacks_is_not_ranked(tmp_path: Path) -> None:
     words = "\n".join(verdicts(gather(cases)))
     assert "only 2 entries have finished in every case" in words
     assert "Not ranked, because some case has no finished training of it: search-free." in words
+
+
+def test_a_study_says_which_entries_are_ranked(tmp_path: Path) -> None:
+    """Three of four: ranks, statistic and control are those of a table without the fourth."""
+    gains = {"autogenda": 0.05, "search-free": 0.03, "also": 0.04}
+    methods = {
+        "none": None,
+        "search-free": {"method": "mix", "probabilities": {"identity": 0.5, "local": 0.5}},
+        "also": {"method": "mix", "probabilities": {"identity": 0.5, "transfer": 0.5}},
+        "autogenda": None,
+    }
+    cases = []
+    for i in range(5):
+        hand = MixHand(
+            tmp_path / str(i), case=str(i), methods=methods, ranked=["none", "search-free", "also"]
+        )
+        hand.fill(gains, classes=5, seed=i)
+        cases.append(hand.results())
+    found = gather(cases)
+    assert found.ranking is not None and found.control == "none" and not found.left_out
+    assert list(found.ranking.mean_ranks) == ["none", "search-free", "also"]
+    columns = [
+        [np.mean(case.by_label[label].test_accuracies) for case in cases]
+        for label in ("none", "search-free", "also")
+    ]
+    ranks = stats.rankdata(-np.array(columns), axis=0).mean(axis=1)
+    assert list(found.ranking.mean_ranks.values()) == pytest.approx(ranks)
+    assert found.ranking.p_value == pytest.approx(stats.friedmanchisquare(*columns).pvalue)
+    words = "\n".join(verdicts(found))
+    assert "Not ranked, because the study says which are: autogenda." in words
+    assert "Friedman's test of 3 entries" in words
+    assert [line.rank for line in lines(found)][-1] == "-"
 
 
 def test_an_unknown_control_is_an_error(tmp_path: Path) -> None:

@@ -273,3 +273,20 @@ def test_notes_alone_are_told_without_a_table(tmp_path: Path) -> None:
     cases = [hand.results()]
     assert published.grid(cases) == {}
     assert "Note on the paper: ours" in write_cases(gather(cases), tmp_path / "all").read_text()
+
+
+def test_top5_stands_beside_the_papers(tmp_path: Path) -> None:
+    entries = {"none": {"accuracy": 61.5, "top5": 89.4}, "bilevel": {"accuracy": 75}}
+    hand = Hand(tmp_path, published={"source": "A paper", "entries": entries})
+    hand.finals("none", 0.60, 0.61, 0.62, more={"test_top5": 0.9})
+    hand.finals("bilevel", 0.70, 0.71, 0.72, more={"test_top5": 0.93})
+    results = hand.results()
+    assert results.by_label["bilevel"].top5_accuracy_mean == pytest.approx(0.93)
+    shown = {line.label: line.top5 for line in published.lines(results, block(hand))}
+    assert shown == {"none": "90.00 / 89.40", "bilevel": "93.00 / -"}
+    assert "90.00 / 89.40" in plain(published.table(results, block(hand)))
+    text = Page(write(results).read_text()).text
+    assert "Top-5 accuracy %" in text and "90.00 / 89.40" in text
+    other = Hand(tmp_path / "b")  # two classes, and nobody asks
+    other.finals("none", 0.60, 0.61, more={"test_top5": 0.9})
+    assert "Top-5 accuracy %" not in Page(write(other.results()).read_text()).text

@@ -83,6 +83,38 @@ def test_what_may_come_is_waited_for_and_what_cannot_is_known(head, monkeypatch)
     assert (cluster.most("CPU"), cluster.most("GPU")) == (2, 0)
 
 
+def test_actors_are_as_many_as_the_yaml_lets_come(head, monkeypatch):
+    """3 machines x min(4 CPU / 2, 2 GPU / 1) tasks, 2 that nobody describes, of 4 in all."""
+    assert cluster.room_to_come(2, 1) == 0
+    types = {
+        "head": {"resources": {"CPU": 64}},
+        "gpu": {"resources": {"CPU": 4, "GPU": 2}, "max_workers": 3},
+        "cpu": {"resources": {"CPU": 8}, "max_workers": 9},
+        "cloud": {"resources": {}, "max_workers": 2},
+    }
+    launched = {
+        "head_node_type": "head", "available_node_types": types, "provider": {"type": "aws"},
+    }  # fmt: skip
+    cluster.LAUNCHED.write_text(yaml.safe_dump(launched))
+    assert cluster.room_to_come(2, 1) == 3 * 2 + 2 and cluster.room_to_come(8, 1) == 2
+    cluster.LAUNCHED.write_text(yaml.safe_dump(launched | {"max_workers": 4}))
+    assert cluster.room_to_come(2, 1) == 3 * 2 + 1
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert cluster.room_to_come(2, 1) == 0
+
+
+def test_a_forgotten_storage_is_told_on_several_machines(head, monkeypatch):
+    monkeypatch.setattr(cluster, "machines", lambda: [{"CPU": 2.0}])
+    cluster.check_alone("runs")  # this machine alone, though Ray was started on it
+    monkeypatch.setattr(cluster, "machines", lambda: [{"CPU": 2.0}] * 2)
+    with pytest.raises(UserError, match="--storage is missing: on a cluster, what goes to runs/"):
+        cluster.check_alone("runs")
+    monkeypatch.setattr(cluster, "machines", lambda: [{"CPU": 2.0}])
+    cluster.LAUNCHED.write_text("{}")
+    with pytest.raises(UserError, match="--storage is missing"):
+        cluster.check_alone("runs")
+
+
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_ray_takes_the_shipped_yaml(name):
     tree = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())
