@@ -25,7 +25,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from autoaug_ray import own_code
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.methods import METHODS, AnyMethod, method_class
+from autoaug_ray.methods import METHODS, AnyMethod, method_class, sources
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
@@ -125,8 +125,12 @@ class Run(Settings):
 
     @property
     def key(self) -> str:
-        """16 hex digits of a hash over everything above: the run's name on disk."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """16 hex digits of a hash over everything above: the run's name on disk.
+
+        Where a file lies that the method reads is left out; its content is in.
+        """
+        text = self.model_dump_json(exclude={"method": set(self.method.places)})
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Study(Settings):
@@ -170,7 +174,7 @@ class Study(Settings):
         whole_pool: bool = False,
     ) -> Run:
         """One run of an entry. `whole_pool`: a search run that sets no validation images apart."""
-        method = entry.method(choices)
+        method = entry.method(choices).pinned()
         val_fraction = None if whole_pool else self.val_fraction
         pool = self.pool_name(seed, val_fraction if phase == "search" else None)
         return Run(
@@ -285,7 +289,7 @@ def study(
             f"known: {', '.join(labels)}."
         )
     for entry in entries:
-        _check_entry(entry, checked, labels)
+        _check_entry(entry, checked)
     if checked.published is not None:
         _check_published(checked.published, labels)
     if len(set(checked.seeds)) < len(checked.seeds) or not checked.seeds:
@@ -293,20 +297,16 @@ def study(
     return checked
 
 
-def _check_entry(entry: Entry, checked: Study, labels: Sequence[str]) -> None:
+def _check_entry(entry: Entry, checked: Study) -> None:
     """Raise UserError for an entry that does not suit the rest of the study."""
     for choices in entry.extremes():
         method = entry.method(choices)
         try:
             method.check(checked.train)
+            others = [e.label for e in checked.entries if e.label != entry.label]
+            sources.check(method, others, lambda label: checked.entry(label).first_method)
         except ValueError as error:
             raise UserError(f"methods.{entry.label}.{error}.") from None
-        others = [label for label in labels if label != entry.label]
-        if method.follows is not None and method.follows not in others:
-            raise UserError(
-                f"methods.{entry.label} follows {method.follows!r}, which is no other label of "
-                f"methods{_guess(method.follows, others)}; known: {', '.join(others)}."
-            )
 
 
 def _check_published(published: Published, labels: Sequence[str]) -> None:

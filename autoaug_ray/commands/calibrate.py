@@ -13,7 +13,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.report.cost_sentences import WARN
 from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
-from autoaug_ray.schedule.queue import RunQueue
+from autoaug_ray.schedule.queue import queues_of
 from autoaug_ray.schedule.tune import draw
 from autoaug_ray.store import calibration
 from autoaug_ray.store.calibration import Calibration, KindOfStep, Training
@@ -45,8 +45,8 @@ def calibrate_before_runs(studies: Sequence[Study], folders: Sequence[Folder], s
     A calibration that fails is told, and stops nothing. Raises UserError for what is wrong in the
     study, and StorageError if a folder cannot be used.
     """
-    pairs = zip(studies, folders, strict=True)
-    left = [(s, f) for s, f in pairs if not RunQueue(s, f, draw).complete]
+    queues = queues_of(list(zip(studies, folders, strict=True)), draw)
+    left = [(queue.study, queue.folder) for queue in queues if not queue.complete]
     if not left:
         return
     kept = [calibration.read(folder.calibration) for _, folder in left]
