@@ -200,6 +200,33 @@ def test_the_owner_of_a_search_is_one_of_its_users(tmp_path: Path) -> None:
         assert rows[label]["search_users"] == 2
 
 
+@pytest.mark.parametrize("plan, images", [("theirs", 3.0), ("ours", 5.0)])
+def test_images_that_a_search_elsewhere_needed_count_once(
+    tmp_path: Path, plan: str, images: float
+) -> None:
+    """30 seconds of images that it mixes, and 20 of those that alpha was learned on, if others."""
+    table = [[0.5, 0.25, 0.25]] * 10
+
+    def fill(hand: Hand, plan: str, seconds: float) -> Hand:
+        hand.study = hand.study.model_copy(update={"bank_plans": {"whole": plan}})
+        work = {"generate": seconds}
+        more = {"bank_plan": plan, "bank_work": work, "bank_hours": {}}
+        hand.finals("none", 0.5)
+        hand.finals("mine", 0.5, choices={"alpha_table": table}, more=more)
+        return hand
+
+    there = fill(Hand(tmp_path / "there", methods={"none": None, "mine": {"method": "autogenda"}}),
+                 "theirs", 20.0)  # fmt: skip
+    there.run("mine", "search", seconds=(40.0,), by_epoch={"alpha": [table, table]})
+    (there.folder.root / "study.json").write_text(there.study.model_dump_json())
+    follows = {"method": "autogenda", "of": "there/mine"}
+    here = fill(Hand(tmp_path / "here", methods={"none": None, "mine": follows}), plan, 30.0)
+    row = here.rows()["mine"]
+    assert row["relative_bank_cost"] == pytest.approx(images)
+    assert row["relative_search_cost"] == pytest.approx(4.0)
+    assert row["relative_cost"] == pytest.approx(1.0 + 4.0 + images)
+
+
 def test_seconds_of_a_cpu_and_of_a_gpu_are_not_added(tmp_path: Path) -> None:
     hand = followed(tmp_path, "replay")
     for path in (tmp_path / "there" / "ledger").iterdir():
