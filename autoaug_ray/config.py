@@ -24,7 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from autoaug_ray import own_code
 from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.methods import METHODS, AnyMethod, method_class
+from autoaug_ray.methods import METHODS, AnyMethod, method_class, sources
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
@@ -124,8 +124,12 @@ class Run(Settings):
 
     @property
     def key(self) -> str:
-        """16 hex digits of a hash over everything above: the run's name on disk."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        """16 hex digits of a hash over everything above: the run's name on disk.
+
+        Where a file lies that the method reads is left out; its content is in.
+        """
+        text = self.model_dump_json(exclude={"method": set(self.method.places)})
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Study(Settings):
@@ -171,7 +175,7 @@ class Study(Settings):
         whole_pool: bool = False,
     ) -> Run:
         """One run of an entry. `whole_pool`: a search run that sets no validation images apart."""
-        method = entry.method(choices)
+        method = entry.method(choices).pinned()
         val_fraction = None if whole_pool else self.val_fraction
         pool = self.pool_name(seed, val_fraction if phase == "search" else None)
         return Run(
@@ -286,7 +290,7 @@ def study(
             f"known: {', '.join(labels)}."
         )
     for entry in entries:
-        _check_entry(entry, checked, labels)
+        _check_entry(entry, checked)
     checked.generate.check({kind for entry in entries for kind in entry.first_method.kinds})
     try:
         check_labels(labels, checked.ranked, checked.published)
@@ -297,20 +301,16 @@ def study(
     return checked
 
 
-def _check_entry(entry: Entry, checked: Study, labels: Sequence[str]) -> None:
+def _check_entry(entry: Entry, checked: Study) -> None:
     """Raise UserError for an entry that does not suit the rest of the study."""
     for choices in entry.extremes():
         method = entry.method(choices)
         try:
             method.check(checked.train)
+            others = [e.label for e in checked.entries if e.label != entry.label]
+            sources.check(method, others, lambda label: checked.entry(label).first_method)
         except ValueError as error:
             raise UserError(f"methods.{entry.label}.{error}.") from None
-        others = [label for label in labels if label != entry.label]
-        if method.follows is not None and method.follows not in others:
-            raise UserError(
-                f"methods.{entry.label} follows {method.follows!r}, which is no other label of "
-                f"methods{did_you_mean(method.follows, others)}; known: {', '.join(others)}."
-            )
 
 
 def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:

@@ -211,16 +211,21 @@ class _WideBlock(nn.Module):
         return out
 
 
-def wrn_28_10(channels: int, classes: int, width: int) -> nn.Module:
-    """Zagoruyko and Komodakis 2016, no dropout: 36.5 M parameters for 10 classes."""
+def _wide_resnet(depth: int, channels: int, classes: int, width: int) -> nn.Module:
+    """Zagoruyko and Komodakis 2016, no dropout: 6n + 4 layers, `width` = 16k channels at first."""
     layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False)]
     inputs = 16
-    for outputs, stride in ((160, 1), (320, 2), (640, 2)):
-        for i in range(4):
+    for outputs, stride in ((width, 1), (2 * width, 2), (4 * width, 2)):
+        for i in range((depth - 4) // 6):
             layers.append(_WideBlock(inputs, outputs, stride if i == 0 else 1))
             inputs = outputs
-    head = [nn.BatchNorm2d(640), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers, *head, nn.Linear(640, classes))
+    head = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, *head, nn.Linear(inputs, classes))
+
+
+def wrn_28_10(channels: int, classes: int, width: int) -> nn.Module:
+    """36.5 M parameters for 10 classes."""
+    return _wide_resnet(28, channels, classes, 160)
 
 
 CLASSIFIERS: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -229,6 +234,7 @@ CLASSIFIERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     **{f"resnet{depth}": partial(_cifar_resnet, depth) for depth in (8, 20, 32, 56)},
     "resnet18": resnet18,
     "resnet50": resnet50,
+    "wrn-10": partial(_wide_resnet, 10),
     "wrn-28-10": wrn_28_10,
 }
 """name -> function of (channels, classes, width)."""

@@ -14,7 +14,7 @@ from autoaug_ray.report.cost_sentences import WARN
 from autoaug_ray.schedule.calibrate import share_of
 from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
-from autoaug_ray.schedule.queue import RunQueue
+from autoaug_ray.schedule.queue import queues_of
 from autoaug_ray.schedule.tune import draw
 from autoaug_ray.store import calibration
 from autoaug_ray.store.calibration import Calibration, KindOfStep, Training
@@ -50,14 +50,16 @@ def calibrate_before_runs(studies: Sequence[Study], folders: Sequence[Folder], s
     cannot be used.
     """
     left: list[tuple[Study, Folder]] = []
-    short: list[tuple[Study, Folder]] = []
-    for study, folder in zip(studies, folders, strict=True):
-        queue = RunQueue(study, folder, draw)
-        if not queue.complete:
-            worth = share_of(study, queue.expected) <= WORTH
-            (left if worth else short).append((study, folder))
+    short: list[Study] = []
+    for queue in queues_of(list(zip(studies, folders, strict=True)), draw):
+        if queue.complete:
+            continue
+        if share_of(queue.study, queue.expected) <= WORTH:
+            left.append((queue.study, queue.folder))
+        else:
+            short.append(queue.study)
     if short:
-        names = ", ".join(_name(study) for study, _ in short)
+        names = ", ".join(map(_name, short))
         say(f"no forecast of {names}: the runs are too short for a calibration before them.")
     if not left:
         return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from autoaug_ray.commands import run
+from autoaug_ray.commands import run, transfer
 from autoaug_ray.commands.pilot_rule import (
     LOOKS,
     TRIALS,
@@ -50,6 +50,7 @@ def _pilot(
     from autoaug_ray.report.write import write
 
     folder = Folder(out / study.name / (study.case or ""))
+    transfer.check([study], [folder], {})
     run.introduce(study, console)
     for line in _shorter(whole, study):
         console.print(line, markup=False)

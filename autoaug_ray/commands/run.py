@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoaug_ray import data, models
+from autoaug_ray.commands import transfer
 from autoaug_ray.commands.calibrate import (
     calibrate_before_runs,
     forecast_lines,
@@ -74,6 +75,10 @@ def run_studies(
     mode = wandb or tracker.default_mode()
     console = new_console()
     failed = False
+    to_come: dict[transfer.Case, Study] = {}
+    for cases in studies:
+        to_come |= {(study.name, study.case): study for study in cases}
+        transfer.check(cases, _folders(cases, root), to_come)
     for cases in studies:
         for folder in _folders(cases, root):
             if folder.rows.exists() and not (resume or dry_run):

@@ -20,6 +20,7 @@ from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.training import Training
+from autoaug_ray.store.places import Place
 
 Flip = Literal["none", "horizontal", "vertical"]
 NextMeta = Callable[[int], Split]
@@ -171,12 +172,31 @@ class Method(Settings, abc.ABC):
 
     @property
     def follows(self) -> str | None:
-        """Label of the entry whose exported policies this one trains with, seed by seed, if any.
+        """The entry whose exported policies this one trains with, seed by seed, if any.
 
-        The path of the seed's policy.pt becomes its hyperparameter `policy`, and what the other
-        entry cost counts as its search.
+        It is LABEL, of the same study, or STUDY/LABEL or STUDY/CASE/LABEL, of one that has run in
+        the same folder. What `inherit` makes of a policy.pt becomes hyperparameters, and what the
+        other entry's search cost counts as this one's.
         """
         return None
+
+    def check_source(self, source: "Method") -> None:
+        """Raise ValueError, in one sentence, if what `source` finds is of no use to this one."""
+
+    def inherit(self, policy: Place) -> dict[str, Any]:
+        """The hyperparameters that a seed takes from the policy.pt of the entry that it follows.
+
+        Without such a file the run is made all the same, and `init` says what it lacks.
+        """
+        return {"policy": str(policy)}
+
+    places: ClassVar[tuple[str, ...]] = ()
+    """Hyperparameters that say where a file lies. A run's key leaves them out, since the file's
+    content is in it (see `pinned`)."""
+
+    def pinned(self) -> Self:
+        """The method with the contents of the files that it reads told by their hashes."""
+        return self
 
     nothing_to_tune: ClassVar[bool] = False
     """Whether it is the yardstick of a pilot: as good as it gets without any choice to make."""
@@ -185,9 +205,12 @@ class Method(Settings, abc.ABC):
 
     small: ClassVar[Mapping[str, Any]] = {}
     """Hyperparameters that make its own search as short as it can be."""
-    timed_as_reference: ClassVar[bool] = False
-    """Whether a forecast takes the time of the study's reference for its own: it costs the same,
-    and cannot be calibrated before another entry has been trained."""
+
+    @property
+    def timed_as_reference(self) -> bool:
+        """Whether a forecast takes the time of the study's reference for its own: it costs about
+        the same, and cannot be calibrated before another entry has been trained."""
+        return False
 
     @property
     def steps_per_round(self) -> int:

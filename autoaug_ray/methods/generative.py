@@ -1,6 +1,7 @@
 """Generated images beside the real ones: in fixed proportions, or in those that AutoGenDA finds."""
 
 import abc
+import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
+from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Drawn, ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient
@@ -18,6 +20,8 @@ from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Learning, Method, NextMeta, Task, as_float
 from autoaug_ray.methods.discrete import RandAugment, TrivialAugment
 from autoaug_ray.methods.predefined import NoAugmentation, Predefined
+from autoaug_ray.store.folder import load_state
+from autoaug_ray.store.places import Place
 
 EditKind = Literal["fixed", "local", "transfer"]
 Then = Annotated[
@@ -150,6 +154,10 @@ class AutoGenDA(_Mixture):
     edits: tuple[EditKind, ...] = ("local", "transfer")
     alpha_table: Alpha | None = None
     """(classes, 1 + edits) probabilities, identity first; None: learned first, for each seed."""
+    of: str | None = None
+    """Another autogenda entry with the same edits, whose alpha each seed trains with instead of
+    learning one: LABEL, of the same study, or STUDY/LABEL or STUDY/CASE/LABEL, of one that has run
+    in the same folder and has the same classes."""
     gradient: Literal["first_order", "hypergradient"] = "first_order"
     """first_order is the paper's: down the loss of the *augmented* validation half at fixed
     weights. hypergradient: down the loss of the *clean* validation half, after the classifier's
@@ -181,7 +189,30 @@ class AutoGenDA(_Mixture):
 
     @property
     def searches_in_own_run(self) -> bool:
-        return self.alpha_table is None
+        return self.alpha_table is None and self.of is None
+
+    @property
+    def follows(self) -> str | None:
+        return self.of
+
+    def check_source(self, source: Method) -> None:
+        if not isinstance(source, AutoGenDA):
+            raise ValueError(f"of: {self.of!r} is {source.name}; alpha is found by autogenda")
+        if source.edits != self.edits:
+            raise ValueError(
+                f"of: {self.of!r} found the proportions of edits: {list(source.edits)}, this entry "
+                f"has {list(self.edits)}"
+            )
+
+    def inherit(self, policy: Place) -> dict[str, Any]:
+        if not policy.is_file():
+            return {}
+        found = json.loads(load_state(policy)["method"])
+        return {"alpha_table": found["alpha_table"]}
+
+    @property
+    def timed_as_reference(self) -> bool:
+        return self.of is not None
 
     @property
     def meta_fraction(self) -> float | None:
@@ -202,6 +233,13 @@ class AutoGenDA(_Mixture):
 
     def init(self, task: Task, seed: int, device: torch.device) -> MixtureState:
         classes, kinds = len(task.class_counts), len(self.kinds)
+        if self.alpha_table is None and self.of is not None:
+            raise UserError(f"autogenda.of: {self.of} has no policy.pt of this seed.")
+        if self.alpha_table is not None and len(self.alpha_table) != classes:
+            raise UserError(
+                f"autogenda.alpha_table has probabilities for {len(self.alpha_table)} classes, the "
+                f"dataset has {classes}."
+            )
         if self.alpha_table is None:
             state = MixtureState(torch.full((classes, kinds), 1 / kinds)).to(device)
             make = torch.optim.SGD if self.optimiser == "sgd" else torch.optim.Adam

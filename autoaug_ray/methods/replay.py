@@ -1,20 +1,21 @@
 """Training again from a schedule that a bilevel run learned, at the cost of plain training."""
 
+import hashlib
 import io
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths.augmenter import AbstractAugmenter
+from autoaug_ray.maths.augmenter import AbstractAugmenter, parameter_names
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta, Task
 from autoaug_ray.methods.bilevel import Bilevel
-from autoaug_ray.store.places import place
+from autoaug_ray.store.places import Place, place
 
 
 class ReplayState(nn.Module):
@@ -46,35 +47,65 @@ class Replay(Method):
     """The augmentation schedule of an earlier bilevel run, stretched to this run's length.
 
     It needs no meta images and no hypergradient. What the schedule cost to find is its search.
+
+    Parameters have no pixels in them: translation is a share of the image's side, so that 6 of 28
+    pixels become 6.9 of 32. Images may be of another size, and of other channels if the group has
+    the same parameters for both, as the geometric ones have.
     """
 
     name: Literal["replay"] = "replay"
     of: str | None = None
-    """Label of a bilevel entry of the same study: each seed replays the schedule of its own."""
+    """A bilevel entry: LABEL, of the same study, or STUDY/LABEL or STUDY/CASE/LABEL, of one that
+    has run in the same folder. Each seed replays the schedule of its own."""
     policy: str | None = None
     """Path of the policy.pt of any bilevel run, instead of `of`."""
+    content: str | None = None
+    """SHA-256 of that file in hex, which the study fills in: another content is another run."""
 
-    found_names: ClassVar[tuple[str, ...]] = ("policy",)
+    found_names: ClassVar[tuple[str, ...]] = ("policy", "content")
     found_per_seed: ClassVar[tuple[str, ...]] = found_names
-    timed_as_reference: ClassVar[bool] = True
+    places: ClassVar[tuple[str, ...]] = ("policy",)
+
+    @property
+    def timed_as_reference(self) -> bool:
+        return True
 
     @property
     def follows(self) -> str | None:
         return self.of
 
+    def check_source(self, source: Method) -> None:
+        if not isinstance(source, Bilevel):
+            raise ValueError(f"of: {self.of!r} is {source.name}; a replay needs a bilevel entry")
+        if source.edits:
+            raise ValueError(
+                f"of: {self.of!r} mixes generated images (edits), which a replay does not"
+            )
+
+    def pinned(self) -> Self:
+        if self.policy is None or not (path := place(self.policy)).is_file():
+            return self  # `init` says that it is not there
+        return self.model_copy(update={"content": digest(path.read_bytes())})
+
     def init(self, task: Task, seed: int, device: torch.device) -> ReplayState:
         path = place(self.policy or "")
         if not path.is_file():
             raise UserError(f"replay.policy: {self.policy} is no file; give a bilevel policy.pt.")
-        saved = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
-        method = TypeAdapter(Bilevel).validate_json(saved["method"])
-        if task.channels != saved["shape"][0]:
+        data = path.read_bytes()
+        if self.content not in (None, digest(data)):
             raise UserError(
-                f"replay.policy: {path} was learned on images of {saved['shape'][0]} channel(s), "
-                f"these have {task.channels}."
+                f"replay.policy: {path} is not what it was when this run was planned; --resume "
+                "trains with what it is now."
+            )
+        method, channels, schedule = read(path, data, device)
+        there, here = (parameter_names(method.group, n) for n in (channels, task.channels))
+        if there != here:
+            raise UserError(
+                f"replay.policy: {path} was learned on images of {channels} channel(s), these have "
+                f"{task.channels}, for which group: {method.group} has other parameters."
             )
         augmenter = method.init(task, seed, device).augmenter
-        return ReplayState(method, augmenter, [(start, t) for start, t in saved["schedule"]])
+        return ReplayState(method, augmenter, schedule)
 
     def augment(
         self,
@@ -91,3 +122,23 @@ class Replay(Method):
     ) -> dict[str, Tensor]:
         state.go_to(learner.progress)
         return super().step(learner, batch, next_meta, state)
+
+
+def read(
+    path: Place, data: bytes, device: torch.device
+) -> tuple[Bilevel, int, list[tuple[float, dict[str, Tensor]]]]:
+    """The method of a policy.pt, its images' number of channels, and its schedule.
+
+    Raises UserError for the policy of another method.
+    """
+    saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    try:
+        method = Bilevel.model_validate_json(saved["method"])
+    except ValidationError:
+        raise UserError(f"replay.policy: {path} is no policy of a bilevel run.") from None
+    return method, saved["shape"][0], [(start, t) for start, t in saved["schedule"]]
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()

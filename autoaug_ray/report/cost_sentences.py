@@ -46,6 +46,7 @@ def verdicts(results: StudyResults) -> list[str]:
         *_about_front(entries),
         *_alike(entries),
         *_conditions(results),
+        *_followed(results),
         *_plain_sums(entries),
         *_warnings(entries),
     ]
@@ -113,6 +114,46 @@ def _conditions(results: StudyResults) -> list[str]:
             "others meanwhile. For exact costs give each training a GPU of its own."
         )
     return out
+
+
+def _followed(results: StudyResults) -> list[str]:
+    """What it cost to find what entries train with that others found: in full, and by user."""
+    out = []
+    for r in results.entries:
+        of = results.study.entry(r.label).first_method.follows
+        if of is None:
+            continue
+        there = results.elsewhere.get(r.label)
+        if there is not None and there.fault is not None:
+            out.append(
+                f"The cost of {r.label} is not known, since that of finding what it trains with, "
+                f"{of}, is not: {there.fault}."
+            )
+        elif r.relative_cost is not None:
+            out.append(_in_full_and_by_user(r, of))
+        if there is not None and there.device and r.device and there.device != r.device:
+            out.append(
+                f"What {r.label} trains with was found on another device ({there.device}, here "
+                f"{r.device}): the part of its cost that is search holds seconds of that one."
+            )
+    return out
+
+
+def _in_full_and_by_user(r: EntryResult, of: str) -> str:
+    assert r.relative_cost is not None
+    if r.relative_search_cost is None or r.amortised_search_cost is None:
+        return f"What {r.label} trains with was found by {of}, at a cost that is not known."
+    full, shared = r.relative_search_cost, r.amortised_search_cost
+    out = (
+        f"{r.label} trains with what {of} found: a search of {number(full)} trainings of "
+        f"{r.reference}, all of which is in its cost of {number(r.relative_cost)}"
+    )
+    if r.search_users == 1:
+        return f"{out}; it is its only user here."
+    return (
+        f"{out}; divided among its {r.search_users} users here {number(shared)}, with which it "
+        f"costs {number(r.relative_cost - full + shared)}."
+    )
 
 
 def _plain_sums(entries: Entries) -> list[str]:

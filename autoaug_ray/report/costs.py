@@ -11,14 +11,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autoaug_ray.config import Study
 from autoaug_ray.maths.statistics import mean_of
+from autoaug_ray.methods.sources import parse
 from autoaug_ray.report.runs import Row, Runs
 from autoaug_ray.store import meter
 from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.work import typical
+
+if TYPE_CHECKING:
+    from autoaug_ray.report.elsewhere import Elsewhere
 
 
 class Work(NamedTuple):
@@ -33,8 +37,13 @@ class Work(NamedTuple):
     gflop: float | None
     """Floating-point operations of convolutions and matrix products, in 10^9."""
 
+    def shared(self, users: int) -> "Work":
+        """The part of one of so many users."""
+        return Work(*(None if x is None else x / users for x in self))
+
 
 NOTHING = Work(0.0, 0.0, 0.0, 0.0)
+UNKNOWN = Work(None, None, None, None)
 
 
 def add(parts: Iterable[Work]) -> Work:
@@ -52,7 +61,7 @@ def of_run(rows: Sequence[Row], lines: Sequence[Row], calibration: Calibration |
     """The training work of a run, from its rows by epoch and its attempts' lines in the ledger."""
     plain = meter.work(lines, meter.TRAINING)
     if plain is None or any(row["work"] is None for row in rows):
-        return Work(None, None, None, None)
+        return UNKNOWN
     counted = sum(row["work"] for row in rows)
     scale = sum(map(typical, rows)) / counted if counted else 1.0
     label = lines[0]["label"]
@@ -79,22 +88,65 @@ class StudyWork:
     learning: Mapping[str, Mapping[int, Work]]
     """label -> seed -> the training in which the seed learned its hyperparameters."""
     images: Mapping[str, Mapping[int, float]]
-    """label -> seed -> device-seconds of work for the generated images that it mixes."""
+    """label -> seed -> device-seconds of work for the generated images that it mixes, and for those
+    that another study needed to find what it trains with."""
+    elsewhere: Mapping[str, "Elsewhere"]
+    """label -> what the entry trains with, if another study found it."""
 
     def search(self, label: str, seed: int) -> Work:
         """What a seed's final training was preceded by; what it replays was found elsewhere."""
+        return add([self._own_search(label, seed), self._followed(label, seed)])
+
+    def amortised(self, label: str, seed: int) -> Work:
+        """The same, with what was found divided among its users (see `users`)."""
+        users = self.users(label)
+        followed = self._followed(label, seed)
+        if self.study.entry(label).first_method.follows is not None:
+            return add([self._own_search(label, seed), followed.shared(users)])
+        return self._own_search(label, seed).shared(users)
+
+    def users(self, label: str) -> int:
+        """How many entries of this study train with what this one, or what it follows, found.
+
+        Those that follow the same entry, and that entry itself if it stands in this study.
+        """
+        own = {e.label: e.first_method.follows for e in self.study.entries}
+        source = own[label] or label
+        return max(1, sum(s == source for s in own.values()) + (source in own))
+
+    def finding(self, label: str, seed: int) -> Work:
+        """What it took to find what others train with: the search, and where augmentation is
+        learned in the training that it is for, that training."""
+        search = self.search(label, seed)
+        if self.study.entry(label).first_method.searches_in_own_run:
+            return search
+        finals = self.finals[label]
+        return add([search, finals[seed] if seed in finals else mean(list(finals.values()))])
+
+    def _own_search(self, label: str, seed: int) -> Work:
         own = self.learning[label]
         learned = own[seed] if seed in own else mean(list(own.values()))
-        parts = [self.compared[label], learned]
-        if (source := self.study.entry(label).first_method.follows) is not None:
-            finals = self.finals[source]
-            found = finals[seed] if seed in finals else mean(list(finals.values()))
-            parts += [self.search(source, seed), found]
-        return add(parts)
+        return add([self.compared[label], learned])
+
+    def _followed(self, label: str, seed: int) -> Work:
+        """What it took to find what the entry follows; NOTHING if it follows none."""
+        if label in self.elsewhere:
+            return self.elsewhere[label].finding.get(seed, UNKNOWN)
+        follows = self.study.entry(label).first_method.follows
+        return NOTHING if follows is None else self.finding(parse(follows).label, seed)
 
 
-def work_of(study: Study, runs: Runs, calibration: Calibration | None) -> StudyWork:
-    """Sort the ledger and the rows of a study out."""
+def work_of(
+    study: Study,
+    runs: Runs,
+    calibration: Calibration | None,
+    elsewhere: Mapping[str, "Elsewhere"] | None = None,
+) -> StudyWork:
+    """Sort the ledger and the rows of a study out.
+
+    `elsewhere`: what its entries train with that others found.
+    """
+    elsewhere = elsewhere or {}
     by_key: defaultdict[str, list[Row]] = defaultdict(list)
     searching: defaultdict[str, set[str]] = defaultdict(set)
     for label, lines in runs.ledger.items():
@@ -123,11 +175,21 @@ def work_of(study: Study, runs: Runs, calibration: Calibration | None) -> StudyW
         learning={label: {s: of(key) for s, key in learning[label].items()} for label in labels},
         images={
             label: {
-                seed: sum(r[-1]["bank_work"].values()) for seed, r in runs.finals[label].items()
+                seed: _images(r[-1], elsewhere.get(label))
+                for seed, r in runs.finals[label].items()
             }
             for label in labels
         },
+        elsewhere=elsewhere,
     )  # fmt: skip
+
+
+def _images(row: Row, there: "Elsewhere | None") -> float:
+    """Device-seconds of a final training's images, and of others that its search needed."""
+    own: float = sum(row["bank_work"].values())
+    if there is None or there.plans.get(row["seed"]) == row["bank_plan"]:
+        return own
+    return own + there.images.get(row["seed"], 0.0)
 
 
 def run_costs(work: StudyWork, runs: Runs) -> dict[str, float]:
@@ -147,6 +209,8 @@ class SeedCost(NamedTuple):
 
     whole: float
     search: float | None
+    amortised: float | None
+    """The search, with what was found divided among its users."""
     images: float
     plain: float | None
     """Search and training by plain sums, without images; so are the next two."""
@@ -167,6 +231,7 @@ def of_seed(work: StudyWork, label: str, seed: int) -> SeedCost | None:
     return SeedCost(
         whole=(training.typical + images) / unit.typical,
         search=_ratio(search.typical, unit.typical),
+        amortised=_ratio(work.amortised(label, seed).typical, unit.typical),
         images=images / unit.typical,
         plain=_ratio(training.plain, unit.plain),
         calibrated=_ratio(training.calibrated, unit.calibrated),
@@ -187,6 +252,8 @@ def of_entry(work: StudyWork, label: str) -> dict[str, Any]:
         "relative_cost": whole.mean if whole else None,
         "relative_cost_half_width": whole.half_width if whole else None,
         "relative_search_cost": _mean([cost.search for cost in costs]),
+        "amortised_search_cost": _mean([cost.amortised for cost in costs]),
+        "search_users": work.users(label),
         "relative_bank_cost": _mean([cost.images for cost in costs]),
         "plain_training_cost": _mean([cost.plain for cost in costs]),
         "calibrated_training_cost": _mean([cost.calibrated for cost in costs]),

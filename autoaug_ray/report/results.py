@@ -20,6 +20,7 @@ from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import Gap, compare, gap, mean_of
 from autoaug_ray.report import costs
+from autoaug_ray.report.elsewhere import Elsewhere, find
 from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs
 from autoaug_ray.settings.published import PublishedRow
 from autoaug_ray.store import calibration, meter
@@ -90,7 +91,12 @@ class EntryResult:
     relative_cost_half_width: float | None
     """Half the width of the 95 % t-interval of the mean; None if n < 2."""
     relative_search_cost: float | None
-    """The part of `relative_cost` that is the search."""
+    """The part of `relative_cost` that is the search; of what another entry found, all of it."""
+    amortised_search_cost: float | None
+    """The same, with what was found divided by `search_users`."""
+    search_users: int
+    """The entries of this study that train with what this one, or the one that it follows, found:
+    those that follow it, and that entry itself if it stands in this study."""
     relative_bank_cost: float | None
     """The part of `relative_cost` that is generated images."""
     plain_training_cost: float | None
@@ -214,6 +220,8 @@ class StudyResults:
     run_costs: Mapping[str, float]
     """Key of a final training -> device-hours of work of it and of all that it needed: search and
     images."""
+    elsewhere: Mapping[str, Elsewhere]
+    """label -> what the entry trains with, if an entry of another study found it."""
     failures: tuple[Row, ...]
     """The last outcome of each run that failed and is not whole."""
     misused: tuple[str, ...]
@@ -310,7 +318,8 @@ def collect(study: Study, folder: Folder, classes: Sequence[str] = ()) -> StudyR
     `classes` are the names of the dataset's classes in the order of their labels.
     """
     runs = read_runs(study, folder)
-    work = costs.work_of(study, runs, calibration.read(folder.calibration))
+    found = find(study, folder, runs)
+    work = costs.work_of(study, runs, calibration.read(folder.calibration), found)
     sheet = folder.root / "sheet.png"
     last = [rows[-1] for by_seed in runs.finals.values() for rows in by_seed.values()]
     return StudyResults(
@@ -321,6 +330,7 @@ def collect(study: Study, folder: Folder, classes: Sequence[str] = ()) -> StudyR
         finals=runs.finals,
         searches=runs.searches,
         run_costs=costs.run_costs(work, runs),
+        elsewhere=found,
         failures=tuple(line for line in runs.outcomes if line["outcome"] == "failed"),
         misused=tuple(row["run_key"] for row in last if row["used_key"] != row["run_key"]),
         bank_faults=_lines(folder.bank_faults),

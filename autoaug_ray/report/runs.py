@@ -77,6 +77,7 @@ def read_runs(study: Study, folder: Folder) -> Runs:
         newest = max(by_key, key=lambda key: last_seen.get(key, 0.0))
         chosen[label] = by_key[newest]
         keys = [key for key, choices in by_key.items() if choices == chosen[label]]
+        keys.sort(key=lambda key: last_seen.get(key, 0.0))  # what replaces another one is newer
         by_seed = {runs[key][-1]["seed"]: runs[key] for key in keys}
         finals[label] = dict(sorted(by_seed.items()))
 
@@ -134,6 +135,7 @@ def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
         return None
     of = method_class(entry.hyperparameters["name"])
     open_to_choice = {*entry.ranges, *of.found_names} - set(entry.hyperparameters)
+    open_to_choice |= {*of.places}  # another spelling of where a file lies is the same run
     choices = {k: v for k, v in run["method"].items() if k in open_to_choice}
     try:
         method = entry.method(choices)

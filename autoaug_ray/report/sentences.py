@@ -311,7 +311,7 @@ def lines(results: StudyResults) -> list[Line]:
                 top5="-" if r.top5_accuracy_mean is None else in_per_cent(r.top5_accuracy_mean),
                 difference=difference or "-",
                 cost=cost_sentences.cost(r),
-                search=number(r.relative_search_cost) if r.search_device_hours else "-",
+                search=number(r.relative_search_cost or None),
                 bank=number(r.relative_bank_cost or None),
                 time=f"{factor * r.total_device_hours:.2f}",
             )

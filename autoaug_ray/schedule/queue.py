@@ -2,8 +2,10 @@
 
 An entry with ranges is searched first; as soon as *its* search is complete its final trainings are
 handed out, while others still search. A method that learns its hyperparameters in a training of
-its own does so for every seed, and each seed's final training follows its own. Runs that are
-already on disk are not handed out at all, so that resuming a study, or giving it more seeds, is the
+its own does so for every seed, and each seed's final training follows its own. An entry that
+follows another one, of this case or of another one that runs beside it, starts when that one's
+final trainings have ended, with those of its seeds that have finished. Runs that are already on
+disk are not handed out at all, so that resuming a study, or giving it more seeds, is the
 same thing as starting it.
 
 Among the runs that are ready, searches come first, then final trainings seed by seed, so that all
@@ -14,7 +16,8 @@ the machine may be another one an hour later.
 import heapq
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,11 +25,14 @@ import numpy as np
 from autoaug_ray.config import Entry, Range, Run, Study
 from autoaug_ray.methods import method_class
 from autoaug_ray.methods.base import PopulationSearch
+from autoaug_ray.methods.sources import Source, parse
 from autoaug_ray.store.folder import Folder, append_line
 from autoaug_ray.store.places import listed
 
 Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
+Case = tuple[str, str | None]
+"""Names of a study and of its case."""
 
 
 class Done(NamedTuple):
@@ -36,8 +42,21 @@ class Done(NamedTuple):
 
 
 class RunQueue:
-    def __init__(self, study: Study, folder: Folder, draw: Draw) -> None:
-        """`draw` samples a random range. What the folder already holds counts as done."""
+    def __init__(
+        self,
+        study: Study,
+        folder: Folder,
+        draw: Draw,
+        beside: Mapping[Case, "RunQueue | None"] | None = None,
+    ) -> None:
+        """`draw` samples a random range. What the folder already holds counts as done.
+
+        `beside` are the queues of the cases that run together; None is one that is yet to come. Any
+        other study that an entry follows has to be finished (see `commands.transfer`).
+        """
+        self._beside = beside or {}
+        self._missing: Counter[str] = Counter()
+        """Label -> final trainings that will never be, as what they need has failed."""
         self.study, self.folder = study, folder
         self.queue: list[tuple[int, int, Run]] = []
         """A heap of (turn, order of arrival, run)."""
@@ -63,6 +82,8 @@ class RunQueue:
 
     def next(self) -> Run | None:
         """The next run to start; None if there is none now (see `complete`)."""
+        if self._beside:
+            self._plan_finals()  # another queue may have got on
         if not self.queue:
             return None
         _, _, run = heapq.heappop(self.queue)
@@ -106,7 +127,7 @@ class RunQueue:
             return
         entry, choices = learning
         if outcome != "finished":
-            self.expected -= 1
+            self._give_up(entry.label, 1)
             return
         row = self.last_row(run)
         assert row is not None
@@ -122,38 +143,62 @@ class RunQueue:
                 heapq.heappush(self.queue, (turn, next(self._arrivals), run))
 
     def _plan_finals(self) -> None:
-        for label in [label for label, keys in self._waiting.items() if not keys]:
-            entry = self.study.entry(label)
-            source = entry.first_method.follows
-            if source is not None and not self._finals_done(source):
-                continue
-            del self._waiting[label]
-            choices = self._best(entry)
-            if choices is None:
-                self.expected -= len(self.study.seeds)
-                continue
-            if entry.method(choices).searches_in_own_run:
-                runs = list(learning_runs(self.study, entry, choices))
-                self._learning |= {run.key: (entry, choices) for run in runs}
-                self._hand_out(runs)
-                continue
-            self._hand_out(
-                self.study.run(
-                    entry, "final", seed=seed, choices=choices | self._policy(entry, seed)
-                )
-                for seed in self.study.seeds
-            )
+        planned = True
+        while planned:  # an entry without final trainings may be what another one waits for
+            ready = [label for label, keys in self._waiting.items() if not keys]
+            planned = any([self._plan(self.study.entry(label)) for label in ready])
 
-    def _finals_done(self, label: str) -> bool:
+    def _plan(self, entry: Entry) -> bool:
+        """Hand out the final runs of an entry, or those that come before; False: it still waits."""
+        method, seeds = entry.first_method, self.study.seeds
+        source = None if method.follows is None else parse(method.follows)
+        if source is not None:
+            found = self._found(source)
+            if found is None:
+                return False
+            seeds = tuple(seed for seed in seeds if seed in found)
+        del self._waiting[entry.label]
+        choices = self._best(entry)
+        if choices is None:
+            seeds = ()
+        self._give_up(entry.label, len(self.study.seeds) - len(seeds))
+        if choices is None:
+            return True
+        if entry.method(choices).searches_in_own_run:
+            runs = list(learning_runs(self.study, entry, choices))
+            self._learning |= {run.key: (entry, choices) for run in runs}
+            self._hand_out(runs)
+            return True
+        for seed in seeds:
+            inherited = {} if source is None else self._inherited(entry, source, seed)
+            run = self.study.run(entry, "final", seed=seed, choices=choices | inherited)
+            self._hand_out([run])
+        return True
+
+    def _give_up(self, label: str, count: int) -> None:
+        self.expected -= count
+        self._missing[label] += count
+
+    def _found(self, source: Source) -> Collection[int] | None:
+        """The seeds of which an entry has left a policy; None while some of them still train."""
+        if source.study is None:
+            return self._finished(source.label)
+        if (case := (source.study, source.case)) not in self._beside:
+            return self.study.seeds
+        queue = self._beside[case]
+        return None if queue is None else queue._finished(source.label)
+
+    def _finished(self, label: str) -> Collection[int] | None:
         finals = [d for d in self.done if d.run.label == label and d.run.phase == "final"]
-        return len(finals) == len(self.study.seeds)
+        if len(finals) + self._missing[label] < len(self.study.seeds):
+            return None
+        return {done.run.seed for done in finals if done.outcome == "finished"}
 
-    def _policy(self, entry: Entry, seed: int) -> dict[str, Any]:
-        """The hyperparameter that an entry gets from the one that it follows, of the same seed."""
-        source = entry.first_method.follows
-        if source is None:
-            return {}
-        return {"policy": str(self.folder.policy(source, seed) / "policy.pt")}
+    def _inherited(self, entry: Entry, source: Source, seed: int) -> dict[str, Any]:
+        """The hyperparameters that an entry takes from the one that it follows, of one seed."""
+        folder = Folder(source.root(self.folder.root, self.study.case))
+        policy = folder.policy(source.label, seed) / "policy.pt"
+        return entry.first_method.inherit(policy.resolve())
 
     def _best(self, entry: Entry) -> dict[str, Any] | None:
         """What the search chose, by validation accuracy; None if all its trials failed.
@@ -175,6 +220,19 @@ class RunQueue:
         if (population := population_of(entry)) is not None:
             return {population.lineage: method[population.lineage]}
         return {name: method[name] for name in entry.ranges}
+
+
+def queues_of(cases: Sequence[tuple[Study, Folder]], draw: Draw) -> list[RunQueue]:
+    """The queues of cases that run together, whose entries may follow those of another case."""
+    names = [(study.name, study.case) for study, _ in cases]
+    beside: dict[Case, RunQueue | None] = dict.fromkeys(names)
+    queues = []
+    for name, (study, folder) in zip(names, cases, strict=True):
+        queues.append(RunQueue(study, folder, draw, beside))
+        beside[name] = queues[-1]
+    for queue in queues:
+        queue._plan_finals()
+    return queues
 
 
 def is_searched(entry: Entry) -> bool:

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from autoaug_ray import data, own_code
 from autoaug_ray.config import Range, Run, Study
 from autoaug_ray.errors import StorageError, UserError, storing
-from autoaug_ray.schedule.queue import RunQueue, population_of
+from autoaug_ray.schedule.queue import RunQueue, population_of, queues_of
 from autoaug_ray.schedule.schedulers import PerEntry
 from autoaug_ray.schedule.ship_data import Handed, pack
 from autoaug_ray.schedule.trial import REUSE_ACTORS, trial
@@ -45,7 +45,7 @@ def execute(
     machines have, and StorageError if a folder cannot be used any more: what runs then has not
     failed, and goes on with the next call.
     """
-    queues = [RunQueue(study, folder, draw) for study, folder in cases]
+    queues = queues_of(cases, draw)
     watch.begin(queues)
     if all(queue.complete for queue in queues):
         return queues

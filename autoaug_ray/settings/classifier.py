@@ -6,7 +6,7 @@ from autoaug_ray.settings import Settings
 
 CLASSIFIER_NAMES = (
     "cnn", "badgan", "resnet8", "resnet20", "resnet32", "resnet56", "resnet18", "resnet50",
-    "wrn-28-10",
+    "wrn-10", "wrn-28-10",
 )  # fmt: skip
 """The keys of models.CLASSIFIERS, which builds them, in its order."""
 
@@ -15,11 +15,11 @@ class Classifier(Settings):
     """What a study's `model:` may say."""
 
     name: str = "cnn"
-    """cnn, badgan, resnet8, resnet20, resnet32, resnet56, resnet18, resnet50, wrn-28-10, or
-    torchvision:NAME for any of torchvision's."""
+    """cnn, badgan, resnet8, resnet20, resnet32, resnet56, resnet18, resnet50, wrn-10, wrn-28-10,
+    or torchvision:NAME for any of torchvision's."""
     width: int = Field(16, ge=1, le=4096)
-    """Channels of the first block of `cnn` and of resnet8 to resnet56, whose paper has 16; the
-    others have the widths of their papers."""
+    """Channels of the first block of `cnn`, of resnet8 to resnet56, whose paper has 16, and of
+    wrn-10, whose paper has 16k (32 is WRN-10-2); the others have the widths of their papers."""
     weights: str | None = None
     """Initial weights of all layers but the last: `imagenet` for torchvision's best of resnet50 or
     torchvision:NAME, which torch downloads once, or the path of a state dict of that network."""

@@ -138,6 +138,121 @@ def test_a_replay_pays_for_what_it_replays(tmp_path: Path) -> None:
     assert row["relative_cost"] == pytest.approx(4.1)
 
 
+# What another entry found
+
+
+def followed(tmp_path: Path, *labels: str, seconds: float = 30.0) -> Hand:
+    """A study of replays of the bilevel entry of another one, whose `none` takes 5 seconds."""
+    there = Hand(tmp_path / "there")
+    there.finals("none", 0.5, 0.5, 0.5, seconds=(5.0,))
+    there.finals("bilevel", 0.5, 0.5, 0.5, seconds=(seconds,))
+    (there.folder.root / "study.json").write_text(there.study.model_dump_json())
+    replays = {label: {"method": "replay", "of": "there/bilevel"} for label in labels}
+    here = Hand(tmp_path / "here", methods={"none": None} | replays)
+    here.finals("none", 0.5, 0.5, 0.5)
+    for label in labels:
+        for seed in (0, 1, 2):
+            here.run(label, seed=seed, choices={"policy": f"p{seed}.pt"}, seconds=(11.0,))
+    return here
+
+
+def test_a_search_in_another_study_is_told_in_trainings_of_this_one(tmp_path: Path) -> None:
+    """30 seconds are 3 trainings here, not the 6 that they are there; billed is what ran here."""
+    row = followed(tmp_path, "replay").rows()["replay"]
+    assert row["relative_search_cost"] == pytest.approx(3.0)
+    assert row["relative_cost"] == pytest.approx(3.0 + 1.1)
+    assert (row["amortised_search_cost"], row["search_users"]) == (pytest.approx(3.0), 1)
+    assert row["device_hours_final"] == pytest.approx(3 * 11 / 3600)
+    assert row["search_device_hours"] == 0
+
+
+def test_a_search_is_shared_by_the_entries_that_train_with_it(tmp_path: Path) -> None:
+    hand = followed(tmp_path, "replay", "again")
+    for label in ("replay", "again"):
+        row = hand.rows()[label]
+        assert row["relative_search_cost"] == pytest.approx(3.0), "in full"
+        assert row["amortised_search_cost"] == pytest.approx(1.5) and row["search_users"] == 2
+    assert (
+        "replay trains with what there/bilevel found: a search of 3.00 trainings of none, all of "
+        "which is in its cost of 4.10; divided among its 2 users here 1.50, with which it costs "
+        "2.60."
+    ) in hand.words()
+
+
+def test_the_owner_of_a_search_is_one_of_its_users(tmp_path: Path) -> None:
+    """What alpha costs is the training that learned it, not the final one of its owner."""
+    then = {"name": "randaugment"}
+    methods = {"none": None, "mine": {"method": "autogenda"},
+               "two": {"method": "autogenda", "of": "mine", "then": then}}  # fmt: skip
+    hand = Hand(tmp_path, methods=methods)
+    hand.study = hand.study.model_copy(update={"bank_plans": {"whole": "plan"}})
+    hand.finals("none", 0.5)
+    table = [[0.5, 0.25, 0.25]] * 10
+    hand.run("mine", "search", seconds=(40.0,), by_epoch={"alpha": [table, table]})
+    hand.finals("mine", 0.5, choices={"alpha_table": table}, seconds=(12.0,))
+    hand.finals("two", 0.5, choices={"alpha_table": table}, seconds=(14.0,))
+    rows = hand.rows()
+    assert rows["mine"]["relative_cost"] == pytest.approx(4.0 + 1.2)
+    assert rows["two"]["relative_cost"] == pytest.approx(4.0 + 1.4)
+    for label in ("mine", "two"):
+        assert rows[label]["relative_search_cost"] == pytest.approx(4.0)
+        assert rows[label]["amortised_search_cost"] == pytest.approx(2.0)
+        assert rows[label]["search_users"] == 2
+
+
+@pytest.mark.parametrize("plan, images", [("theirs", 3.0), ("ours", 5.0)])
+def test_images_that_a_search_elsewhere_needed_count_once(
+    tmp_path: Path, plan: str, images: float
+) -> None:
+    """30 seconds of images that it mixes, and 20 of those that alpha was learned on, if others."""
+    table = [[0.5, 0.25, 0.25]] * 10
+
+    def fill(hand: Hand, plan: str, seconds: float) -> Hand:
+        hand.study = hand.study.model_copy(update={"bank_plans": {"whole": plan}})
+        work = {"generate": seconds}
+        more = {"bank_plan": plan, "bank_work": work, "bank_hours": {}}
+        hand.finals("none", 0.5)
+        hand.finals("mine", 0.5, choices={"alpha_table": table}, more=more)
+        return hand
+
+    there = fill(Hand(tmp_path / "there", methods={"none": None, "mine": {"method": "autogenda"}}),
+                 "theirs", 20.0)  # fmt: skip
+    there.run("mine", "search", seconds=(40.0,), by_epoch={"alpha": [table, table]})
+    (there.folder.root / "study.json").write_text(there.study.model_dump_json())
+    follows = {"method": "autogenda", "of": "there/mine"}
+    here = fill(Hand(tmp_path / "here", methods={"none": None, "mine": follows}), plan, 30.0)
+    row = here.rows()["mine"]
+    assert row["relative_bank_cost"] == pytest.approx(images)
+    assert row["relative_search_cost"] == pytest.approx(4.0)
+    assert row["relative_cost"] == pytest.approx(1.0 + 4.0 + images)
+
+
+def test_seconds_of_a_cpu_and_of_a_gpu_are_not_added(tmp_path: Path) -> None:
+    hand = followed(tmp_path, "replay")
+    for path in (tmp_path / "there" / "ledger").iterdir():
+        path.write_text(path.read_text().replace('"CPU time"', '"CUDA events"'))
+    row = hand.rows()["replay"]
+    assert row["relative_cost"] is None and row["test_accuracy_mean"] == pytest.approx(0.5)
+    words = hand.words()
+    assert "The cost of replay is not known, since that of finding what it trains with" in words
+    assert "it was measured by CUDA events, this study by CPU time" in words
+
+
+def test_a_search_whose_folder_is_gone_has_no_cost(tmp_path: Path) -> None:
+    hand = followed(tmp_path, "replay")
+    (tmp_path / "there" / "study.json").unlink()
+    assert hand.rows()["replay"]["relative_cost"] is None
+    assert "there holds no study; run there first" in hand.words()
+
+
+def test_a_replay_of_newer_content_replaces_the_older_one(tmp_path: Path) -> None:
+    hand = followed(tmp_path, "replay")
+    newer = {"policy": "elsewhere/p1.pt", "content": "ff"}
+    hand.run("replay", seed=1, accuracy=0.9, choices=newer)
+    row = hand.rows()["replay"]
+    assert row["seeds"] == [0, 1, 2] and row["test_accuracies"] == [0.5, 0.9, 0.5]
+
+
 def test_rows_of_another_version_of_the_study_do_not_count(hand: Hand) -> None:
     other = Hand(hand.folder.root, train={"epochs": 2, "batch_size": 16, "lr": 0.01})
     other.finals("none", 0.9, 0.9, 0.9, seconds=(500.0,))

@@ -103,6 +103,8 @@ relative_costs: list<element: double>
 relative_cost: double
 relative_cost_half_width: double
 relative_search_cost: double
+amortised_search_cost: double
+search_users: int64
 relative_bank_cost: double
 plain_training_cost: double
 calibrated_training_cost: double

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autoaug_ray.schedule.queue import RunQueue, search_runs
+from autoaug_ray.schedule.queue import RunQueue, queues_of, search_runs
 from autoaug_ray.store.folder import ROW, Folder
 
 
@@ -198,6 +198,54 @@ def test_a_replay_waits_for_the_schedules_of_its_own_seeds(tiny, folder):
     assert [r.method.policy for r in replays] == [
         str(folder.policy("bilevel", seed) / "policy.pt") for seed in (1, 2)
     ]
+
+
+def test_an_entry_that_follows_another_case_waits_for_it(tiny, tmp_path):
+    """Also if that case stands below; what another study found is there already."""
+    follows = {"again": {"method": "replay", "of": "tiny/small/bilevel"},
+               "other": {"method": "replay", "of": "elsewhere/x"}}  # fmt: skip
+    wide, small = tiny(follows), tiny({"bilevel": {"controls": []}})
+    cases = [(study.model_copy(update={"case": case}), Folder(tmp_path / "tiny" / case))
+             for study, case in ((wide, "wide"), (small, "small"))]  # fmt: skip
+    queue, other = queues_of(cases, draw)
+    first = take(queue)
+    assert [r.label for r in first] == ["none", "other"]
+    assert first[1].method.policy == str(tmp_path / "elsewhere/policies/x/seed-0/policy.pt")
+    for run in first:
+        finish(queue, queue.folder, run, None)
+    assert take(queue) == [] and not queue.complete
+    for run in take(other):
+        finish(other, other.folder, run, None)
+    (again,) = take(queue)
+    assert again.method.policy == str(other.folder.policy("bilevel", 0) / "policy.pt")
+    finish(queue, queue.folder, again, None)
+    assert queue.complete and queue.expected == 3
+    assert all(one.complete for one in queues_of(cases, draw))
+
+
+def test_nothing_waits_for_what_has_failed(tiny, folder):
+    """Neither for a seed, nor for a search, nor for a training that learns for the final one."""
+    study = tiny(
+        {
+            "bilevel": {"controls": []},
+            "again": {"method": "replay", "of": "bilevel"},
+            "grid": {"method": "bilevel", "controls": [], "every": {"grid": [1, 2]}},
+            "of grid": {"method": "replay", "of": "grid"},
+            "mine": {"method": "autogenda"},
+            "of mine": {"method": "autogenda", "of": "mine"},
+        },
+        seeds=[1, 2],
+    )
+    queue = RunQueue(study, folder, draw)
+    for run in take(queue):
+        if run.label == "none" or (run.label == "bilevel" and run.seed == 1):
+            finish(queue, folder, run, None)
+        else:
+            queue.settle(run, "failed", "x")
+    (again,) = take(queue)
+    assert (again.label, again.seed) == ("again", 1)
+    finish(queue, folder, again, None)
+    assert queue.complete
 
 
 def test_a_population_hands_its_lineage_to_the_final_runs(tiny, folder):
