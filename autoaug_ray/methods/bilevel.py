@@ -342,11 +342,10 @@ class Bilevel(Staged):
     ) -> dict[str, Tensor]:
         if self.learn == "train_loss":
             images = self.select(state, batch, learner.noise)
-            loss = learner.loss(self.augment(state, images, learner.noise), batch.labels)
             state.optimiser.zero_grad()
-            learner.descend(loss)
+            loss = learner.train_on(self.augment(state, images, learner.noise), batch.labels)
             self._move(learner, state, [p.grad for p in state.parameters()])
-            return {"train_loss": loss.detach()}
+            return {"train_loss": loss}
         if self.learn != "hypergradient":
             logs = super().step(learner, batch, next_meta, state)
             if self.learn == "decay_only":
@@ -391,9 +390,7 @@ class Bilevel(Staged):
         with torch.no_grad():
             augmented = state.augmenter.apply_to(x, state.augmenter(z))
             augmented = self.after(state, augmented, holes)
-        loss = learner.loss(augmented, batch.labels)
-        learner.descend(loss)
-        return logs | {"train_loss": loss.detach()}
+        return logs | {"train_loss": learner.train_on(augmented, batch.labels)}
 
     def _hypergradient(
         self, learner: Learner, state: BilevelState, steps: list[_Past], meta: Split, shared: bool
@@ -401,9 +398,10 @@ class Bilevel(Staged):
         """Through `steps`, the last of which is the present one; fewer than K early in an epoch."""
 
         def loss_of(past: _Past) -> hypergradient.Loss:
-            def augmented() -> Tensor:
-                x = state.augmenter.apply_to(past.images, state.augmenter(past.noise))
-                return self.after(state, x, past.holes)
+            def augmented(part: slice) -> Tensor:
+                p = state.augmenter(past.noise[part])
+                x = state.augmenter.apply_to(past.images[part], p)
+                return self.after(state, x, past.holes[part])
 
             weights = None
             if state.mixture is not None and past.kind is not None:
