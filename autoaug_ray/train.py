@@ -173,7 +173,7 @@ def prepare(config: Run, device: torch.device, data_used: DataUsed) -> Setup:
     model = models.build(
         config.model, classes, *data.channel_statistics(pool), seed=seed_of(config.seed, "init")
     ).to(device)
-    steps = training.iters_per_epoch or max(1, len(pool) // training.batch_size)
+    steps = training.steps_per_epoch(len(pool))
     noise = stream(config.seed, "augment", device)
     learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
     task = Task(*pool.shape, tuple(class_counts))

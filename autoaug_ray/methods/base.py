@@ -121,6 +121,11 @@ class Method(Settings, abc.ABC):
         """
         return ()
 
+    def training(self, phase: Literal["search", "final"], training: Training) -> Training:
+        """How a run of this phase trains: as the study says, but for what the method's own search
+        takes otherwise."""
+        return training
+
     def check(self, training: Training) -> None:
         """Raise ValueError, in one sentence, for settings of the training that do not suit it."""
 
