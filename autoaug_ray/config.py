@@ -188,7 +188,7 @@ class Study(Settings):
             index=index,
             dataset=self.dataset,
             model=self.model,
-            train=self.train,
+            train=method.training(phase, self.train),
             val_fraction=val_fraction,
             method=method,
             bank_plan=self.bank_plans.get(pool) if method.kinds else None,
@@ -319,9 +319,9 @@ def _check_entry(entry: Entry, checked: Study) -> None:
 def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
     """(label, name of the method, what else the label maps to). Raises UserError."""
     where = f"methods.{label}"
-    if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+: -]*", label):
+    if not isinstance(label, str) or not re.fullmatch(r"[\w+:-][\w+:() -]*", label):
         raise UserError(
-            f"{where}: a label is made of letters, digits, spaces, and any of _ + : -, "
+            f"{where}: a label is made of letters, digits, spaces, and any of _ + : - ( ), "
             f"got {label!r}."
         )
     if body is None:

@@ -180,7 +180,7 @@ def prepare(
     mean, std = data.channel_statistics(pool)
     seed = seed_of(config.seed, "init")
     model = models.build(config.model, classes, mean, std, seed=seed).to(device)
-    steps = training.iters_per_epoch or max(1, len(pool) // training.batch_size)
+    steps = training.steps_per_epoch(len(pool))
     noise = stream(config.seed, "augment", device)
     total = steps * training.epochs
     learner = Learner(model, training, total_steps=total, noise=noise, workers=workers)

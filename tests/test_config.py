@@ -188,6 +188,12 @@ def test_a_run_survives_json_and_its_key_is_its_content(tmp_path):
     assert again == a and again.key == a.key
 
 
+def test_a_label_may_say_whose_settings_a_row_has(tmp_path):
+    loaded = load(DATA + "methods: {none: , bilevel (ours): {method: bilevel}}", tmp_path)
+    labels = ["none", "bilevel (ours)", "bilevel (ours) learn:off"]
+    assert [entry.label for entry in loaded.entries] == labels
+
+
 def test_a_study_survives_json(tmp_path):
     loaded = load(DATA + "methods: {none: , bilevel: {lr: {loguniform: [0.1, 0.2]}}}", tmp_path)
     assert config.Study.model_validate_json(loaded.model_dump_json()) == loaded

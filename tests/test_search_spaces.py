@@ -19,6 +19,22 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)
+def test_a_row_that_is_autogenda_searches_as_its_paper_does(path):
+    """Sections 3.3 and 4.1; a search with other settings says `(ours)` in its label."""
+    for study in config.load(path):
+        for entry in study.entries:
+            method = entry.first_method
+            if "autogenda" in entry.label:
+                assert method.name == "autogenda"
+            if method.name != "autogenda" or "(ours)" in entry.label:
+                continue
+            assert not entry.ranges and method.alpha_table is None
+            search = (method.gradient, method.estimator, method.optimiser, method.lr, method.tau)
+            assert search == ("first_order", "gumbel", "sgd", 1e-3, 1.0), entry.label
+            assert method.training("search", study.train).steps(pool=1) == 10_000, entry.label
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)
 def test_a_small_version_of_the_study_runs(path, place, tmp_path):
     studies = config.load(path)
     study = smoke.smaller(studies[-1], place)

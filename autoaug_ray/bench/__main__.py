@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path is not None and path.is_dir():
             raise UserError(f"--json {path} is a folder; name a file.")
         for option, value in {**options, "threads": threads}.items():
-            if not isinstance(value, str) and value <= 0:
+            if isinstance(value, int | float) and value <= 0:
                 raise UserError(f"--{option} must be above 0, got {value}.")
         torch.set_num_threads(threads)
         outcome = BENCHES[name](**options)
@@ -93,9 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         for option in inspect.signature(bench).parameters.values():
             kind, text = get_args(option.annotation)
+            if option.default is None:  # int | None: its text says what that means
+                kind = get_args(kind)[0]
+            else:
+                text = f"{text} (default: {option.default})"
             one.add_argument(
                 f"--{option.name}", type=kind, default=option.default,
-                metavar=kind.__name__.upper(), help=f"{text} (default: {option.default})",
+                metavar=kind.__name__.upper(), help=text,
             )  # fmt: skip
     return parser
 

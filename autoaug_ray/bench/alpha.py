@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -13,20 +13,38 @@ from autoaug_ray import config, data, train
 from autoaug_ray.bench import DATASET, Outcome
 from autoaug_ray.config import Run
 from autoaug_ray.data import Edits
+from autoaug_ray.errors import UserError
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import Drawn, ImageKind
 
 Edit = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(images, labels, generator) -> edited images."""
 
-SEARCHES: Mapping[str, dict[str, Any]] = {
-    "first_order": {"gradient": "first_order"},
-    "hypergradient": {"gradient": "hypergradient"},
-    "hypergradient, likelihood ratio": {
-        "gradient": "hypergradient",
-        "estimator": "likelihood_ratio",
-    },
+
+class Search(NamedTuple):
+    """A way to search, and how long it trains."""
+
+    settings: Mapping[str, Any]
+    """Hyperparameters of `autogenda`."""
+    epochs: int
+    iters: int
+    """Steps of an epoch."""
+    batch: int
+    """Images of a step, of each half of the pool."""
+
+
+OURS = {"gradient": "hypergradient", "optimiser": "adam", "lr": 0.05}
+SEARCHES: Mapping[str, Search] = {
+    # Section 4.1: 50 epochs at a batch of 32, which are 10,000 steps in DAFusion's code.
+    "published": Search(
+        {"gradient": "first_order", "optimiser": "sgd", "lr": 1e-3}, epochs=50, iters=200, batch=32
+    ),
+    "ours": Search(OURS, epochs=12, iters=40, batch=64),
+    "likelihood_ratio": Search(
+        {**OURS, "estimator": "likelihood_ratio"}, epochs=12, iters=40, batch=64
+    ),
 }
+"""The published search (section 3.3), the hypergradient of the studies, and its other estimator."""
 SPOILT: Mapping[ImageKind, Sequence[int]] = {"transfer": range(5), "local": range(5, 10)}
 """Classes whose images of a kind are noise; the other edits are the images themselves."""
 
@@ -80,18 +98,30 @@ def noise_for(classes: Sequence[int]) -> Edit:
     return edit
 
 
-def learned(
-    search: Mapping[str, Any], seed: int, *, epochs: int, iters: int, images: int, width: int
-) -> tuple[Tensor, Tensor]:
-    """The probabilities of the noise and of the sound edits that a search ends with, each (10,)."""
+class Shares(NamedTuple):
+    """The probabilities that a search ends with, each (10,), by class."""
+
+    noise: Tensor
+    sound: Tensor
+    """Of the edits that are the images themselves."""
+    identity: Tensor
+    """Of the images as they are."""
+
+
+def learned(search: Search, seed: int, *, images: int, width: int) -> Shares:
+    """What a search ends with on a pool of so many images, by a classifier of this width."""
     study = config.study(
         {
             "dataset": {**DATASET.model_dump(exclude_defaults=True), "train_size": images},
             "model": {"width": width},
-            "train": {"epochs": epochs, "iters_per_epoch": iters},
+            "train": {
+                "epochs": search.epochs,
+                "iters_per_epoch": search.iters,
+                "batch_size": search.batch,
+            },
             "seeds": [seed],
             "reference": "search",
-            "methods": {"search": {"method": "autogenda", **search}},
+            "methods": {"search": {"method": "autogenda", **search.settings}},
         },
         name="planted",
     ).model_copy(update={"bank_plans": {"whole": "planted"}})
@@ -99,21 +129,58 @@ def learned(
     bank = Planted(run, **{kind: noise_for(classes) for kind, classes in SPOILT.items()})
     row = [epoch.row for epoch in train.run(run, bank=bank)][-1]
     by_kind = dict(zip(row["kinds"], torch.tensor(row["alpha"]).T, strict=True))
-    spoilt, sound = by_kind["transfer"].clone(), by_kind["local"].clone()
+    noise, sound = by_kind["transfer"].clone(), by_kind["local"].clone()
     late = list(SPOILT["local"])
-    spoilt[late], sound[late] = by_kind["local"][late], by_kind["transfer"][late]
-    return spoilt, sound
+    noise[late], sound[late] = by_kind["local"][late], by_kind["transfer"][late]
+    return Shares(noise, sound, by_kind["identity"])
+
+
+def asked(
+    search: str,
+    optimiser: str | None,
+    lr: str | None,
+    epochs: int | None,
+    iters: int | None,
+    batch: int | None,
+) -> list[tuple[str, Search]]:
+    """Name and settings of every search that the options ask for. Raises UserError."""
+    names = [name.strip() for name in search.split(",")]
+    if unknown := [name for name in names if name not in SEARCHES]:
+        raise UserError(
+            f"--search {unknown[0]!r} is unknown; known: {', '.join(SEARCHES)} (commas between)."
+        )
+    if optimiser not in (None, "sgd", "adam"):
+        raise UserError(f"--optimiser must be sgd or adam, got {optimiser!r}.")
+    try:
+        rates = [float(rate) for rate in lr.split(",")] if lr is not None else None
+        if rates and not all(0 < rate <= 100 for rate in rates):
+            raise ValueError
+    except ValueError:
+        raise UserError(
+            f"--lr must be numbers above 0 and at most 100, with commas between, got {lr!r}."
+        ) from None
+    out = []
+    for name in names:
+        own = SEARCHES[name]
+        for rate in rates or [own.settings["lr"]]:
+            chosen = {"optimiser": optimiser or own.settings["optimiser"], "lr": rate}
+            length = (epochs or own.epochs, iters or own.iters, batch or own.batch)
+            out.append((name, Search({**own.settings, **chosen}, *length)))
+    return out
 
 
 def alpha(
+    search: Annotated[str, f"ways, with commas between: {', '.join(SEARCHES)}"] = "published,ours",
     seeds: Annotated[int, "searches of each way"] = 5,
-    epochs: Annotated[int, "of a search"] = 12,
-    iters: Annotated[int, "steps of an epoch"] = 40,
+    optimiser: Annotated[str | None, "of alpha, sgd or adam; default: each way's own"] = None,
+    lr: Annotated[str | None, "of alpha, commas between; default: each way's own"] = None,
+    epochs: Annotated[int | None, "of a search; default: each way's own"] = None,
+    iters: Annotated[int | None, "steps of an epoch; default: each way's own"] = None,
+    batch: Annotated[int | None, "images of a step; default: each way's own"] = None,
     images: Annotated[int, "in the pool; half of them explore"] = 800,
-    lr: Annotated[float, "of alpha, by Adam"] = 0.1,
 ) -> Outcome:
     """whether a search turns away from noise among the generated images"""
-    figures: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     table = Table(
         box=SIMPLE_HEAD, pad_edge=False, caption_justify="left",
         caption="A third each at the start. Noise are the transfer images of five classes and the "
@@ -121,25 +188,26 @@ def alpha(
         "seeds; `turned away`: classes (of all seeds) that give noise less than the sound edits; "
         "`taken over`: those that give it more than half.",
     )  # fmt: skip
-    table.add_column("search")
-    for name in ("noise", "sound edits", "turned away", "taken over"):
+    for name in ("search", "optimiser"):
+        table.add_column(name)
+    shares = ("noise", "sound edits", "identity", "turned away", "taken over")
+    for name in ("lr", "steps", "batch", *shares):
         table.add_column(name, justify="right")
-    for name, search in SEARCHES.items():
-        settings = {**search, "optimiser": "adam", "lr": lr}
-        runs = [
-            learned(settings, s, epochs=epochs, iters=iters, images=images, width=4)
-            for s in range(seeds)
-        ]
-        spoilt, sound = (torch.stack(part) for part in zip(*runs, strict=True))
-        f = figures[name] = {
-            "noise": fmean(spoilt.flatten().tolist()),
-            "sound": fmean(sound.flatten().tolist()),
-            "turned_away": int((spoilt < sound).sum()),
-            "taken_over": int((spoilt > 0.5).sum()),
-            "classes": spoilt.numel(),
-        }
+    for name, one in asked(search, optimiser, lr, epochs, iters, batch):
+        ends = [learned(one, seed, images=images, width=4) for seed in range(seeds)]
+        noise, sound, identity = (torch.stack(part) for part in zip(*ends, strict=True))
+        row = {
+            "search": name, **one.settings, "steps": one.epochs * one.iters, "batch": one.batch,
+            "noise": fmean(noise.flatten().tolist()), "sound": fmean(sound.flatten().tolist()),
+            "identity": fmean(identity.flatten().tolist()),
+            "turned_away": int((noise < sound).sum()), "taken_over": int((noise > 0.5).sum()),
+            "classes": noise.numel(),
+            "by_seed": [{k: v.tolist() for k, v in end._asdict().items()} for end in ends],
+        }  # fmt: skip
+        rows.append(row)
         table.add_row(
-            name, f"{f['noise']:.3f}", f"{f['sound']:.3f}",
-            f"{f['turned_away']} of {f['classes']}", str(f["taken_over"]),
+            name, row["optimiser"], f"{row['lr']:g}", f"{row['steps']:,}", str(row["batch"]),
+            f"{row['noise']:.3f}", f"{row['sound']:.3f}", f"{row['identity']:.3f}",
+            f"{row['turned_away']} of {row['classes']}", str(row["taken_over"]),
         )  # fmt: skip
-    return Outcome(figures, [table])
+    return Outcome({"rows": rows}, [table])

@@ -6,8 +6,8 @@ the seeds, with TrivialAugment, which has nothing to tune (Mueller and Hutter 20
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from autoaug_ray.config import Entry, Range, Study
 from autoaug_ray.errors import UserError
@@ -17,7 +17,7 @@ from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.report.compare import Entries, cheaper, finished, mean_accuracy, priced
 from autoaug_ray.report.results import EntryResult
 from autoaug_ray.report.runs import Row
-from autoaug_ray.schedule.calibrate import steps_of
+from autoaug_ray.schedule.calibrate import pool_size
 from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
 
@@ -100,16 +100,21 @@ def device_hours(lines: Iterable[Row]) -> float:
 
 def whole_hours(whole: Study, pilot: Study, lines: Sequence[Row]) -> float:
     """Device-hours of the whole study, if its steps take as long as in the ledger of its pilot."""
-    hours = 0.0
+    hours, pool = 0.0, pool_size(whole)
     for entry in whole.entries:
-        searches_in_own_run = entry.first_method.searches_in_own_run
-        trials = len(list(search_runs(whole, entry, draw))) + len(whole.seeds) * searches_in_own_run
-        for phase, count in (("search", trials), ("final", len(whole.seeds))):
+        method = entry.first_method
+        trials = len(list(search_runs(whole, entry, draw)))
+        trials += len(whole.seeds) * method.searches_in_own_run
+        counts: Mapping[Literal["search", "final"], int] = {
+            "search": trials,
+            "final": len(whole.seeds),
+        }
+        for phase, count in counts.items():
+            steps, in_pilot = (method.training(phase, s.train).steps(pool) for s in (whole, pilot))
             attempts = [x for x in lines if (x["label"], x["phase"]) == (entry.label, phase)]
-            hours += (
-                count * device_hours(attempts) / max(1, len({line["run"] for line in attempts}))
-            )
-    return hours * steps_of(whole) / steps_of(pilot)
+            runs = max(1, len({line["run"] for line in attempts}))
+            hours += count * device_hours(attempts) / runs * steps / in_pilot
+    return hours
 
 
 class Verdict(NamedTuple):

@@ -143,6 +143,11 @@ class Method(Settings, abc.ABC):
         """
         return of_all_classes(self.kinds[1:], len(class_counts))
 
+    def training(self, phase: Literal["search", "final"], training: Training) -> Training:
+        """How a run of this phase trains: as the study says, but for what the method's own search
+        takes otherwise."""
+        return training
+
     def check(self, training: Training) -> None:
         """Raise ValueError, in one sentence, for settings of the training that do not suit it."""
 

@@ -2,6 +2,7 @@
 
 import abc
 import json
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
@@ -20,6 +21,7 @@ from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Learning, Method, NextMeta, Task, as_float
 from autoaug_ray.methods.discrete import RandAugment, TrivialAugment
 from autoaug_ray.methods.predefined import NoAugmentation, Predefined
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store.folder import load_state
 from autoaug_ray.store.places import Place
 
@@ -93,7 +95,8 @@ class Mix(_Mixture):
     """The same proportions for all classes, or for all small ones.
 
     DAFusion is {identity: 0.5, fixed: 0.5}; GIT, as AutoGenDA compares with it, the same for
-    classes below a quarter of the largest; the ablations of AutoGenDA's appendix D are others.
+    classes below a quarter of the largest; AutoGenDA without its search (appendix D) is a third
+    each.
     """
 
     name: Literal["mix"] = "mix"
@@ -173,6 +176,10 @@ class AutoGenDA(_Mixture):
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(1e-3, gt=0, le=100)
     """Learning rate of the logits of alpha."""
+    search_steps: int | None = Field(None, ge=1, le=10_000_000)
+    """Steps of the training that learns alpha, in as many epochs as the study's trainings have and
+    rounded up to whole ones; None: as many as those. The paper's take 10,000 (section 4.1: both
+    stages train alike, for 50 epochs)."""
 
     def model_post_init(self, context: Any) -> None:
         if not self.edits or len(set(self.edits)) < len(self.edits):
@@ -217,6 +224,14 @@ class AutoGenDA(_Mixture):
     @property
     def meta_fraction(self) -> float | None:
         return 0.5
+
+    small: ClassVar[Mapping[str, Any]] = {"search_steps": None}
+
+    def training(self, phase: Literal["search", "final"], training: Training) -> Training:
+        if phase == "final" or self.alpha_table is not None or self.search_steps is None:
+            return training
+        per_epoch = math.ceil(self.search_steps / training.epochs)
+        return training.model_copy(update={"iters_per_epoch": per_epoch})
 
     found_names: ClassVar[tuple[str, ...]] = ("alpha_table",)
     found_per_seed: ClassVar[tuple[str, ...]] = found_names

@@ -123,22 +123,17 @@ def threads_of(resources: Resources) -> int:
 
 def turns_of(study: Study) -> int:
     """Turns of each entry: a short study is not held up by more steps than a training of it has."""
-    return min(TURNS, max(2, steps_of(study) // STEPS))
+    return min(TURNS, max(2, study.train.steps(pool_size(study)) // STEPS))
 
 
 def share_of(study: Study, runs: int) -> float:
     """Steps of a calibration as a share of those of so many runs of the study."""
-    return turns_of(study) * STEPS * len(study.entries) / (runs * steps_of(study))
+    steps = study.train.steps(pool_size(study))
+    return turns_of(study) * STEPS * len(study.entries) / (runs * steps)
 
 
-def steps_of(study: Study) -> int:
-    """Number of steps of one training."""
-    training = study.train
-    per_epoch = training.iters_per_epoch or max(1, _pool(study) // training.batch_size)
-    return per_epoch * training.epochs
-
-
-def _pool(study: Study) -> int:
+def pool_size(study: Study) -> int:
+    """Number of images that a final training trains on."""
     splits = data.load(study.dataset, val_fraction=None, device="cpu", seed=study.seeds[0])
     return len(splits.train)
 
@@ -166,13 +161,13 @@ class _Turns:
         torch.set_num_threads(threads_of(resources))
         run = self.first
         if run.method.searches_in_own_run:
-            self.search = _Probe(run, _pool(study), resources, work_clock)
+            self.search = _Probe(run, pool_size(study), resources, work_clock)
             self.search.steps()
             found = run.method.found_hyperparameters(self.search.finish())
             self.search.forget()
             choices = next(entry.extremes()) | found
             run = study.run(entry, "final", seed=run.seed, choices=choices)
-        self.final = _Probe(run, _pool(study), resources, work_clock)
+        self.final = _Probe(run, pool_size(study), resources, work_clock)
 
     def take(self, turn: int) -> None:
         torch.set_num_threads(threads_of(self.resources))
@@ -351,10 +346,9 @@ def probe_run(run: Run, pool: int) -> Run:
 
     What is found after the last step is cut to what can be timed (`Method.probe`).
     """
-    batch = run.train.batch_size
-    per_epoch = run.train.iters_per_epoch or max(1, pool // batch)
+    per_epoch = run.train.steps_per_epoch(pool)
     subset = run.dataset.imbalance or run.dataset.shots
-    dataset = {} if subset else {"train_size": min(pool, STEPS * batch)}
+    dataset = {} if subset else {"train_size": min(pool, STEPS * run.train.batch_size)}
     method, _ = run.method.probe()
     return run.model_copy(
         update={

@@ -52,3 +52,11 @@ class Training(Settings):
                 "have fewer than two images, of which batch norm has no statistics"
             )
         return self
+
+    def steps_per_epoch(self, pool: int) -> int:
+        """Steps of an epoch on a pool of so many images."""
+        return self.iters_per_epoch or max(1, pool // self.batch_size)
+
+    def steps(self, pool: int) -> int:
+        """Steps of a whole training on a pool of so many images."""
+        return self.epochs * self.steps_per_epoch(pool)

@@ -277,6 +277,18 @@ def test_the_whole_study_is_extrapolated_run_by_run(tiny):
     assert pilot_rule.whole_hours(whole, short, lines) == pytest.approx(expected)
 
 
+def test_a_search_of_its_own_length_is_no_longer_in_the_whole_study(tiny):
+    settings = {"method": "autogenda", "search_steps": 90}
+    whole = tiny({"mine": settings}, train={"epochs": 9, "iters_per_epoch": 10}, seeds=5)
+    short = pilot_rule.shortened(whole, 3)
+    lines = [
+        {"label": "mine", "phase": phase, "run": phase, "share": 1.0, "seconds": {phase: 6.0}}
+        for phase in ("search", "final")
+    ]
+    expected = 5 * (6 + 3 * 6) / 3600
+    assert pilot_rule.whole_hours(whole, short, lines) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -31,6 +31,9 @@ def test_a_smoke_run_keeps_entries_and_formats_and_shrinks_the_rest(tmp_path):
     assert study.published == whole.published
     grid = smoke.smaller(config.load(SPACES / "bilevel_table1.yaml")[1], tmp_path).entry("grid")
     assert len(grid.grid()) == 2, "64 combinations are not for a smoke run"
+    long = smoke.smaller(config.load(SPACES / "autogenda_quickstart.yaml")[0], tmp_path)
+    run = long.run(long.entry("autogenda"), "search", seed=0, choices={}, whole_pool=True)
+    assert run.train.steps(pool=1) == 2
 
 
 def run(several, execute, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from autoaug_ray import data, train
-from autoaug_ray.bench.alpha import Planted, learned
+from autoaug_ray.bench.alpha import Planted, Search, learned
 from autoaug_ray.data import Edits, Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
@@ -290,6 +290,26 @@ def test_an_epoch_has_as_many_steps_as_asked(final_run):
     assert last.snapshot()["learner"]["steps_done"] == 14
 
 
+def test_a_search_is_as_long_as_it_says_whatever_the_final_is(final_run, tiny):
+    short = Training(epochs=10, iters_per_epoch=40)
+    passes = Training(epochs=3, batch_size=50)
+    asked = AutoGenDA(search_steps=10_000)
+    assert asked.training("search", short).steps(pool=1) == 10_000
+    assert asked.training("search", passes).steps(pool=500) == 3 * 3334, "rounded up"
+    for method, phase in ((asked, "final"), (AutoGenDA(), "search"), (AutoGenDA(), "final")):
+        assert method.training(phase, short) == short
+
+    study = tiny({"mine": {"method": "autogenda", "search_steps": 6}}, train={
+        "epochs": 2, "batch_size": 32, "iters_per_epoch": 4})  # fmt: skip
+    entry, table = study.entry("mine"), {"alpha_table": [[0.5, 0.25, 0.25]] * 10}
+    for phase, choices, steps in (("search", {}, 6), ("final", table, 8)):
+        run = study.run(entry, phase, seed=0, choices=choices, whole_pool=phase == "search")
+        run = run.model_copy(update={"bank_plan": "planted"})
+        rows = [epoch.row for epoch in train.run(run, bank=Planted(run))]
+        assert sum(kind["steps"] for row in rows for kind in row["step_work"]) == steps
+        assert rows[-1]["finished"] and rows[-1]["used_key"] == run.key
+
+
 def test_rows_say_what_was_mixed_and_what_it_cost(final_run):
     run = final(final_run, {}, dataset={"name": "fashion-mnist-mini", "test_size": 60,
                                         "imbalance": {"factor": 0.1, "largest": 30}})  # fmt: skip
@@ -320,18 +340,15 @@ def test_an_augmenter_and_proportions_are_learned_together(final_run):
     assert not torch.equal(epoch.snapshot()["state"]["augmenter.log_gain"], torch.zeros(2))
 
 
-PLANTED = {"epochs": 4, "iters": 40, "images": 800, "width": 4}
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_hypergradient_turns_away_from_noise_for_every_class(seed):
-    search = {"gradient": "hypergradient", "optimiser": "adam", "lr": 0.1}
-    spoilt, sound = learned(search, seed, **PLANTED)
-    assert float(spoilt.mean()) < 0.15 and bool((spoilt < sound).all())
+    settings = {"gradient": "hypergradient", "optimiser": "adam", "lr": 0.1}
+    noise, sound, _ = learned(Search(settings, 4, 40, 64), seed, images=800, width=4)
+    assert float(noise.mean()) < 0.15 and bool((noise < sound).all())
 
 
 def test_the_first_order_search_does_so_for_most_classes_only():
     """Noise that one class takes over is easy for the classifier: a trivial solution."""
-    search = {"gradient": "first_order", "optimiser": "sgd", "lr": 0.1}
-    spoilt, sound = learned(search, 0, **PLANTED | {"epochs": 10})
-    assert float(spoilt.mean()) < 0.25 and int((spoilt < sound).sum()) >= 8
+    settings = {"gradient": "first_order", "optimiser": "sgd", "lr": 0.1}
+    noise, sound, _ = learned(Search(settings, 10, 40, 64), 0, images=800, width=4)
+    assert float(noise.mean()) < 0.25 and int((noise < sound).sum()) >= 8

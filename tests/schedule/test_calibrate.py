@@ -88,6 +88,16 @@ def test_the_steps_of_a_run_are_those_that_it_takes(settings, tiny):
     assert {k.logged: k.in_run for k in expected.kinds} == taken
 
 
+def test_a_search_of_its_own_length_is_forecast_at_that_length(tiny):
+    study = tiny(
+        {"mine": {"method": "autogenda", "search_steps": 44}},
+        train={"epochs": 2, "iters_per_epoch": 6, "batch_size": 32},
+    )
+    found = calibrate(study)
+    steps = {p: [k.in_run for k in found.training("mine", p).kinds] for p in ("search", "final")}
+    assert steps == {"search": [44], "final": [12]}
+
+
 def test_a_rare_kind_of_step_is_found_wherever_it_is():
     method = Bilevel(every=1000, until=0.5)
     (only,) = stretches(method, 100_000)
