@@ -33,8 +33,9 @@ class Predefined(Staged):
     """Translation, affine, colour jitter and lighting in people's units, in this order.
 
     The defaults are the paper's usual geometric augmentation (section 5.1): flip and +-4 pixels.
-    Its BACH row adds rotate 10 and scale (0.5, 2); its CIFAR jitter is 0.4 each, without hue; its
-    ImageNet row has the colours of He et al. 2016 instead, which are lighting 0.1 (section 5.3).
+    Its BACH row adds rotate 10 and scale (0.5, 2). The jitter that its release has on CIFAR is 0.4
+    each, without hue. Its ImageNet row has the colours of He et al. 2016 instead, which are
+    lighting 0.1 (section 5.3).
     """
 
     name: Literal["predefined"] = "predefined"
