@@ -59,7 +59,7 @@ def test_no_file_outside_of_methods_names_one():
     'every = getattr(run.method, "every", 1)',
     "steps = run.method.every",
     'if entry.hyperparameters.get("resplit"): pass',
-    'source = entry.hyperparameters.get("of")',
+    'source = entry.hyperparameters.get("search_steps")',
 ])  # fmt: skip
 def test_the_law_above_can_be_broken(code):
     assert named(code, NAMES | hyperparameters())

@@ -15,7 +15,7 @@ from autoaug_ray.bench.faults import meanwhile
 from autoaug_ray.errors import RunError, StorageError, exit_status
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.plan import Pool, build, draw, fingerprints
-from autoaug_ray.generate.settings import Generation, Workers
+from autoaug_ray.generate.settings import Generation, Workers, of_all_classes
 from autoaug_ray.generate.worker import Failure, Worker
 from autoaug_ray.report.results import collect
 from autoaug_ray.report.sentences import verdicts
@@ -151,7 +151,8 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
     settings = Generation(model=str(tiny_sd.save(tmp_path / "sd")), calls=2)
     pool = Pool(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2), ("a", "b"))
     marks = fingerprints(pool, settings, ["fixed"])
-    edits = build(pool, draw(pool, (), settings, ["fixed"]), {}, settings, marks, len)
+    drawn = draw(pool, (), settings, of_all_classes(["fixed"], 2))
+    edits = build(pool, drawn, {}, settings, marks, len)
     bank = Bank(tmp_path / "bank")
     worker = Worker(str(bank.root), settings, Workers())
     unet = worker._editor_with(None)._pipe.unet
