@@ -60,7 +60,7 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     "bilevel K=2 with the stage": ("bilevel", {"unroll": 2, "crop": 2, "cutout": 8}),
 }
 
-TASK = Task(1, 28, 28, (16,) * 10)
+TASK = Task(1, 28, 28, (16,) * 10, (0.286,))
 
 
 def rows(run, resume=None):
@@ -136,7 +136,7 @@ def test_settings_are_frozen_and_classes_final(case):
 
 def test_augmented_images_stay_images(case):
     method = case.method
-    state = method.init(TASK, 0, torch.device("cpu"))
+    state = method.start(TASK, 0, torch.device("cpu"))
     images = torch.rand(64, 1, 28, 28)
     strength = Strength(images)
     with torch.no_grad():
