@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from autoaug_ray.maths.hypergradient import SGD, SQUARE, Adam
+from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.maths.hypergradient import SGD, SQUARE, Adam, Loss, Parts
+from autoaug_ray.maths.recompute import blocks, recomputed
+from autoaug_ray.maths.workers import ALONE, Workers
 from autoaug_ray.settings.training import Training
 
 
@@ -18,9 +22,17 @@ class Learner:
     """Model and optimiser, with the learning rate of the present step."""
 
     def __init__(
-        self, model: nn.Module, training: Training, *, total_steps: int, noise: torch.Generator
+        self,
+        model: nn.Module,
+        training: Training,
+        *,
+        total_steps: int,
+        noise: torch.Generator,
+        workers: Workers = ALONE,
     ) -> None:
-        """`noise` is the stream of the augmentations, on the model's device."""
+        """`noise` is the stream of the augmentations, on the model's device; `workers` share the
+        work of each batch. Raises UserError for a model that has nothing to recompute."""
+        self.workers = workers
         self.model, self.training, self.noise = model, training, noise
         self.total_steps, self.steps_done = total_steps, 0
         parameters = self.weights().values()
@@ -38,6 +50,12 @@ class Learner:
                 nesterov=training.nesterov,
             )
         self._forward = torch.compile(model) if training.compile else model
+        self._blocks = blocks(model) if training.recompute else []
+        if training.recompute and not self._blocks:
+            raise UserError(
+                "train.recompute: true needs a classifier of residual blocks, as resnet8, "
+                "wrn-28-10 or torchvision:resnet50; this one has none."
+            )
 
     @property
     def rule(self) -> SGD | Adam:
@@ -82,10 +100,63 @@ class Learner:
         return F.cross_entropy(self.logits(images), labels)
 
     def descend(self, loss: Tensor) -> None:
-        """One optimiser step on `loss` (); leaves other than the weights get gradients, too."""
+        """One optimiser step on `loss` (); leaves other than the weights get gradients, too.
+
+        Raises RunError if batches are to be worked off in parts, which a finished loss cannot be.
+        """
+        if self.training.accumulate > 1:
+            raise RunError(
+                f"train.accumulate: {self.training.accumulate} needs a method whose step calls "
+                "learner.train_on(images, labels) in the place of learner.descend(loss)."
+            )
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
+
+    def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimiser step on the mean cross-entropy () to labels (B,), which it returns.
+
+        Leaves from which the images (B, C, H, W) in [0, 1] were computed get gradients, too.
+        """
+        if self.training.accumulate == 1:
+            loss = self.loss(images, labels)
+            self.descend(loss)
+            return loss.detach()
+        self.optimiser.zero_grad()
+        # The graph of what made the images is gone through once, after all parts.
+        pixels = images.detach().requires_grad_(images.requires_grad)
+        total = torch.zeros((), device=images.device)
+        for part, share in self.parts(len(images)):
+            loss = share * self.loss(pixels[part], labels[part])
+            loss.backward()
+            total = total + loss.detach()
+        learning = [*self.weights().values(), *([pixels] if images.requires_grad else [])]
+        found = [torch.zeros_like(t) if t.grad is None else t.grad for t in learning]
+        total, *found = self.workers.total([total, *found])
+        for tensor, gradient in zip(learning, found, strict=True):
+            tensor.grad = gradient
+        if images.requires_grad:
+            images.backward(pixels.grad)
+        self.optimiser.step()
+        return total
+
+    def parts(self, n: int) -> list[tuple[slice, float]]:
+        """The parts of a batch of n images that this process works off, each with its share of the
+        batch.
+
+        They have the same size but for one image, and at least two images: batch norm takes its
+        statistics in each part by itself.
+        """
+        number = max(1, min(self.training.accumulate, n // 2))
+        ends = [n * i // number for i in range(number + 1)]
+        return self.workers.share([(slice(a, b), (b - a) / n) for a, b in pairwise(ends)])
+
+    def share_statistics(self) -> None:
+        """Give every process the mean of what batch norm has seen in all of them."""
+        if self.workers.size > 1:
+            buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+            for buffer, total in zip(buffers, self.workers.total(buffers), strict=True):
+                buffer.copy_(total / self.workers.size)
 
     def apply(self, gradients: Mapping[str, Tensor]) -> None:
         """One optimiser step with gradients that were computed elsewhere."""
@@ -110,30 +181,47 @@ class Learner:
 
     def loss_at(
         self,
-        images: Tensor | Callable[[], Tensor],
+        images: Tensor | Callable[[slice], Tensor],
         labels: Tensor,
         *,
         weights: Tensor | None = None,
         real_pass: bool = False,
-    ) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    ) -> Loss:
         """The loss () as a function of the model's weights, for the look-ahead.
 
-        `images` (B, C, H, W) in [0, 1], or what makes them anew at every call; `labels` (B,);
-        `weights` (B,) multiply the samples' losses.
+        `images` (B, C, H, W) in [0, 1], or what makes a part of them anew at every call; `labels`
+        (B,); `weights` (B,) multiply the samples' losses. A loss that is worked off in parts is
+        `Parts`, which `maths.hypergradient` knows how to differentiate.
 
         functional_call would write batch-norm statistics into the model, and so leak meta images
-        into the classifier: every call but the `real_pass` works on copies of the buffers.
+        into the classifier: every call works on copies of the buffers, but for the first one to
+        each part of the `real_pass`.
         """
 
-        def loss(w: Mapping[str, Tensor]) -> Tensor:
-            x = images() if callable(images) else images
-            buffers = {} if real_pass else {k: b.clone() for k, b in self.model.named_buffers()}
-            logits = functional_call(self.model, {**w, **buffers}, (x,))
-            if weights is None:
-                return F.cross_entropy(logits, labels)
-            return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+        def term(part: slice, share: float) -> Loss:
+            real = real_pass
 
-        return loss
+            def loss(w: Mapping[str, Tensor]) -> Tensor:
+                nonlocal real
+                x = images(part) if callable(images) else images[part]
+                buffers = {} if real else {k: b.clone() for k, b in self.model.named_buffers()}
+                real = False
+                bf16 = self.training.hypergradient_precision == "bf16"
+                half = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
+                with half, recomputed(self._blocks):
+                    logits = functional_call(self.model, {**w, **buffers}, (x,))
+                logits = logits.float() if bf16 else logits
+                if weights is None:
+                    return share * F.cross_entropy(logits, labels[part])
+                each = F.cross_entropy(logits, labels[part], reduction="none")
+                return share * (weights[part] * each).mean()
+
+            return loss
+
+        terms = [term(part, share) for part, share in self.parts(len(labels))]
+        if self.training.accumulate == 1:
+            return terms[0]
+        return Parts(terms, self.workers.total)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -29,6 +29,7 @@ from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
+from autoaug_ray.maths.workers import ALONE, Workers
 from autoaug_ray.methods.base import Method, Task, as_float
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.meter import TRAINING, Meter, device_name
@@ -71,18 +72,20 @@ def run(
     meter: Meter | None = None,
     resume: Mapping[str, Any] | None = None,
     bank: EditBank | None = None,
+    workers: Workers = ALONE,
 ) -> Iterator[Epoch]:
     """Train as `config` says and yield after every epoch. Whoever iterates decides what is kept.
 
     A search run never reads the test set; a final run reads it once, after its last epoch. `bank`
-    holds the generated images, if the method mixes any. Raises UserError for data that cannot be
-    used and RunError for a run that must not go on.
+    holds the generated images, if the method mixes any. Each of several `workers` calls this and
+    gets the same epochs. Raises UserError for data that cannot be used and RunError for a run that
+    must not go on.
     """
     meter = meter or Meter()
     data_used = load_data(config, meter.device, bank)
     with meter.phase("warm_up"):
         warm_up(config, meter.device, data_used)
-    setup = prepare(config, meter.device, data_used)
+    setup = prepare(config, meter.device, data_used, workers)
     method, learner, state = setup.method, setup.learner, setup.state
     epochs_done = 0 if resume is None else restore(setup, resume)
 
@@ -164,7 +167,9 @@ def with_edits(splits: Splits, config: Run, bank: EditBank | None) -> DataUsed:
     return DataUsed(replace(splits, train=train, meta=meta), hours, bank.work(plan, kinds))
 
 
-def prepare(config: Run, device: torch.device, data_used: DataUsed) -> Setup:
+def prepare(
+    config: Run, device: torch.device, data_used: DataUsed, workers: Workers = ALONE
+) -> Setup:
     """Build the classifier, its optimiser and the method's state."""
     method: Method = config.method
     training, splits = config.train, data_used.splits
@@ -175,7 +180,8 @@ def prepare(config: Run, device: torch.device, data_used: DataUsed) -> Setup:
     ).to(device)
     steps = training.iters_per_epoch or max(1, len(pool) // training.batch_size)
     noise = stream(config.seed, "augment", device)
-    learner = Learner(model, training, total_steps=steps * training.epochs, noise=noise)
+    total = steps * training.epochs
+    learner = Learner(model, training, total_steps=total, noise=noise, workers=workers)
     task = Task(*pool.shape, tuple(class_counts))
     state = method.init(task, seed_of(config.seed, "augmenter"), device)
     return Setup(config, data_used, task, learner, state, steps)
@@ -264,6 +270,7 @@ def learn(
                 counts[name] += 1
             logged.append(", ".join(sorted(logs)))
             marks.append(meter.work_clock.mark())
+        learner.share_statistics()
         work = epoch_work(logged, meter.between(marks))
     log = {name: float(totals[name]) / counts[name] for name in totals}
     if not math.isfinite(log["train_loss"]):

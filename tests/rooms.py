@@ -18,7 +18,7 @@ BELOW: dict[str, set[str]] = {
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
     "models": {"settings", "errors"},
-    "learner": {"maths", "settings"},
+    "learner": {"maths", "settings", "errors"},
     "generate": {"store", "data", "models", "settings", "errors"},
     "methods": {
         "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
@@ -33,8 +33,8 @@ BELOW: dict[str, set[str]] = {
         "errors",
     },
     "schedule": {
-        "train", "policy", "config", "methods", "store", "data", "models", "learner", "generate",
-        "own_code", "settings", "errors",
+        "train", "policy", "config", "methods", "maths", "store", "data", "models", "learner",
+        "generate", "own_code", "settings", "errors",
     },
     "report": {
         "policy", "config", "methods", "maths", "store", "data", "settings", "errors",

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoaug_ray.errors import RunError
 from autoaug_ray.learner import Learner, _schedule
 from autoaug_ray.settings.training import Training
 
@@ -81,3 +82,61 @@ def test_what_was_used_is_what_the_optimiser_holds(name):
     assert one.used == asked
     one.optimiser.param_groups[0]["weight_decay"] = 0.0
     assert one.used != asked
+
+
+def plain_net(**training):
+    """Without batch norm, so that parts and wholes are the same function."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 3)).double()
+    settings = Training(epochs=1, batch_size=10, **training)
+    return Double(model, settings, total_steps=10, noise=torch.Generator())
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 5])
+def test_a_step_in_parts_is_that_of_the_whole_batch(accumulate):
+    x, y = torch.rand(10, 1, 8, 8).double(), torch.randint(3, (10,))
+    strength = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    learners = plain_net(), plain_net(accumulate=accumulate)
+    for one in learners:
+        strength.grad = None
+        one.begin_step()
+        loss = one.train_on(x * (1 + strength), y)
+        gradients.append((loss, strength.grad))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-14)
+    for p, q in zip(*(one.model.parameters() for one in learners), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-14)
+
+
+def test_a_look_ahead_in_parts_is_that_of_the_whole_batch():
+    x, y, c = torch.rand(10, 1, 8, 8).double(), torch.randint(3, (10,)), torch.rand(10).double()
+    values = []
+    for one in (plain_net(), plain_net(accumulate=4)):
+        w = one.weights()
+        loss = one.loss_at(lambda part: 2 * x[part], y, weights=c)
+        terms = getattr(loss, "terms", [loss])
+        grads = [torch.autograd.grad(term(w), list(w.values())) for term in terms]
+        values.append(
+            [loss(w).detach(), *(torch.stack(g).sum(0) for g in zip(*grads, strict=True))]
+        )
+    torch.testing.assert_close(values[0], values[1], rtol=1e-10, atol=1e-14)
+
+
+def test_each_part_writes_batch_norm_once_however_often_it_is_passed():
+    one, x = learner(accumulate=2, batch_size=8), torch.rand(8, 1, 8, 8).double()
+    loss = one.loss_at(x, torch.zeros(8, dtype=torch.long), real_pass=True)
+    for _ in range(2):
+        for term in loss.terms:
+            term(one.weights())
+    assert int(one.model[1].num_batches_tracked) == 2
+
+
+def test_a_finished_loss_cannot_be_worked_off_in_parts():
+    one = plain_net(accumulate=2)
+    with pytest.raises(RunError, match=r"train.accumulate: 2 needs .* learner.train_on"):
+        one.descend(one.loss(torch.rand(10, 1, 8, 8).double(), torch.zeros(10, dtype=torch.long)))
+
+
+def test_parts_of_one_image_are_refused():
+    with pytest.raises(ValueError, match="accumulate: 6 parts of a batch_size of 10"):
+        Training(batch_size=10, accumulate=6)

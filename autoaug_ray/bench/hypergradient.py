@@ -99,8 +99,8 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
         z = state.augmenter.draw(len(x), learner.noise)
         meta, rule = next_meta(len(x)), learner.rule
 
-        def augmented() -> Tensor:
-            return state.augmenter.apply_to(x, state.augmenter(z))
+        def augmented(part: slice) -> Tensor:
+            return state.augmenter.apply_to(x[part], state.augmenter(z[part]))
 
         def look_ahead(
             w: hg.Weights, m: hg.Weights, g: hg.Weights

@@ -40,7 +40,8 @@ def smaller(study: Study, place: Path) -> Study:
             "train": study.train.model_copy(
                 update={
                     "epochs": 1, "iters_per_epoch": 2, "batch_size": 8, "precision": "fp32",
-                    "compile": False,
+                    "compile": False, "accumulate": min(2, study.train.accumulate),
+                    "recompute": False, "hypergradient_precision": "fp32",
                 }
             ),
             "val_fraction": 0.25,

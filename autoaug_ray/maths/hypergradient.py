@@ -22,14 +22,33 @@ backward pass would be right, but is not implemented for several activations.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from autoaug_ray.maths.recompute import Replay
 
 Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
 Update = Callable[[Weights, Weights, Weights], tuple[Weights, Weights]]
 """(weights, the optimiser's buffers, gradients) -> (weights, buffers) after one step."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The loss of a batch that is worked off in parts: the sum of `terms`, each with a graph of its
+    own, which need not be in memory together."""
+
+    terms: Sequence[Loss]
+    """Each is the mean loss of a part of the batch times its share of the batch."""
+    total: Callable[[list[Tensor]], list[Tensor]] = list
+    """Sums each tensor over the processes that have terms of this batch; without others, nothing
+    is to be done."""
+
+    def __call__(self, w: Weights) -> Tensor:
+        """Its value, without a graph."""
+        return self.total([torch.stack([term(w).detach() for term in self.terms]).sum()])[0]
 
 
 @dataclass(frozen=True)
@@ -128,8 +147,11 @@ def unrolled(
     """The exact h through K = len(train_losses) = len(updates) steps (eq. 8), by double backward.
 
     `w` are leaves that require a gradient, `m` are constants. With `normalise`, the gradients of
-    the unrolled steps go through `same_length`.
+    the unrolled steps go through `same_length`. Losses that are `Parts` give the same h, part by
+    part: see `_in_parts`.
     """
+    if any(isinstance(loss, Parts) for loss in (*train_losses, meta_loss)):
+        return _in_parts(train_losses, meta_loss, w, m, theta, updates, normalise)
     first: dict[str, Tensor] = {}
     train_loss = torch.zeros(())
     for step, (loss_of, update) in enumerate(zip(train_losses, updates, strict=True)):
@@ -142,6 +164,120 @@ def unrolled(
     loss = meta_loss(w)
     h = torch.autograd.grad(loss, list(theta), materialize_grads=True)
     return Hypergradient(list(h), first, train_loss, loss.detach())
+
+
+class _Step(NamedTuple):
+    """An unrolled step whose graph was not kept."""
+
+    w: dict[str, Tensor]
+    m: Weights
+    g: dict[str, Tensor]
+    terms: list[Replay]
+    total: Callable[[list[Tensor]], list[Tensor]]
+    update: Update
+
+
+def _in_parts(
+    train_losses: Sequence[Loss],
+    meta_loss: Loss,
+    w: Weights,
+    m: Weights,
+    theta: Sequence[Tensor],
+    updates: Sequence[Update],
+    normalise: bool,
+) -> Hypergradient:
+    """What `unrolled` gives, with the graph of one part of one batch in memory at a time.
+
+    The chain rule by hand. Forwards, g^k = sum_i g_i^k and w^{k+1} = update(w^k, m^k, g^k), of
+    which only values are kept. Backwards from v = dL_v/dw^K, which is a sum over parts as well,
+    update's own derivative turns the adjoints of (w^{k+1}, m^{k+1}) into those of (w^k, m^k) and
+    of g^k, called u; and <u, g^k> = sum_i <u, g_i^k> is differentiated part by part, towards theta
+    and, if steps precede, w^k. Every part is passed through twice, which costs a plain step more.
+    """
+
+    def updated(step: _Step, g: Weights) -> tuple[Weights, Weights]:
+        return step.update(step.w, step.m, same_length(g) if normalise else g)
+
+    steps: list[_Step] = []
+    losses: list[Tensor] = []
+    for loss_of, update in zip(train_losses, updates, strict=True):
+        whole = _parts(loss_of)
+        w = _leaves(w)
+        terms = [Replay(term) for term in whole.terms]
+        loss, g = _summed(terms, whole.total, w)
+        steps.append(_Step(w, _leaves(m), g, terms, whole.total, update))
+        losses.append(loss)
+        with torch.no_grad():
+            w, m = updated(steps[-1], g)
+    whole = _parts(meta_loss)
+    meta, at_w = _summed(whole.terms, whole.total, _leaves(w))
+    at_m = {k: torch.zeros_like(v) for k, v in m.items()}
+    h = [torch.zeros_like(p) for p in theta]
+    for k in reversed(range(len(steps))):
+        step = steps[k]
+        g = _leaves(step.g)
+        moved = updated(step, g)
+        outputs = [moved[0][name] for name in at_w] + [moved[1][name] for name in at_m]
+        inputs = [*step.w.values(), *step.m.values(), *g.values()]
+        adjoints = torch.autograd.grad(
+            outputs, inputs, [*at_w.values(), *at_m.values()], materialize_grads=True
+        )
+        of_w, of_m = adjoints[: len(step.w)], adjoints[len(step.w) : len(step.w) + len(step.m)]
+        u = adjoints[len(step.w) + len(step.m) :]
+        towards = [*theta, *(step.w.values() if k else ())]
+        mixed = [torch.zeros_like(p) for p in towards]
+        for term in step.terms:
+            g_i = gradient(term(step.w), step.w, create_graph=True)
+            # Parts may share the graph of what made their images, which must outlive each of them.
+            d = torch.autograd.grad(
+                list(g_i.values()), towards, list(u), materialize_grads=True, retain_graph=True
+            )
+            mixed = [a + b for a, b in zip(mixed, d, strict=True)]
+            del g_i, d
+        mixed = step.total(mixed)
+        h = [a + b for a, b in zip(h, mixed[: len(h)], strict=True)]
+        if k:
+            second = mixed[len(h) :]
+            at_w = {n: a + b for n, a, b in zip(step.w, of_w, second, strict=True)}
+            at_m = dict(zip(step.m, of_m, strict=True))
+    return Hypergradient(h, steps[0].g, losses[0], meta)
+
+
+def _parts(loss: Loss) -> Parts:
+    return loss if isinstance(loss, Parts) else Parts([loss])
+
+
+def _leaves(w: Weights) -> dict[str, Tensor]:
+    """Copies that require a gradient and share their memory with w."""
+    return {k: v.detach().requires_grad_() for k, v in w.items()}
+
+
+def _summed(
+    terms: Sequence[Loss], total: Callable[[list[Tensor]], list[Tensor]], w: Weights
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sum of the terms over all processes, and its gradient at w, with one graph at a time."""
+    sums = [torch.zeros_like(v) for v in w.values()]
+    value = torch.zeros((), device=sums[0].device)
+    for term in terms:
+        loss = term(w)
+        sums = [a + b for a, b in zip(sums, gradient(loss, w).values(), strict=True)]
+        value = value + loss.detach()
+        del loss
+    value, *sums = total([value, *sums])
+    return value, dict(zip(w, sums, strict=True))
+
+
+def towards(loss: Loss, w: Weights, theta: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A loss () at fixed weights w, and its gradient towards theta; `Parts` one by one."""
+    whole = _parts(loss)
+    sums = [torch.zeros_like(p) for p in theta]
+    value = torch.zeros((), device=sums[0].device)
+    for term in whole.terms:
+        part = term(w)
+        d = torch.autograd.grad(part, list(theta), retain_graph=len(whole.terms) > 1)
+        sums, value = [a + b for a, b in zip(sums, d, strict=True)], value + part.detach()
+    value, *sums = whole.total([value, *sums])
+    return value, sums
 
 
 def gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:

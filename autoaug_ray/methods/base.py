@@ -236,9 +236,7 @@ class Method(Settings, abc.ABC):
         with torch.no_grad():
             images = self.select(state, batch, learner.noise)
             images = self.augment(state, images, learner.noise)
-        loss = learner.loss(images, batch.labels)
-        learner.descend(loss)
-        return {"train_loss": loss.detach()}
+        return {"train_loss": learner.train_on(images, batch.labels)}
 
     def alpha(self, state: Any) -> Tensor | None:
         """Probabilities (classes, kinds) with which images are mixed at present."""

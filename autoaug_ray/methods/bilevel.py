@@ -268,11 +268,10 @@ class Bilevel(Method):
     ) -> dict[str, Tensor]:
         if self.learn == "train_loss":
             images = self.select(state, batch, learner.noise)
-            loss = learner.loss(self.augment(state, images, learner.noise), batch.labels)
             state.optimiser.zero_grad()
-            learner.descend(loss)
+            loss = learner.train_on(self.augment(state, images, learner.noise), batch.labels)
             self._move(learner, state, [p.grad for p in state.parameters()])
-            return {"train_loss": loss.detach()}
+            return {"train_loss": loss}
         if self.learn != "hypergradient":
             logs = super().step(learner, batch, next_meta, state)
             if self.learn == "decay_only":
@@ -315,9 +314,7 @@ class Bilevel(Method):
             return logs | {"train_loss": h.train_loss}
         with torch.no_grad():
             augmented = state.augmenter.apply_to(x, state.augmenter(z))
-        loss = learner.loss(augmented, batch.labels)
-        learner.descend(loss)
-        return logs | {"train_loss": loss.detach()}
+        return logs | {"train_loss": learner.train_on(augmented, batch.labels)}
 
     def _hypergradient(
         self, learner: Learner, state: BilevelState, steps: list[_Past], meta: Split, shared: bool
@@ -325,8 +322,9 @@ class Bilevel(Method):
         """Through `steps`, the last of which is the present one; fewer than K early in an epoch."""
 
         def loss_of(past: _Past) -> hypergradient.Loss:
-            def augmented() -> Tensor:
-                return state.augmenter.apply_to(past.images, state.augmenter(past.noise))
+            def augmented(part: slice) -> Tensor:
+                p = state.augmenter(past.noise[part])
+                return state.augmenter.apply_to(past.images[part], p)
 
             weights = None
             if state.mixture is not None and past.kind is not None:

@@ -83,11 +83,10 @@ class Dada(Searched):
         meta = next_meta(len(batch))
         if self.gradient == "first_order":
             logs = super().step(learner, batch, next_meta, state)
-            meta_loss = learner.loss_at(self._relaxed(state, meta, learner.noise), meta.labels)(
-                learner.weights()
+            loss = learner.loss_at(self._relaxed(state, meta, learner.noise), meta.labels)
+            logs["meta_loss"], gradients = hypergradient.towards(
+                loss, learner.weights(), list(state.parameters())
             )
-            gradients = torch.autograd.grad(meta_loss, list(state.parameters()))
-            logs["meta_loss"] = meta_loss.detach()
         else:
             images = self._relaxed(state, batch, learner.noise)
             # The look-ahead's gradient is the classifier's own: its images are the discrete ones.
@@ -101,7 +100,7 @@ class Dada(Searched):
                 normalise=self.normalise,
             )
             learner.apply(h.weights)
-            gradients = tuple(h.theta)
+            gradients = h.theta
             logs = {"train_loss": h.train_loss, "meta_loss": h.meta_loss}
         state.move(gradients)
         return logs

@@ -198,9 +198,9 @@ class AutoGenDA(_Mixture):
         if self.gradient == "first_order":
             logs = super().step(learner, batch, next_meta, state)
             loss = learner.loss_at(self._blended(state, meta, learner.noise), meta.labels)
-            meta_loss = loss(learner.weights())
-            state.move(torch.autograd.grad(meta_loss, state.logits))
-            return logs | {"meta_loss": meta_loss.detach()}
+            meta_loss, gradients = hypergradient.towards(loss, learner.weights(), [state.logits])
+            state.move(gradients)
+            return logs | {"meta_loss": meta_loss}
         return self._look_ahead(learner, batch, meta, state)
 
     def _blended(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:

@@ -85,11 +85,10 @@ class STN(Method):
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: STNState
     ) -> dict[str, Tensor]:
         images = self.augment(state, as_float(batch.images), learner.noise)
-        loss = learner.loss(images, batch.labels)
         state.optimiser.zero_grad()
-        learner.descend(loss)
+        loss = learner.train_on(images, batch.labels)
         state.optimiser.step()
-        return {"train_loss": loss.detach()}
+        return {"train_loss": loss}
 
     def predict(self, learner: Learner, images: Tensor, state: STNState) -> Tensor:
         return learner.logits(self._align(state, images))
