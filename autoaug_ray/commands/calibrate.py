@@ -13,6 +13,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.report.cost_sentences import WARN
 from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
+from autoaug_ray.schedule.memory import remedy
 from autoaug_ray.schedule.queue import RunQueue
 from autoaug_ray.schedule.tune import draw
 from autoaug_ray.store import calibration
@@ -34,7 +35,8 @@ def print_calibrations(studies: Sequence[Study], console: Console) -> int:
             failed = True
             continue
         console.print(step_table(study, outcome))
-        for line in (*differences(study, outcome), *outcome.left_out.values()):
+        lines = *differences(study, outcome), *memory_lines(study, outcome)
+        for line in (*lines, *outcome.left_out.values()):
             console.print(line, markup=False)
     return int(failed)
 
@@ -70,6 +72,7 @@ def forecast_lines(
             continue
         forecasts += forecast(study, outcome)
         devices |= {entry.device for entry in outcome.entries}
+        yield from memory_lines(study, outcome)
         yield from outcome.left_out.values()
     if forecasts:
         yield sentence(forecasts, " and ".join(sorted(devices))) + "."
@@ -83,18 +86,21 @@ def forecast_table(study: Study, calibrated: Calibration) -> Table:
         title=f"forecast: device-hours of training on {devices}, from a few steps of every entry"
     )
     table.add_column("entry")
-    for name in ("search runs", "final runs", "min per search run", "min per final run", "hours"):
+    for name in (
+        "search runs", "final runs", "min per search run", "min per final run", "hours", "MB",
+    ):  # fmt: skip
         table.add_column(name, justify="right")
     for f in forecasts:
         table.add_row(
             f.label, str(f.search_runs), str(f.final_runs),
             f"{f.search_run_seconds / 60:.2f}" if f.search_runs else "",
             f"{f.final_run_seconds / 60:.2f}", f"{f.device_seconds / 3600:.4f}",
+            _megabytes(_memory(calibrated, f.label)),
         )  # fmt: skip
     table.add_section()
     total = sum(f.device_seconds for f in forecasts)
     table.add_row("all", str(sum(f.search_runs for f in forecasts)),
-        str(sum(f.final_runs for f in forecasts)), "", "", f"{total / 3600:.4f}")  # fmt: skip
+        str(sum(f.final_runs for f in forecasts)), "", "", f"{total / 3600:.4f}", "")  # fmt: skip
     return table
 
 
@@ -106,7 +112,7 @@ def step_table(study: Study, calibrated: Calibration) -> Table:
     table.add_column("entry")
     table.add_column("step that logs")
     for name in (
-        "steps", "ms/step", "quartiles", "GFLOP/step", "GFLOP/s", "cost by ms", "by FLOP",
+        "steps", "ms/step", "quartiles", "GFLOP/step", "GFLOP/s", "cost by ms", "by FLOP", "MB",
     ):  # fmt: skip
         table.add_column(name, justify="right")
     for label, training in _trainings(calibrated):
@@ -116,9 +122,32 @@ def step_table(study: Study, calibrated: Calibration) -> Table:
             table.add_row(
                 "" if i else label, kind.logged, str(kind.in_run), f"{1e3 * kind.median:.2f}",
                 f"{1e3 * kind.q1:.2f}-{1e3 * kind.q3:.2f}", gflop, _speed(kind),
-                *(["", ""] if i else ratios),
+                *(["", "", ""] if i else [*ratios, _megabytes(training.memory)]),
             )  # fmt: skip
     return table
+
+
+def memory_lines(study: Study, calibrated: Calibration) -> Iterator[str]:
+    """A sentence for each entry whose steps take more memory than its share of the device has."""
+    for entry in calibrated.entries:
+        needed = _memory(calibrated, entry.label)
+        if needed is not None and entry.memory is not None and needed > entry.memory:
+            yield (
+                f"{entry.label} needs {_megabytes(needed)} MB at a time, and its share of "
+                f"{entry.device} has {_megabytes(entry.memory)}: "
+                f"{remedy(study.train.accumulate)}, or give it more of a device (resources)."
+            )
+
+
+def _memory(calibrated: Calibration, label: str) -> int | None:
+    """The most bytes that a step of an entry takes; None if that was not measured."""
+    entry = calibrated.entry(label)
+    trainings = [] if entry is None else [entry.final, *([entry.search] if entry.search else [])]
+    return max((t.memory for t in trainings if t.memory is not None), default=None)
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f}"
 
 
 def differences(study: Study, calibrated: Calibration) -> Iterator[str]:

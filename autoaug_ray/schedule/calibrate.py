@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoaug_ray import data, train
@@ -25,8 +26,9 @@ from autoaug_ray.data import Edits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.methods.base import Method
+from autoaug_ray.schedule.memory import Peak, capacity, does_not_fit
 from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
-from autoaug_ray.store.meter import Meter, WorkClock, device_name
+from autoaug_ray.store.meter import Meter, WorkClock, device_name, out_of_memory
 from autoaug_ray.store.work import epoch_work
 
 STEPS = 6
@@ -55,8 +57,15 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
     def attempt(label: str, work: Callable[[], None]) -> None:
         try:
             work()
-        except RunError as error:
-            left_out[label] = str(error)
+        except Exception as error:
+            if isinstance(error, RunError):
+                left_out[label] = str(error)
+            elif out_of_memory(error):
+                resources = study.resources_of(label)
+                run = first_run(study, study.entry(label))
+                left_out[label] = does_not_fit(run, device_of(resources))
+            else:
+                raise
             turns.pop(label, None)
 
     with _undisturbed(study):
@@ -176,6 +185,7 @@ class _Turns:
             device=device_name(self.final.meter.device),
             clock=self.final.meter.work_clock.name,
             threads=threads_of(self.resources),
+            memory=capacity(self.resources, self.final.meter.device),
             search=self.search and self.search.result(),
             final=self.final.result(),
         )
@@ -190,6 +200,7 @@ class _Probe:
         device = device_of(resources)
         share = resources.gpus or resources.cpus
         self.meter = Meter(device=device, share=share, work_clock=work_clock)
+        # The parts of all workers of a trial, in one process: their device-seconds together.
         self.run = probe_run(run, pool)
         _, self.times_longer = run.method.probe()
         self.data_used = train.load_data(self.run, device, _Sources(self.run))
@@ -235,7 +246,7 @@ class _Probe:
         return state
 
     def result(self) -> Training:
-        gflop, in_run = self._gflop(), self._in_run()
+        (gflop, memory), in_run = self._counted(), self._in_run()
         _, logged, seconds = zip(*self.taken, strict=True)
         return Training(
             kinds=tuple(
@@ -243,6 +254,7 @@ class _Probe:
                 for one in epoch_work(logged, seconds).steps
             ),
             after=self.times_longer * statistics.median(self.after or [0.0]),
+            memory=memory,
         )
 
     def _in_run(self) -> Mapping[str, int]:
@@ -257,8 +269,9 @@ class _Probe:
             out[logged] += self.kinds[kind] / taken[kind]
         return {logged: round(number) for logged, number in out.items()}
 
-    def _gflop(self) -> dict[str, float]:
-        """GFLOP of a step of each kind, by what the step logs; those steps are not measured."""
+    def _counted(self) -> tuple[dict[str, float], int]:
+        """GFLOP of a step of each kind, by what the step logs, and the most bytes that one of them
+        takes. Counting slows a step: the work of these is not measured."""
         wanted = {logged for _, logged, _ in self.taken}
         setup = self.setup
         if self.run.train.compile:  # the counter does not look into compiled code
@@ -266,13 +279,33 @@ class _Probe:
             run = self.run.model_copy(update={"train": eager})
             setup = train.prepare(run, self.meter.device, self.data_used)
         out: dict[str, float] = {}
+        most = 0
         for done in itertools.chain(*self.stretches):
             if out.keys() >= wanted:
                 break
-            with FlopCounterMode(display=False) as counter:
+            peak = Peak(self.meter.device, tensors_of(setup))
+            with peak.measured(), FlopCounterMode(display=False) as counter:
                 ((logged, _),) = self._learn(setup, range(done, done + 1))
             out[logged] = counter.get_total_flops() / 1e9
-        return out
+            most = max(most, peak.bytes)
+        return out, most
+
+
+def tensors_of(setup: train.Setup) -> Iterator[Tensor]:
+    """What is in memory between the steps of a run, without its dataset."""
+    learner, state = setup.learner, setup.state
+    modules, optimisers = [learner.model, state], [learner.optimiser]
+    if getattr(state, "optimiser", None) is not None:
+        optimisers.append(state.optimiser)
+    for module in modules:
+        yield from module.buffers()
+        for parameter in module.parameters():
+            yield parameter
+            if parameter.grad is not None:
+                yield parameter.grad
+    for optimiser in optimisers:
+        for one in optimiser.state.values():
+            yield from (t for t in one.values() if torch.is_tensor(t))
 
 
 def stretches(method: Method, total: int) -> list[range]:

@@ -44,6 +44,9 @@ class Training(_Frozen):
     kinds: tuple[KindOfStep, ...]
     after: float = 0.0
     """Device-seconds of the work after the last step."""
+    memory: int | None = None
+    """Bytes of the tensors that a step had at most at a time, the weights and what learns them
+    included, the dataset not; `schedule.memory.Peak` says how. None if it was not measured."""
 
     @property
     def seconds(self) -> float:
@@ -65,6 +68,8 @@ class EntryCalibration(_Frozen):
     """What measured the work."""
     threads: int
     """The threads of torch."""
+    memory: int | None = None
+    """Bytes of memory of its share of the device."""
     search: Training | None
     """The training that finds hyperparameters for the final one; None if the entry has none such.
     The trials of any other search take the steps of the final training."""

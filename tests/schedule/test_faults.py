@@ -197,7 +197,8 @@ def test_what_a_run_cannot_go_on_with_is_not_tried_again(tiny, tmp_path):
     assert failed["none"].error.startswith("none: train_loss became nan in epoch 1 (steps 1 to 40)")
     assert failed["trivialaugment"].error == (
         "trivialaugment: a batch of 32 images does not fit in the memory of its share of CPU; "
-        "lower train.batch_size, for all methods alike, or set train.precision to bf16, or give "
+        "set train.accumulate to 2 (the same gradients from parts of the batch, each with batch "
+        "norm statistics of its own) or train.precision to bf16, for all methods alike, or give "
         "it more of a device (resources)."
     )
     lines = meter.read(folder.ledger)
