@@ -61,6 +61,9 @@ class Resources(Settings):
 
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+    workers: int = Field(1, ge=1, le=1024)
+    """Processes that share the parts of every batch (train.accumulate: a multiple of it) of one
+    training; each holds so many cpus and gpus."""
 
 
 FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]

@@ -18,9 +18,11 @@ from autoaug_ray import own_code, policy, train
 from autoaug_ray.config import Run
 from autoaug_ray.errors import RunError, StorageError, UserError
 from autoaug_ray.generate.bank import shared_bank
+from autoaug_ray.schedule.memory import does_not_fit
+from autoaug_ray.schedule.share import Part, WorkerLost, shared
 from autoaug_ray.schedule.ship_data import Handed, take
 from autoaug_ray.store.folder import Folder, load_state, save_state
-from autoaug_ray.store.meter import Meter, device_name, out_of_memory
+from autoaug_ray.store.meter import Meter, out_of_memory
 from autoaug_ray.store.places import place
 
 CHECKPOINT_SHARE = 0.02
@@ -40,9 +42,11 @@ def trial(config: dict[str, Any], *, bank: str | None, handed: list[Handed] | No
     device = torch.device("cuda" if config["gpus"] > 0 else "cpu")
     if device.type == "cuda" and config["gpus"] < 1:
         torch.cuda.set_per_process_memory_fraction(config["gpus"])
-    share = config["gpus"] if device.type == "cuda" else config["cpus"]
+    share = config["workers"] * (config["gpus"] if device.type == "cuda" else config["cpus"])
     try:
         _train(config, asked, device, share, bank, handed)
+    except WorkerLost:
+        raise  # Tune makes another attempt
     except Exception as error:
         # The same would happen again: only a process that dies is worth another attempt.
         report = {
@@ -69,13 +73,18 @@ def _train(
     attempt = _Attempt(asked, folder, config.get("gene"))
     about = {"label": asked.label, "phase": asked.phase, "seed": asked.seed}
     about["node"] = ray.get_runtime_context().get_node_id()
-    with Meter(folder.ledger, key=asked.key, about=about, device=device, share=share) as meter:
+    number = config["workers"]
+    with Meter(
+        folder.ledger, key=asked.key, about=about, device=device, share=share, workers=number
+    ) as meter:
         if handed is not None:
             take(asked.dataset, handed)
         images = shared_bank(bank) if bank and asked.bank_plan else None
-        for epoch in train.run(attempt.run, meter, attempt.resume, images):
-            if attempt.keep(epoch):
-                meter.keep()
+        part = Part(config, attempt.run.model_dump_json(), attempt.resume, bank, handed)
+        with shared(part, device) as workers:
+            for epoch in train.run(attempt.run, meter, attempt.resume, images, workers):
+                if attempt.keep(epoch):
+                    meter.keep()
 
 
 def _error_text(error: Exception, run: Run, device: torch.device) -> str:
@@ -83,12 +92,7 @@ def _error_text(error: Exception, run: Run, device: torch.device) -> str:
     if isinstance(error, RunError | UserError):
         return str(error)
     if out_of_memory(error):
-        # A smaller batch, silently, would spoil the comparison with the other runs.
-        return (
-            f"{run.label}: a batch of {run.train.batch_size} images does not fit in the memory of "
-            f"its share of {device_name(device)}; lower train.batch_size, for all methods alike, "
-            f"or set train.precision to bf16, or give it more of a device (resources)."
-        )
+        return does_not_fit(run, device)
     return "".join(traceback.format_exception(error))
 
 

@@ -63,7 +63,7 @@ def execute(
                 bank=str(bank.resolve()) if bank else None,
                 handed=handed_to_workers([study for study, _ in cases]),
             ),
-            lambda config: _placement(config["cpus"], config["gpus"]),
+            lambda config: _placement(config["cpus"], config["gpus"], config["workers"]),
         ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -153,26 +153,41 @@ def handed_to_workers(studies: Sequence[Study]) -> list[Handed] | None:
 
 
 @lru_cache
-def _placement(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
-    """The same object for the same resources: Tune looks for it in dicts, and `==` is slow."""
+def _placement(cpus: float, gpus: float, workers: int) -> tune.PlacementGroupFactory:
+    """A bundle for each worker of a trial; the first one is the trial's own process.
+
+    The same object for the same resources: Tune looks for it in dicts, and `==` is slow.
+    """
     bundle = {"CPU": float(cpus)}
     if gpus:
         bundle["GPU"] = float(gpus)
-    return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([bundle] * workers)
 
 
 def check_resources(study: Study) -> None:
-    """Raise UserError for an entry that asks for more than any machine has or may get.
+    """Raise UserError for an entry that asks for more than any machine has or may get, or whose
+    workers cannot share a batch.
 
     A machine that is yet to come is no error: waiting trials make a cluster grow.
     """
     for entry in study.entries:
         need = study.resources_of(entry.label)
+        if study.train.accumulate % need.workers:
+            raise UserError(
+                f"methods.{entry.label}: resources.workers: {need.workers} share the parts of a "
+                f"batch; train.accumulate must be a multiple of it, got {study.train.accumulate}."
+            )
         for kind, amount in (("CPU", need.cpus), ("GPU", need.gpus)):
             if amount > (most := cluster.most(kind)):
                 raise UserError(
                     f"methods.{entry.label}: resources ask for {amount:g} {kind}, but no machine "
                     f"{'of this cluster' if cluster.may_grow() else 'here'} has more than {most:g}."
+                )
+            there = sum(machine.get(kind, 0.0) for machine in cluster.machines())
+            if need.workers * amount > there and not cluster.may_grow():
+                raise UserError(
+                    f"methods.{entry.label}: {need.workers} workers ask for "
+                    f"{need.workers * amount:g} {kind} together, but this machine has {there:g}."
                 )
 
 
@@ -201,7 +216,7 @@ class _QueueSearcher(_Unsaved, Searcher):
         resources = queue.study.resources_of(run.label)
         config: dict[str, Any] = {
             "run": run.model_dump_json(), "label": run.label, "phase": run.phase,
-            "cpus": resources.cpus, "gpus": resources.gpus,
+            "cpus": resources.cpus, "gpus": resources.gpus, "workers": resources.workers,
             "root": str(queue.folder.root.resolve()), "case": queue.study.case,
         }  # fmt: skip
         if code := own_code.sent([run.method.name, run.dataset.name]):

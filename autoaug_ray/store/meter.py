@@ -111,11 +111,13 @@ class Meter:
         about: Mapping[str, Any] | None = None,
         device: torch.device | None = None,
         share: float = 1.0,
+        workers: int = 1,
         heartbeat: float | None = None,
         clock: Callable[[], float] = time.monotonic,
         work_clock: WorkClock | None = None,
     ) -> None:
-        """`share` is the number of devices held (a fraction of a GPU, or CPUs).
+        """`share` is the number of devices held (a fraction of a GPU, or CPUs), by all `workers`
+        that do the same work as this process, itself included.
 
         `about` goes into every line of the ledger. Without a ledger nothing is written. `clock`
         tells the seconds that are billed, `work_clock` the work; None: that of the device.
@@ -124,7 +126,7 @@ class Meter:
         self.share, self._clock, self._start = share, clock, clock()
         on_gpu = self.device.type == "cuda"
         self.work_clock = work_clock or (CUDAClock() if on_gpu else CPUClock())
-        self._devices = share if on_gpu else 1.0
+        self._devices = share if on_gpu else float(workers)
         """Devices whose seconds the work clock tells: CPU time is of all CPUs that were at work."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._work: defaultdict[str, float] = defaultdict(float)

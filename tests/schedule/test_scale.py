@@ -132,7 +132,7 @@ def test_a_starting_actor_is_not_given_up_for_an_idle_one(tiny):
 
     def trial(cpus):
         config = {"phase": "final", "case": None, "label": "none"}
-        resources = _placement(cpus, 0)
+        resources = _placement(cpus, 0, 1)
         made = Trial("x", config=config, placement_group_factory=resources, stub=True)
         made.create_placement_group_factory()
         scheduler.on_trial_add(controller, made)
@@ -149,7 +149,7 @@ def test_a_starting_actor_is_not_given_up_for_an_idle_one(tiny):
     controller._trial_to_actor |= {first: "a", second: "b"}  # both asked for, one has its place
     started.add("a")
     assert scheduler.choose_trial_to_run(controller) is second
-    idle.cache_object(_placement(2, 0), "c")
+    idle.cache_object(_placement(2, 0, 1), "c")
     assert scheduler.choose_trial_to_run(controller) is other
     for each in (second, third, other):
         each.set_status(Trial.RUNNING)
