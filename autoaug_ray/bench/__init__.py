@@ -6,6 +6,7 @@
     decode          images per second from files that do not fit in memory
     faults          what a lost machine and a lost driver cost a study
     hypergradient   what each way to the augmenter's gradient costs, and how right it is
+    memory          what a hypergradient takes in parts, with blocks recomputed, and in bf16
     meter           what it adds to a training to measure its cost
     neighbours      keeps the machine busy beside a command
     tune            what share of a study's machine time is not training

@@ -20,6 +20,7 @@ from autoaug_ray.bench.decode import decode
 from autoaug_ray.bench.faults import faults
 from autoaug_ray.bench.generate import forecast, generate
 from autoaug_ray.bench.hypergradient import hypergradient
+from autoaug_ray.bench.memory import memory
 from autoaug_ray.bench.meter import meter
 from autoaug_ray.bench.neighbours import neighbours
 from autoaug_ray.bench.scale import scale
@@ -34,6 +35,7 @@ BENCHES: dict[str, Callable[..., Outcome]] = {
     "decode": decode,
     "faults": faults,
     "hypergradient": hypergradient,
+    "memory": memory,
     "meter": meter,
     "neighbours": neighbours,
     "tune": tune,
