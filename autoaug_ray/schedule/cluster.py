@@ -137,13 +137,15 @@ def room_to_come(cpus: float, gpus: float) -> int:
     launched = yaml.safe_load(LAUNCHED.expanduser().read_text())
     needs = [(kind, need) for kind, need in (("CPU", cpus), ("GPU", gpus)) if need > 0]
     most, room = launched.get("max_workers", 10_000), 0
+    workers = []
     for name, node in launched["available_node_types"].items():
         if name != launched["head_node_type"]:
             has = node["resources"]
             each = min(int(has.get(kind, 0.0) / need + 1e-6) for kind, need in needs) if has else 1
-            count = min(node.get("max_workers", most), most)
-            room += each * count
-            most -= count if each else 0
+            workers.append((each, node.get("max_workers", most)))
+    for each, count in sorted(workers, reverse=True):
+        room += each * min(count, most)
+        most -= min(count, most)
     return room
 
 

@@ -90,6 +90,7 @@ test_accuracy_sd: double
 test_accuracy_half_width: double
 macro_accuracies: list<element: double>
 macro_accuracy_mean: double
+top5_accuracy_mean: double
 difference: double
 difference_half_width: double
 published_accuracy: double

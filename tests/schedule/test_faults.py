@@ -155,7 +155,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
     edits = build(pool, drawn, {}, settings, marks, len)
     bank = Bank(tmp_path / "bank")
     worker = Worker(str(bank.root), settings, Workers())
-    unet = worker._editor_with(None)._pipe.unet
+    unet = worker._editor_with(())._pipe.unet
     forward = unet.forward
 
     def small(rows, *arguments, **more):
@@ -164,7 +164,7 @@ def test_a_device_with_too_little_memory_is_given_fewer_images_at_a_time(
         return forward(rows, *arguments, **more)
 
     monkeypatch.setattr(unet, "forward", small)
-    work = (edits[:6], list(pool.images.numpy()), [e.source for e in edits[:6]], marks)
+    work = (edits[:6], list(pool.images.numpy()), [e.source for e in edits[:6]], marks, ())
     outcome = worker.work("edit", "shard", "generate", work)
     (line,) = meter.read(bank.ledger)
     if not fits:

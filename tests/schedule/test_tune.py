@@ -238,7 +238,14 @@ def test_more_seeds_run_only_what_is_new(killed_and_resumed):
         (["--seeds", "0"], "error: seeds must be at least 1"),
         (["--set", "dataset.imbalance.largest=999"], "dataset.imbalance.largest: 999 images"),
         (["--set", "dataset={name: fashion-mnist-mini, train_size: 100000}"], "is 100000, but"),
-        (["--set", "generate.model=./nowhere"], "error: generate: no model folder at ./nowhere"),
+        (
+            [
+                "--set",
+                "generate={model: ./nowhere, captioner: embedded, strength: 1, guidance: 2, "
+                "calls: 2, per_source: 1, per_class: 1}",
+            ],
+            "error: generate: no model folder at ./nowhere",
+        ),
         (["--set", "dataset={name: folder, root: nowhere}"], "is not a folder"),
     ],
 )
