@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
+
+from autoaug_ray.errors import did_you_mean
 
 if TYPE_CHECKING:  # the others need torch or pyarrow, for which a mistake in a study does not wait
     from autoaug_ray.methods.base import Method
@@ -62,8 +63,7 @@ def check(method: "Method", labels: Sequence[str], find: "Callable[[str], Method
 def check_label(label: str, labels: Sequence[str], fault: str) -> None:
     """Raise ValueError for a label that is not among those that are known."""
     if label not in labels:
-        close = get_close_matches(label, labels, n=1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
+        guess = did_you_mean(label, labels)
         raise ValueError(f"of: {label!r} is {fault}{guess}; known: {', '.join(labels)}")
 
 

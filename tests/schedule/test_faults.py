@@ -48,6 +48,7 @@ def undisturbed(run):
     return last.row["test_accuracy"]
 
 
+@pytest.mark.nightly
 def test_a_run_is_given_up_only_if_it_dies_again_and_again_without_an_epoch_more(
     tiny, tmp_path, monkeypatch
 ):

@@ -120,6 +120,7 @@ cluster.shutdown()
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_two_machines_one_of_them_without_the_data(npz, tmp_path):
     """The rows are those of a training that read the file itself."""
     tree = {
