@@ -326,6 +326,12 @@ def phases_of(entries: Entries) -> dict[str, str]:
     return {phase: name for phase, name in PHASES.items() if phase in spent or phase in always}
 
 
+def _indented(entry: EntryResult) -> str:
+    """The label, of which a control has the part only that its learned entry above has not."""
+    own = entry.label.removeprefix(f"{entry.control_of} ")
+    return own if entry.control_of is None else f"  {own}"
+
+
 def table(results: StudyResults) -> Table:
     """The table for the terminal; a control is indented beside its learned entry.
 
@@ -347,17 +353,19 @@ def table(results: StudyResults) -> Table:
         "Mean ± standard deviation (n seeds); in brackets the paired 95 % interval; "
         f"* distinguishable from {reference} after Holm's correction; cost (search "
         f"{'and generated images ' * bank}included){',' if bank else ' and'} search"
-        f"{' and images' * bank} in trainings of {reference}. Indented: controls.{about_accuracy}"
+        f"{' and images' * bank} in trainings of {reference}. Indented: controls of the entry "
+        f"above.{about_accuracy}"
     )
     accuracy = "micro" if macro else "held-out" if results.study.dataset.closed_test else "test"
     head = [
         "method", f"{accuracy} accuracy %", *(["macro accuracy %"] * macro),
         *(["top-5 %"] * top5),
-        f"points above {reference}", "cost", "search", *(["images"] * bank), "trials", time_name,
+        f"points above {reference}", "cost", "search", *(["images"] * bank), "trials",
+        time_name.replace("-", "-\n"),
     ]  # fmt: skip
     rows = [
         [
-            "  " * bool(line.entry.control_of) + line.label, line.accuracy, *([line.macro] * macro),
+            _indented(line.entry), line.accuracy, *([line.macro] * macro),
             *([line.top5] * top5),
             line.difference, line.cost, line.search, *([line.bank] * bank), str(line.entry.trials),
             line.time,

@@ -181,8 +181,8 @@ def test_terminal_table(hand: Hand) -> None:
     assert re.search(
         r"^ *bilevel .* 81\.00 ± 1\.00 \(3\) +\+20\.00 \[\+17\.52, \+22\.48\]\* +4\.00", text, re.M
     )
-    assert re.search(r"^ +bilevel learn:off .* 60\.00 \(1\) +\+0\.00 ", text, re.M)
-    assert "CPU-hours" in text or "CPU-minutes" in text
+    assert re.search(r"^ +learn:off .* 60\.00 \(1\) +\+0\.00 ", text, re.M)
+    assert re.search(r"^ +CPU- *$", text, re.M)
     narrow = Console(width=60, record=True, file=io.StringIO())
     narrow.print(table(hand.results()))
     assert "\u2026" not in narrow.export_text()  # wrapped, not cut
