@@ -155,7 +155,8 @@ def test_asha_stops_a_trial_that_is_certainly_worse(tiny, tmp_path):
             }
         },
         train={"epochs": 3, "iters_per_epoch": 40, "batch_size": 32},
-        resources={"cpus": 2},
+        # One after another, each with one thread: a second would wait for other tests' processes.
+        resources={"cpus": 1.9},
     )
     folder = Folder(tmp_path / "runs")
     cluster.join(2)
