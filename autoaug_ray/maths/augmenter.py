@@ -102,9 +102,9 @@ def _matrix(p: Mapping[str, Tensor], images: Tensor) -> Tensor:
 class AbstractAugmenter(nn.Module, abc.ABC):
     """Noise (B, Z) in [-1, 1] -> parameters (B, P) -> augmented images."""
 
-    def __init__(self, names: Sequence[str], noise_size: int, *, antithetic: bool = True) -> None:
+    def __init__(self, names: Sequence[str], noise_size: int) -> None:
         super().__init__()
-        self.names, self.noise_size, self.antithetic = tuple(names), noise_size, antithetic
+        self.names, self.noise_size = tuple(names), noise_size
 
     @abc.abstractmethod
     def forward(self, z: Tensor) -> Tensor: ...
@@ -116,18 +116,9 @@ class AbstractAugmenter(nn.Module, abc.ABC):
         return transform(images, parameters, self.names, strength)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """n rows of uniform noise in [-1, 1], (n, Z); if `antithetic`, every other row mirrors the
-        one before it, and otherwise all of them are independent.
-
-        Antithetic noise has a mean of zero in small batches too (of even size), and makes a
-        hypergradient less noisy.
-        """
+        """n rows of uniform noise in [-1, 1], (n, Z)."""
         device = next(self.parameters()).device
-        if not self.antithetic:
-            return 2 * torch.rand(n, self.noise_size, generator=generator, device=device) - 1
-        z = torch.rand((n + 1) // 2, self.noise_size, generator=generator, device=device)
-        z = 2 * z - 1
-        return torch.stack([z, -z], dim=1).flatten(0, 1)[:n]
+        return 2 * torch.rand(n, self.noise_size, generator=generator, device=device) - 1
 
     @torch.no_grad()
     def spreads(self, *, seed: int, n: int = 2048) -> dict[str, float]:
@@ -214,6 +205,15 @@ class Augmenter(AbstractAugmenter):
         """One step of weight decay on the gains."""
         self.log_gain.add_(math.log1p(-min(rate, 0.99)))
 
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n rows of noise of which every other row mirrors the one before it.
+
+        Such antithetic noise has a mean of zero in small batches too (of even size), and makes a
+        hypergradient less noisy.
+        """
+        z = super().draw((n + 1) // 2, generator)
+        return torch.stack([z, -z], dim=1).flatten(0, 1)[:n]
+
     def forward(self, z: Tensor) -> Tensor:
         """Noise (B, Z) in [-1, 1] -> parameters (B, P) within +-bounds."""
         p: Tensor = self.bounds * torch.tanh(self.log_gain.exp() * (self._raw(z) @ self.whiten))
@@ -236,7 +236,7 @@ class PublishedAugmenter(AbstractAugmenter):
 
     def __init__(self, names: Sequence[str], size: MLP = "small", *, seed: int = 0) -> None:
         inputs, hidden = mlp_sizes(size, len(names))
-        super().__init__(names, noise_size=inputs, antithetic=False)
+        super().__init__(names, noise_size=inputs)
         self.bounded = self.names != AFFINE
         bounds = [BOUNDS[k] if k in COLOR else 1.0 for k in self.names]
         self.register_buffer("bounds", torch.tensor(bounds))

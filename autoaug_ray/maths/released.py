@@ -20,7 +20,7 @@ class ReleasedAugmenter(augmenter.AbstractAugmenter):
 
     The outputs go through tanh for translation and wherever colour is learned, but not for affine
     alone. In the release, dropout is a second source of noise; here its masks are part of z, so
-    that the look-ahead and the trainer use the same ones. Unlike the release's, z is antithetic.
+    that the look-ahead and the trainer use the same ones.
     """
 
     def __init__(self, names: tuple[str, ...], seed: int) -> None:
