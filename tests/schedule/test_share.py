@@ -3,7 +3,7 @@
 import pytest
 
 from autoaug_ray.errors import UserError
-from autoaug_ray.schedule import tune
+from autoaug_ray.schedule import cluster, tune
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -34,6 +34,7 @@ def test_every_worker_is_metered():
 @pytest.mark.ray
 @pytest.mark.nightly
 def test_a_study_is_the_same_with_two_workers(tiny, tmp_path):
+    cluster.join(2)
     rows = {}
     for workers in (1, 2):
         study = tiny(
