@@ -16,7 +16,7 @@ def test_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hypergradient, "DATASET", small)
     monkeypatch.setattr(memory, "COUNTED", Classifier(name="resnet18"))
     out = tmp_path / "m.json"
-    arguments = "--model resnet8 --width 4 --warmup 1 --batches 1 --imagenet 16 --json".split()
+    arguments = "--model resnet20 --width 4 --warmup 1 --batches 1 --imagenet 16 --json".split()
     assert command.main(["memory", *arguments, str(out)]) == 0
     printed = capsys.readouterr().out
     figures = json.loads(out.read_text())
