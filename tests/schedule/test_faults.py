@@ -98,6 +98,7 @@ def test_a_run_is_given_up_only_if_it_dies_again_and_again_without_an_epoch_more
     assert len(attempts(folder, lucky)) == len(attempts(folder, unlucky)) == 3
 
 
+@pytest.mark.nightly
 def test_a_place_that_cannot_be_used_ends_the_study_and_no_run_has_failed(
     tiny, tmp_path, small_disk, capsys
 ):

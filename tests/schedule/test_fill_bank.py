@@ -218,6 +218,7 @@ def test_an_actor_that_is_killed_is_replaced(undisturbed, tmp_path):
     assert fault.startswith("Attempts at shards of generated images that failed")
 
 
+@pytest.mark.nightly
 def test_a_driver_that_is_killed_goes_on_where_it_was(undisturbed, tmp_path):
     root = tmp_path / "bank"
     process = subprocess.Popen(

@@ -219,6 +219,7 @@ def test_a_second_start_says_so_and_destroys_nothing(killed_and_resumed):
     assert sorted(p.name for p in folder.rows.iterdir()) == before
 
 
+@pytest.mark.nightly
 def test_more_seeds_run_only_what_is_new(killed_and_resumed):
     folder, _, _ = killed_and_resumed
     before = {line["run"] for line in meter.read(folder.ledger)}
