@@ -103,9 +103,9 @@ class Shares(NamedTuple):
 
     noise: Tensor
     sound: Tensor
-    """Of the edits that are the images themselves."""
+    """The share of the edits that are the images themselves."""
     identity: Tensor
-    """Of the images as they are."""
+    """The share of the images as they are."""
 
 
 def learned(search: Search, seed: int, *, images: int, width: int) -> Shares:

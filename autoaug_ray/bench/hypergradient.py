@@ -379,6 +379,17 @@ def multiples(
     return out
 
 
+def classifier_of(model: str, width: int) -> Classifier:
+    """The classifier that the options --model and --width name. Raises UserError."""
+    try:
+        return Classifier(name=model, width=width)
+    except ValueError:
+        raise UserError(
+            f"--model must be one of {', '.join(models.CLASSIFIERS)} or torchvision:NAME, and "
+            f"--width at most 4096; got {model!r} and {width}."
+        ) from None
+
+
 def hypergradient(
     *,
     model: Annotated[str, "classifier: cnn, badgan, resnet18, resnet50, wrn-28-10, ..."] = "cnn",
@@ -390,14 +401,7 @@ def hypergradient(
     batches: Annotated[int, "over which cosines are averaged"] = 8,
 ) -> Outcome:
     """The cost of every way to the hypergradient, and its cosine to the exact one."""
-    where = device_of(device)
-    try:
-        classifier = Classifier(name=model, width=width)
-    except ValueError:
-        raise UserError(
-            f"--model must be one of {', '.join(models.CLASSIFIERS)} or torchvision:NAME, and "
-            f"--width at most 4096; got {model!r} and {width}."
-        ) from None
+    where, classifier = device_of(device), classifier_of(model, width)
     place = Place(classifier, where, as_it_is, warmup=warmup)
     timed = step_seconds(place, SLICES * repeats)
     single = multiples(timed, dict.fromkeys(timed, next(iter(timed.values()))))

@@ -12,8 +12,15 @@ from torch.nn.functional import cosine_similarity
 
 from autoaug_ray import models
 from autoaug_ray.bench import Outcome, device_of, now
-from autoaug_ray.bench.hypergradient import STILL, Batch, Place, Variant, as_it_is, theta_gradient
-from autoaug_ray.errors import UserError
+from autoaug_ray.bench.hypergradient import (
+    STILL,
+    Batch,
+    Place,
+    Variant,
+    as_it_is,
+    classifier_of,
+    theta_gradient,
+)
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.methods.bilevel import Bilevel
@@ -59,14 +66,7 @@ def memory(
 ) -> Outcome:
     """Memory, time and cosine of every way to take a bilevel step; and the memory of steps on
     ImageNet, which is counted from the shapes of their tensors."""
-    where = device_of(device)
-    try:
-        classifier = Classifier(name=model, width=width)
-    except ValueError:
-        raise UserError(
-            f"--model must be one of {', '.join(models.CLASSIFIERS)} or torchvision:NAME, and "
-            f"--width at most 4096; got {model!r} and {width}."
-        ) from None
+    where, classifier = device_of(device), classifier_of(model, width)
     place = Place(classifier, where, as_it_is, warmup=warmup)
     names = list(WAYS)
     steps: dict[str, list[Step]] = {name: [] for name in names}

@@ -45,11 +45,7 @@ class PipelineEditor:
         _check(settings, pipe, self._taken)
         self.side = pipeline.side(settings, pipe)
         self.rows = ROWS if device.type == "cpu" else batch_size
-        words: dict[str, Tensor] = {}
-        for file in tokens:
-            words |= inversion.load(file)
-        if words:
-            inversion.add(pipe, words)
+        inversion.add_learned(pipe, tokens)
         if getattr(pipe, "watermark", None) is not None:  # SDXL would draw it into every image
             pipe.watermark = None
         pipe.set_progress_bar_config(disable=True)

@@ -50,7 +50,7 @@ class Captioner:
         self._processor, self._model = _load(model, self._dtype)
         self._model.to(device)
         self._talks = bool(getattr(self._processor, "chat_template", None))
-        # Of BERT's tokenizers, which BLIP and GIT do not take; Gemma's tell images from text.
+        # BERT's tokenizers give them, BLIP and GIT do not take them; Gemma's tell images from text.
         self._takes_types = "token_type_ids" in inspect.signature(self._model.forward).parameters
         for module in self._model.modules():
             # Decoding is ours, not the checkpoint's: beams, sampling and length limits would differ
@@ -68,10 +68,11 @@ class Captioner:
         """
         assert len(images) == len(names) and images.dtype == torch.uint8
         prompts = [prefix.format(name=name).strip() for name in names]
-        length = {p: len(self._tokenizer(p).input_ids) for p in set(self._with_image(prompts))}
+        texts = self._with_image(prompts)
+        length = {text: len(self._tokenizer(text).input_ids) for text in set(texts)}
         alike: defaultdict[int, list[int]] = defaultdict(list)
-        for i, prompt in enumerate(self._with_image(prompts)):
-            alike[length[prompt]].append(i)
+        for i, text in enumerate(texts):
+            alike[length[text]].append(i)
         continuations = [""] * len(prompts)
         for members in alike.values():
             for start in range(0, len(members), self.rows):

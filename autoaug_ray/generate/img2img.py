@@ -85,11 +85,7 @@ class Editor:
             abar = pipe.scheduler.alphas_cumprod
             self._timesteps = timesteps(abar, settings.strength, settings.calls)
         self.rows = ROWS if device.type == "cpu" else batch_size
-        words: dict[str, Tensor] = {}
-        for file in tokens:
-            words |= inversion.load(file)
-        if words:
-            inversion.add(pipe, words)
+        inversion.add_learned(pipe, tokens)
         if device.type == "cuda":
             for network in (pipe.unet, pipe.vae):
                 network.to(memory_format=torch.channels_last)

@@ -132,6 +132,15 @@ def load(path: Place) -> dict[str, Tensor]:
         raise UserError(f"generate.tokens: {path} cannot be read ({error}).") from None
 
 
+def add_learned(pipe: Pipeline, files: Sequence[Place]) -> None:
+    """`add` what `save` wrote to these files, if there are any. Raises UserError like `load`."""
+    words: dict[str, Tensor] = {}
+    for file in files:
+        words |= load(file)
+    if words:
+        add(pipe, words)
+
+
 @contextmanager
 def _learning(pipe: Pipeline, placeholders: Sequence[str], learned: nn.Parameter) -> Iterator[None]:
     """`learned` (classes, vectors, width) stand in for the placeholders' frozen embeddings.

@@ -53,16 +53,12 @@ def stable_diffusion(settings: Generation, device: torch.device, field: str) -> 
     Raises UserError, which begins with the `field` of `generate:` that needs one, for others.
     """
     pipe = load(settings, device)
-    if not is_stable_diffusion(pipe):
+    if type(pipe) is not StableDiffusionImg2ImgPipeline:
         raise UserError(
             f"generate.{field} is for Stable Diffusion, and {settings.model} is a "
             f"{type(pipe).__name__}; use solver: own, without tokens."
         )
     return pipe
-
-
-def is_stable_diffusion(pipe: Pipeline) -> bool:
-    return type(pipe) is StableDiffusionImg2ImgPipeline
 
 
 def side(settings: Generation, pipe: Pipeline) -> int:

@@ -34,7 +34,7 @@ class Tokens(Settings):
     """
 
     steps: int = Field(1000, ge=1, le=1_000_000)
-    """Of each class if `per_class`, else of all classes together."""
+    """Steps of each class if `per_class`, else of all classes together."""
     per_class: bool = False
     """Whether each class learns alone, and is learned and charged only where it is needed."""
     flip: bool = False

@@ -199,8 +199,8 @@ IMAGENET_EIGENVECTORS = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-"""Of the covariance of ImageNet's RGB values in [0, 1]: a row for each channel, a column for each
-component; from facebook/fb.resnet.torch, datasets/imagenet.lua."""
+"""Both are those of the covariance of ImageNet's RGB values in [0, 1]: a row for each channel, a
+column for each component; from facebook/fb.resnet.torch, datasets/imagenet.lua."""
 
 
 def adjust_lighting(images: Tensor, alpha: Tensor) -> Tensor:

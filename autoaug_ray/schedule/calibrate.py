@@ -123,13 +123,17 @@ def threads_of(resources: Resources) -> int:
 
 def turns_of(study: Study) -> int:
     """Turns of each entry: a short study is not held up by more steps than a training of it has."""
-    return min(TURNS, max(2, study.train.steps(pool_size(study)) // STEPS))
+    return _turns(study.train.steps(pool_size(study)))
+
+
+def _turns(steps: int) -> int:
+    return min(TURNS, max(2, steps // STEPS))
 
 
 def share_of(study: Study, runs: int) -> float:
     """Steps of a calibration as a share of those of so many runs of the study."""
     steps = study.train.steps(pool_size(study))
-    return turns_of(study) * STEPS * len(study.entries) / (runs * steps)
+    return _turns(steps) * STEPS * len(study.entries) / (runs * steps)
 
 
 def pool_size(study: Study) -> int:

@@ -132,17 +132,15 @@ def room_to_come(cpus: float, gpus: float) -> int:
     A machine of a type that the YAML leaves for the cloud to describe is taken to hold one. 0 where
     there is no YAML of `ray up`.
     """
-    if not may_grow() or not LAUNCHED.expanduser().exists():
+    if (launched := _launched()) is None or not may_grow():
         return 0
-    launched = yaml.safe_load(LAUNCHED.expanduser().read_text())
     needs = [(kind, need) for kind, need in (("CPU", cpus), ("GPU", gpus)) if need > 0]
     most, room = launched.get("max_workers", 10_000), 0
     workers = []
-    for name, node in launched["available_node_types"].items():
-        if name != launched["head_node_type"]:
-            has = node["resources"]
-            each = min(int(has.get(kind, 0.0) / need + 1e-6) for kind, need in needs) if has else 1
-            workers.append((each, node.get("max_workers", most)))
+    for node in _worker_types(launched):
+        has = node["resources"]
+        each = min(int(has.get(kind, 0.0) / need + 1e-6) for kind, need in needs) if has else 1
+        workers.append((each, node.get("max_workers", most)))
     for each, count in sorted(workers, reverse=True):
         room += each * min(count, most)
         most -= min(count, most)
@@ -154,17 +152,28 @@ def may_grow() -> bool:
     return address() != LOCAL
 
 
+def _launched() -> dict[str, Any] | None:
+    """What `ray up` was given; None on a cluster that it did not make."""
+    path = LAUNCHED.expanduser()
+    return yaml.safe_load(path.read_text()) if path.exists() else None
+
+
+def _worker_types(launched: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The node types besides the head's."""
+    types = launched["available_node_types"].items()
+    return [node for name, node in types if name != launched["head_node_type"]]
+
+
 def _to_come() -> Iterator[Mapping[str, float]]:
     """The resources of one machine of each type that the cluster may start."""
     if not may_grow():
         return
     unknown = {"CPU": math.inf, "GPU": math.inf}
-    if not LAUNCHED.expanduser().exists():
+    if (launched := _launched()) is None:
         yield unknown
         return
-    launched = yaml.safe_load(LAUNCHED.expanduser().read_text())
-    for name, node in launched["available_node_types"].items():
-        if name != launched["head_node_type"] and node.get("max_workers", 1) > 0:
+    for node in _worker_types(launched):
+        if node.get("max_workers", 1) > 0:
             yield node["resources"] or unknown
     if launched["provider"]["type"] == LOCAL:  # one type, of machines that are as they are
         yield unknown

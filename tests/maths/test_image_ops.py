@@ -336,7 +336,7 @@ def test_cutout_paints_one_square_per_sample() -> None:
 
 
 def test_cutout_is_the_loop_of_devries_and_taylor() -> None:
-    """Of their util/cutout.py, with the colour of the mean where their zeros are normalised."""
+    """Their util/cutout.py writes normalised zeros, which are the colour of the mean here."""
     images = levels(200, 3, "noise").float() / 255
     g = torch.Generator().manual_seed(0)
     row, column = (torch.randint(side, (200,), generator=g) for side in (H, W))

@@ -2,9 +2,9 @@
 
 import json
 
+import look_ahead
 import pytest
 import torch
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from autoaug_ray import train
@@ -191,17 +191,10 @@ def test_dada_goes_down_the_derivative_of_the_clean_loss_after_the_classifiers_s
         state.relaxed.magnitude.data = moved
         with torch.no_grad():
             images = state.relaxed(batch.images.double() / 255, torch.Generator().manual_seed(0))
-        w = {k: v.clone().requires_grad_() for k, v in start.items()}
-        loss = F.cross_entropy(functional_call(model, w, (images,)), batch.labels)
-        grads = torch.autograd.grad(loss, list(w.values()))
-        rule = learner.rule
-        stepped = {
-            k: (v - rule.lr * (g + rule.weight_decay * v)).detach()
-            for (k, v), g in zip(w.items(), grads, strict=True)
-        }
-        return F.cross_entropy(
-            functional_call(model, stepped, (meta.images.double() / 255,)), meta.labels
-        )
+        return look_ahead.meta_loss(
+            model, start, learner.rule, images, batch.labels,
+            meta.images.double() / 255, meta.labels,
+        )  # fmt: skip
 
     Dada(flip="none", normalise=False).step(learner, batch, lambda n: meta, state)
     assert_is_derivative(state.relaxed.magnitude.grad, meta_loss, magnitude)

@@ -2,12 +2,12 @@
 
 import io
 
+import look_ahead
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from scipy import stats
-from torch.func import functional_call
 from torch.nn import functional
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -268,16 +268,10 @@ def test_the_hypergradient_through_the_stage_is_the_derivative_of_the_meta_loss(
         state.augmenter.log_gain.data = moved
         with torch.no_grad():
             images = method.augment(state, batch.images / 255, seeded())
-        w = {k: v.clone().requires_grad_() for k, v in start.items()}
-        loss = functional.cross_entropy(functional_call(model, w, (images,)), batch.labels)
-        grads = torch.autograd.grad(loss, list(w.values()))
-        rule = learner.rule
-        stepped = {
-            k: (v - rule.lr * (g + rule.weight_decay * v)).detach()
-            for (k, v), g in zip(w.items(), grads, strict=True)
-        }
-        logits = functional_call(model, stepped, (meta.images / 255,))
-        return float(functional.cross_entropy(logits, meta.labels))
+        loss = look_ahead.meta_loss(
+            model, start, learner.rule, images, batch.labels, meta.images / 255, meta.labels
+        )
+        return float(loss)
 
     for k in range(len(gain)):
         step = torch.zeros_like(gain)

@@ -155,7 +155,7 @@ SEARCHED = "  autogenda: {lr: {grid: [0.01, 0.1]}}\n"
 
 
 def test_a_pools_bank_has_what_some_entry_that_trains_on_it_can_draw(tmp_path):
-    """Of 20, 15, 11, 9, 7, 5, 4, 3, 2, 2 images those below 5 are GIT's."""
+    """The classes have 20, 15, 11, 9, 7, 5, 4, 3, 2, 2 images; those below 5 are GIT's."""
     path = tmp_path / "tail.yaml"
     path.write_text(LONG_TAIL)
     (alone,) = config.load(path)
