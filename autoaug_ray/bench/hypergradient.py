@@ -426,7 +426,7 @@ def hypergradient(
     training = place.training
     figures = {
         "model": model, "width": width, "device": metering.device_name(where),
-        "batch_size": training.batch_size, "images": list(place.shape), "repeats": repeats,
+        "batch_size": training.batch_size, "images": list(place.shape[:3]), "repeats": repeats,
         "warmup": warmup, "batches": batches, "epochs": epochs, "epsilon": EPSILON,
         "parameters": models.parameter_count(place.start(NoAugmentation())[0].model),
         "aim": AIM, "steps": steps, "trainings": totals,

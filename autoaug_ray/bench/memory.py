@@ -96,7 +96,7 @@ def memory(
     ]
     figures: dict[str, Any] = {
         "model": model, "width": width, "device": metering.device_name(where),
-        "batch_size": Training().batch_size, "images": list(place.shape), "warmup": warmup,
+        "batch_size": Training().batch_size, "images": list(place.shape[:3]), "warmup": warmup,
         "batches": batches, "steps": rows,
     }  # fmt: skip
     figures["imagenet"] = {
