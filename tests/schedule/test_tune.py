@@ -154,7 +154,8 @@ def test_asha_stops_a_trial_that_is_certainly_worse(tiny, tmp_path):
                 "search": {"scheduler": "asha", "grace_epochs": 1, "reduction": 2},
             }
         },
-        train={"epochs": 3, "iters_per_epoch": 40, "batch_size": 32},
+        # After 40 steps the first trial is hardly better than chance.
+        train={"epochs": 3, "iters_per_epoch": 120, "batch_size": 32},
         # One after another, each with one thread: a second would wait for other tests' processes.
         resources={"cpus": 1.9},
     )
