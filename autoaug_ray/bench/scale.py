@@ -24,7 +24,7 @@ RECORDED = (
     129.1, 129.4, 132.6, 103.5, 140.6, 155.6, 140.3, 124.2, 97.6, 189.1, 193.8, 104.6,
     135.9, 129.0, 120.6, 130.1, 132.7, 131.7, 126.8, 129.7, 199.5, 133.7, 121.9, 151.0,
 )  # fmt: skip
-"""Seconds of the attempts in a ledger of search_spaces/fashion_mnist_table1.yaml, on a CPU."""
+"""Seconds of the attempts in a ledger of a ResNet-8 on 60,000 images, 4 epochs, on a CPU."""
 NODES = (1, 4, 16, 64)
 SHARES = (1.0, 0.25)  # of a GPU that a trial holds
 BUSY_AIM = 0.9
