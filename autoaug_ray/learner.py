@@ -118,11 +118,17 @@ class Learner:
 
         Leaves from which the images (B, C, H, W) in [0, 1] were computed get gradients, too.
         """
+        loss = self.backward(images, labels)
+        self.optimiser.step()
+        return loss
+
+    def backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """`train_on` but for its last act: the weights have gradients and stay as they are."""
+        self.optimiser.zero_grad()
         if self.training.accumulate == 1:
             loss = self.loss(images, labels)
-            self.descend(loss)
+            loss.backward()
             return loss.detach()
-        self.optimiser.zero_grad()
         # The graph of what made the images is gone through once, after all parts.
         pixels = images.detach().requires_grad_(images.requires_grad)
         total = torch.zeros((), device=images.device)
@@ -137,7 +143,6 @@ class Learner:
             tensor.grad = gradient
         if images.requires_grad:
             images.backward(pixels.grad)
-        self.optimiser.step()
         return total
 
     def parts(self, n: int) -> list[tuple[slice, float]]:
@@ -163,6 +168,17 @@ class Learner:
         for name, parameter in self.weights().items():
             parameter.grad = gradients[name]
         self.optimiser.step()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Those of `weights`, of the last backward pass; zeros where it did not arrive."""
+        return {
+            k: torch.zeros_like(p) if p.grad is None else p.grad for k, p in self.weights().items()
+        }
+
+    @property
+    def same_precision(self) -> bool:
+        """Whether `loss_at` computes what `loss` does, to the last rounding."""
+        return self.training.precision == self.training.hypergradient_precision
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters that learn, by name: with a frozen backbone, those of the last layer."""

@@ -11,6 +11,7 @@
     neighbours      keeps the machine busy beside a command
     tune            what share of a study's machine time is not training
     scale           how busy one driver keeps 1 to 64 GPUs
+    signal          whether a hypergradient points where it should, and how much of it is noise
     generate        what an edited image costs, in batches and one by one
     forecast        what Stable Diffusion's edits will cost on GPUs
 

@@ -24,6 +24,7 @@ from autoaug_ray.bench.memory import memory
 from autoaug_ray.bench.meter import meter
 from autoaug_ray.bench.neighbours import neighbours
 from autoaug_ray.bench.scale import scale
+from autoaug_ray.bench.signal import signal
 from autoaug_ray.bench.tune import tune
 from autoaug_ray.errors import StorageError, UserError, exit_status
 from autoaug_ray.store.folder import write_whole
@@ -40,6 +41,7 @@ BENCHES: dict[str, Callable[..., Outcome]] = {
     "neighbours": neighbours,
     "tune": tune,
     "scale": scale,
+    "signal": signal,
     "generate": generate,
     "forecast": forecast,
 }

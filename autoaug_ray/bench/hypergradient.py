@@ -21,7 +21,8 @@ from autoaug_ray.learner import Learner
 from autoaug_ray.maths import hypergradient as hg
 from autoaug_ray.methods import AnyMethod
 from autoaug_ray.methods.base import NextMeta, Task, as_float
-from autoaug_ray.methods.bilevel import Bilevel, BilevelState
+from autoaug_ray.methods.bilevel import Bilevel
+from autoaug_ray.methods.bilevel_state import BilevelState
 from autoaug_ray.methods.predefined import NoAugmentation, RandomAffine
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.training import Training
@@ -105,7 +106,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
         def look_ahead(
             w: hg.Weights, m: hg.Weights, g: hg.Weights
         ) -> tuple[hg.Weights, hg.Weights]:
-            return rule(w, m, hg.same_length(g) if method.normalise else g)
+            return rule(w, m, hg.same_length(g) if method.normalise == "batch" else g)
 
         theta = list(state.augmenter.parameters())
         h = finite_difference(

@@ -125,7 +125,7 @@ def counted(batch: int, way: Mapping[str, Any]) -> int:
                 learner.buffers(),
                 [theta],
                 [learner.rule],
-                normalise=True,
+                hold=hg.same_length,
             )
     return peak.bytes
 

@@ -33,6 +33,8 @@ Weights = Mapping[str, Tensor]
 Loss = Callable[[Weights], Tensor]
 Update = Callable[[Weights, Weights, Weights], tuple[Weights, Weights]]
 """(weights, the optimiser's buffers, gradients) -> (weights, buffers) after one step."""
+Hold = Callable[[Weights], Weights]
+"""Gradients -> the same values, a part of which is a constant for theta."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def same_length(g: Weights) -> Weights:
     Harder augmentations have longer gradients. Through a plain look-ahead they look like a larger
     learning rate, which early in training always helps; so the plain hypergradient pushes the
     augmentation outwards whatever the target is. At a fixed length, h is the gradient of the
-    alignment between the training and the meta gradient (first order in the learning rate).
+    alignment between the training and the meta gradient (first order in the learning rate). Most of
+    the length is the noise of one batch, though: `alignment.held` holds what really is too long.
     """
     norm = torch.stack([v.square().sum() for v in g.values()]).sum().sqrt()
     scale = norm.detach() / norm.clamp_min(torch.finfo(norm.dtype).tiny)
@@ -142,16 +145,16 @@ def unrolled(
     theta: Sequence[Tensor],
     updates: Sequence[Update],
     *,
-    normalise: bool = False,
+    hold: Hold | None = None,
 ) -> Hypergradient:
     """The exact h through K = len(train_losses) = len(updates) steps (eq. 8), by double backward.
 
-    `w` are leaves that require a gradient, `m` are constants. With `normalise`, the gradients of
-    the unrolled steps go through `same_length`. Losses that are `Parts` give the same h, part by
+    `w` are leaves that require a gradient, `m` are constants. The gradients of the unrolled
+    steps go through `hold`, if given. Losses that are `Parts` give the same h, part by
     part: see `_in_parts`.
     """
     if any(isinstance(loss, Parts) for loss in (*train_losses, meta_loss)):
-        return _in_parts(train_losses, meta_loss, w, m, theta, updates, normalise)
+        return _in_parts(train_losses, meta_loss, w, m, theta, updates, hold)
     first: dict[str, Tensor] = {}
     train_loss = torch.zeros(())
     for step, (loss_of, update) in enumerate(zip(train_losses, updates, strict=True)):
@@ -160,7 +163,7 @@ def unrolled(
         g = gradient(loss, w, create_graph=True)
         if step == 0:
             first, train_loss = {k: v.detach() for k, v in g.items()}, loss.detach()
-        w, m = update(w, m, same_length(g) if normalise else g)
+        w, m = update(w, m, hold(g) if hold else g)
     loss = meta_loss(w)
     h = torch.autograd.grad(loss, list(theta), materialize_grads=True)
     return Hypergradient(list(h), first, train_loss, loss.detach())
@@ -184,7 +187,7 @@ def _in_parts(
     m: Weights,
     theta: Sequence[Tensor],
     updates: Sequence[Update],
-    normalise: bool,
+    hold: Hold | None,
 ) -> Hypergradient:
     """What `unrolled` gives, with the graph of one part of one batch in memory at a time.
 
@@ -196,7 +199,7 @@ def _in_parts(
     """
 
     def updated(step: _Step, g: Weights) -> tuple[Weights, Weights]:
-        return step.update(step.w, step.m, same_length(g) if normalise else g)
+        return step.update(step.w, step.m, hold(g) if hold else g)
 
     steps: list[_Step] = []
     losses: list[Tensor] = []
@@ -209,8 +212,7 @@ def _in_parts(
         losses.append(loss)
         with torch.no_grad():
             w, m = updated(steps[-1], g)
-    whole = _parts(meta_loss)
-    meta, at_w = _summed(whole.terms, whole.total, _leaves(w))
+    meta, at_w = value_and_gradient(meta_loss, _leaves(w))
     at_m = {k: torch.zeros_like(v) for k, v in m.items()}
     h = [torch.zeros_like(p) for p in theta]
     for k in reversed(range(len(steps))):
@@ -267,8 +269,19 @@ def _summed(
     return value, dict(zip(w, sums, strict=True))
 
 
+def value_and_gradient(loss: Loss, w: Weights) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss () and its gradient at w, leaves that require one; `Parts` one by one."""
+    whole = _parts(loss)
+    return _summed(whole.terms, whole.total, w)
+
+
 def towards(loss: Loss, w: Weights, theta: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A loss () at fixed weights w, and its gradient towards theta; `Parts` one by one."""
+    """A loss () at fixed weights w, and its gradient towards theta; `Parts` one by one.
+
+    Where theta is empty, nothing is computed.
+    """
+    if not theta:
+        return torch.zeros(()), []
     whole = _parts(loss)
     sums = [torch.zeros_like(p) for p in theta]
     value = torch.zeros((), device=sums[0].device)

@@ -7,10 +7,10 @@ down the gradient of that loss; then update the classifier.
 
 import json
 import math
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -20,7 +20,7 @@ from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import hypergradient
+from autoaug_ray.maths import alignment, hypergradient
 from autoaug_ray.maths.augmenter import (
     AbstractAugmenter,
     Augmenter,
@@ -32,100 +32,21 @@ from autoaug_ray.maths.augmenter import (
 from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import (
-    Learning,
-    NextMeta,
-    Staged,
-    Task,
-    as_float,
-)
+from autoaug_ray.methods.base import NextMeta, Staged, Task, as_float
+from autoaug_ray.methods.bilevel_state import BilevelState, Past
 from autoaug_ray.methods.generative import EditKind, MixtureState, edited
 from autoaug_ray.methods.predefined import Predefined
+from autoaug_ray.methods.protocols import DEFAULTS, FREE, GROUPS, PLAIN, Protocol
 from autoaug_ray.settings.training import Training
 
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
 and all at the full rate they drive the parameters into their bounds within an epoch."""
 
-Protocol = Literal["ours", "paper", "release"]
-PUBLISHED = {
-    "size": "small",
-    "symmetric": False,
-    "optimiser": "sgd",
-    "lr": 0.2,
-    "weight_decay": 0.01,
-    "normalise": False,
-}
-DEFAULTS: Mapping[Protocol, Mapping[str, Any]] = {
-    "ours": {
-        "size": "scale",
-        "symmetric": True,
-        "optimiser": "adam",
-        "lr": 0.03,
-        "weight_decay": 0.0,
-        "normalise": True,
-        "resplit": "epoch",
-    },
-    "paper": PUBLISHED | {"resplit": "epoch"},
-    "release": PUBLISHED | {"resplit": "fixed"},
-}
-"""What a protocol says of the settings whose defaults depend on it."""
-FREE: Mapping[Protocol, tuple[str, ...]] = {
-    "paper": ("lr", "weight_decay", "size", "unroll", "every", "resplit"),
-    "release": ("lr", "weight_decay"),
-}
-"""What a study may change of a published protocol, of the settings that make a protocol."""
-GROUPS = ("translation", "affine", "color", "affine+color")
-"""What the paper learns."""
-
 
 def _by_protocol(name: str, **limits: Any) -> Any:
     """A field whose default depends on the protocol, which is a field before it."""
     return Field(default_factory=lambda data: DEFAULTS[data["protocol"]][name], **limits)
-
-
-class _Past(NamedTuple):
-    """A step that was taken, as the unrolling needs it again."""
-
-    weights: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    images: Tensor
-    labels: Tensor
-    kind: Tensor | None
-    noise: Tensor
-    holes: Tensor
-    rule: hypergradient.SGD | hypergradient.Adam
-
-
-class BilevelState(Learning):
-    """The augmenter and its optimiser; figures and past steps live for one epoch only."""
-
-    optimiser: torch.optim.Optimizer
-
-    def __init__(
-        self,
-        augmenter: AbstractAugmenter,
-        optimiser: torch.optim.Optimizer,
-        mixture: MixtureState | None = None,
-    ) -> None:
-        super().__init__()
-        self.augmenter, self.optimiser, self.mixture = augmenter, optimiser, mixture
-        self.new_epoch()
-
-    def new_epoch(self) -> None:
-        self.past: deque[_Past] = deque()
-        self.momenta: dict[str, Tensor] = {}
-        self.outer_steps = 0
-        self.sum = [torch.zeros_like(p) for p in self.parameters()]
-        self.sum_of_squares = [torch.zeros_like(p) for p in self.parameters()]
-        self.sum_of_norms = torch.zeros((), device=self.sum[0].device)
-
-    def record(self, gradients: list[Tensor]) -> None:
-        self.outer_steps += 1
-        for total, squares, g in zip(self.sum, self.sum_of_squares, gradients, strict=True):
-            total += g
-            squares += g.square()
-        self.sum_of_norms += torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
 
 
 class Bilevel(Staged):
@@ -187,9 +108,16 @@ class Bilevel(Staged):
     training images, the hypergradient is noise."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training and of the meta batch that an outer step looks at."""
-    normalise: bool = _by_protocol("normalise")
-    """Look ahead with gradients of a length that does not depend on theta, as ours does; False:
-    the paper's."""
+    estimator: Literal["exact", "alignment"] = _by_protocol("estimator")
+    """exact: through the classifier's own update, by double backward. alignment: to first order in
+    its learning rate, without a second derivative (`maths.alignment`)."""
+    normalise: Literal["average", "batch", "none"] = _by_protocol("normalise")
+    """What of a training gradient does not depend on theta: its component along an average of
+    training gradients, or its length; none: the paper's plain look-ahead."""
+    memory: float = Field(20.0, ge=1, le=1e6)
+    """Classifier steps over which training and meta gradients are averaged."""
+    meta_every: int = Field(1, ge=1, le=10_000)
+    """Outer steps per meta batch, for estimator: alignment, which averages their gradients."""
     resplit: Literal["epoch", "fixed"] = _by_protocol("resplit")
     """epoch: train and meta images are dealt anew every epoch, as in the paper's text (section
     4.2); fixed: once for the whole training, as in its release."""
@@ -202,6 +130,10 @@ class Bilevel(Staged):
     def model_post_init(self, context: Any) -> None:
         if self.learn == "decay_only" and self.weight_decay == 0:
             raise ValueError("learn: decay_only needs a weight_decay above 0")
+        if self.estimator == "alignment":
+            for name in ("unroll", "fraction"):
+                if (value := getattr(self, name)) != 1:
+                    raise ValueError(f"estimator: alignment knows {name}: 1 only, got {value}")
         if self.protocol == "ours":
             return
         if self.size == "scale":
@@ -214,7 +146,7 @@ class Bilevel(Staged):
                 f"known: {', '.join(GROUPS)}"
             )
         fields, own = type(self).model_fields, DEFAULTS[self.protocol]
-        for name in (*own, "spread", "unroll", "every", "until", "fraction", "edits"):
+        for name in (*own, *PLAIN):
             value, fixed = getattr(self, name), own.get(name, fields[name].default)
             if value != fixed and name not in FREE[self.protocol]:
                 raise ValueError(
@@ -291,11 +223,12 @@ class Bilevel(Staged):
             optimiser = torch.optim.AdamW(
                 parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
             )
-            return BilevelState(augmenter, optimiser, mixture)
+            return BilevelState(augmenter, optimiser, mixture, self.memory)
         return BilevelState(
             augmenter,
             torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay),
             mixture,
+            self.memory,
         )
 
     def transform(
@@ -363,11 +296,13 @@ class Bilevel(Staged):
             assert isinstance(rule, hypergradient.SGD)
             rule = replace(rule, weight_decay=0.0)
             buffers = state.momenta or {k: torch.zeros_like(m) for k, m in buffers.items()}
-        now = _Past(
+        now = Past(
             learner.weights(), buffers, x[:part], batch.labels[:part],
             None if kind is None else kind[:part], z[:part], holes[:part], rule,
         )  # fmt: skip
         due = self._is_due(learner.steps_done, learner.total_steps)
+        if due and self.estimator == "alignment":
+            return self._align(learner, state, now, next_meta)
         # With one unrolled step on the whole batch, the look-ahead's gradient is the trainer's.
         shared = self.unroll == 1 and part == len(x)
         logs = {}
@@ -386,18 +321,62 @@ class Bilevel(Staged):
                 state.past.popleft()
         if due and shared:
             learner.apply(h.weights)
-            return logs | {"train_loss": h.train_loss}
-        with torch.no_grad():
-            augmented = state.augmenter.apply_to(x, state.augmenter(z))
-            augmented = self.after(state, augmented, holes)
-        return logs | {"train_loss": learner.train_on(augmented, batch.labels)}
+            logs["train_loss"] = h.train_loss
+        else:
+            with torch.no_grad():
+                augmented = state.augmenter.apply_to(x, state.augmenter(z))
+                augmented = self.after(state, augmented, holes)
+            logs["train_loss"] = learner.train_on(augmented, batch.labels)
+        if self.normalise == "average" and learner.progress < self.until:
+            state.training_gradient.add(learner.gradients())
+        return logs
+
+    def _align(
+        self, learner: Learner, state: BilevelState, now: Past, next_meta: NextMeta
+    ) -> dict[str, Tensor]:
+        """An outer step by alignment, and the classifier's, which share a backward pass."""
+        images = state.augmenter.apply_to(now.images, state.augmenter(now.noise))
+        images = self.after(state, images, now.holes)
+        made, weights = [images], None
+        if state.mixture is not None and now.kind is not None:
+            made += [likelihood_ratio(state.mixture.log_alpha[now.labels], now.kind)]
+            weights = made[1].detach().requires_grad_()
+        pixels = images.detach().requires_grad_()
+        loss = learner.backward(pixels, now.labels)
+        g = learner.gradients()
+        state.training_gradient.add(g)
+        if state.outer_steps % self.meta_every == 0:
+            meta = next_meta(len(pixels))
+            of_meta = learner.loss_at(as_float(meta.images), meta.labels)
+            state.meta_loss, v = hypergradient.value_and_gradient(of_meta, now.weights)
+            state.meta_gradient.add(v, self.meta_every * self.every)
+        d = alignment.pulled_back(now.rule, now.weights, now.buffers, g, state.meta_gradient.values)
+        if self.normalise != "none":
+            average = self.normalise == "average"
+            d = alignment.across(d, state.training_gradient.values if average else g)
+        there, eps = alignment.shifted(now.weights, d)
+        leaves = [pixels] if weights is None else [pixels, weights]
+        of_batch = learner.loss_at(pixels, now.labels, weights=weights)
+        _, after = hypergradient.towards(of_batch, there, leaves)
+        here = {k: v.detach() for k, v in now.weights.items()}
+        if learner.same_precision:
+            assert pixels.grad is not None
+            before = [pixels.grad, *hypergradient.towards(of_batch, here, leaves[1:])[1]]
+        else:
+            before = hypergradient.towards(of_batch, here, leaves)[1]
+        rise = [(a - b) / eps for a, b in zip(after, before, strict=True)]
+        h = list(torch.autograd.grad(made, list(state.parameters()), rise, materialize_grads=True))
+        state.record(h)
+        self._move(learner, state, h)
+        learner.apply(g)
+        return {"train_loss": loss, "meta_loss": state.meta_loss}
 
     def _hypergradient(
-        self, learner: Learner, state: BilevelState, steps: list[_Past], meta: Split, shared: bool
+        self, learner: Learner, state: BilevelState, steps: list[Past], meta: Split, shared: bool
     ) -> hypergradient.Hypergradient:
         """Through `steps`, the last of which is the present one; fewer than K early in an epoch."""
 
-        def loss_of(past: _Past) -> hypergradient.Loss:
+        def loss_of(past: Past) -> hypergradient.Loss:
             def augmented(part: slice) -> Tensor:
                 p = state.augmenter(past.noise[part])
                 x = state.augmenter.apply_to(past.images[part], p)
@@ -408,6 +387,12 @@ class Bilevel(Staged):
                 weights = likelihood_ratio(state.mixture.log_alpha[past.labels], past.kind)
             return learner.loss_at(augmented, past.labels, weights=weights, real_pass=shared)
 
+        average = state.training_gradient
+        hold: hypergradient.Hold | None = hypergradient.same_length
+        if self.normalise == "none":
+            hold = None
+        elif self.normalise == "average" and average.count:
+            hold = partial(alignment.held, r=average.values)
         return hypergradient.unrolled(
             [loss_of(past) for past in steps],
             learner.loss_at(as_float(meta.images), meta.labels),
@@ -415,7 +400,7 @@ class Bilevel(Staged):
             steps[0].buffers,
             list(state.parameters()),
             [past.rule for past in steps],
-            normalise=self.normalise,
+            hold=hold,
         )
 
     def _move(

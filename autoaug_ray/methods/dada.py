@@ -97,7 +97,7 @@ class Dada(Searched):
                 learner.buffers(),
                 list(state.parameters()),
                 [learner.rule],
-                normalise=self.normalise,
+                hold=hypergradient.same_length if self.normalise else None,
             )
             learner.apply(h.weights)
             gradients = h.theta

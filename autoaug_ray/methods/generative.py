@@ -311,7 +311,7 @@ class AutoGenDA(_Mixture):
             learner.buffers(),
             [state.logits],
             [learner.rule],
-            normalise=self.normalise,
+            hold=hypergradient.same_length if self.normalise else None,
         )
         logs = {"meta_loss": h.meta_loss, "train_loss": h.train_loss}
         if shared:

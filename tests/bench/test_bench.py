@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autoaug_ray.bench import __main__ as command
-from autoaug_ray.bench import hypergradient, tune
+from autoaug_ray.bench import hypergradient, signal, tune
 from autoaug_ray.bench.hypergradient import Place
 from autoaug_ray.bench.tune import Attempt, in_lanes, slot_time
 from autoaug_ray.methods.bilevel import Bilevel
@@ -220,3 +220,26 @@ def test_an_unknown_benchmark_is_told_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["speed"])
     assert stop.value.code == 2 and "hypergradient" in capsys.readouterr().err
+
+
+def test_signal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(signal, "DATASET", SMALL)
+    some = dict(islice(signal.estimators().items(), 4, 6))
+    monkeypatch.setattr(signal, "estimators", lambda: some)
+    out = tmp_path / "s.json"
+    arguments = "--case brightness --seeds 1 --batches 2 --epochs 2,1 --json".split()
+    assert command.main(["signal", *arguments, str(out)]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads(out.read_text())
+    assert [s["epoch"] for s in figures["signals"]] == [1, 1, 2, 2]
+    for found in figures["signals"]:
+        assert found["name"] in printed and list(found["signal"]) == ["brightness"]
+        assert found["signal"]["brightness"] != 0
+
+
+@pytest.mark.parametrize(
+    "option, value", [("--case", "shear"), ("--epochs", "1,x"), ("--epochs", "25")]
+)
+def test_signal_says_what_it_takes(option, value, capsys):
+    assert command.main(["signal", option, value]) == 2
+    assert value in capsys.readouterr().err

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from autoaug_ray.maths import hypergradient as hg
+from autoaug_ray.maths.alignment import held
 from autoaug_ray.maths.augmenter import Augmenter, parameter_names, transform
 
 SIZE = 10
@@ -51,7 +52,7 @@ class Problem:
     def meta_loss(self, part=slice(None)):
         return lambda w: self.loss(w, self.meta[0][part], self.meta[1][part])
 
-    def h(self, parts, normalise=False):
+    def h(self, parts, hold=None):
         """`parts`: sizes of the parts; None: the whole batch, the other way."""
 
         def cut(make):
@@ -63,8 +64,12 @@ class Problem:
 
         return hg.unrolled(
             [cut(lambda part, i=i: self.train_loss(i, part)) for i in range(len(self.x))],
-            cut(self.meta_loss), self.w, self.m, self.theta, self.rules, normalise=normalise,
+            cut(self.meta_loss), self.w, self.m, self.theta, self.rules, hold=hold,
         )  # fmt: skip
+
+
+def along_ones(g):
+    return held(g, {k: torch.ones_like(v) for k, v in g.items()})
 
 
 def assert_same(a, b):
@@ -79,10 +84,10 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("adam", [False, True])
-@pytest.mark.parametrize("normalise", [False, True])
-def test_parts_have_the_hypergradient_of_the_whole(steps, adam, normalise):
+@pytest.mark.parametrize("hold", [None, hg.same_length, along_ones])
+def test_parts_have_the_hypergradient_of_the_whole(steps, adam, hold):
     problem = Problem(steps, adam)
-    assert_same(problem.h(None, normalise), problem.h((4, 3, 3), normalise))
+    assert_same(problem.h(None, hold), problem.h((4, 3, 3), hold))
 
 
 def test_parts_equal_finite_differences():

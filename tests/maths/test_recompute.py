@@ -35,7 +35,7 @@ def hypergradient(net, again, real=False):
 
     return hg.unrolled(
         [lambda w: loss(w, x * (1 + theta[0]), real)], lambda w: loss(w, x.flip(0)),
-        w, m, theta, [hg.SGD(0.1)], normalise=True,
+        w, m, theta, [hg.SGD(0.1)], hold=hg.same_length,
     )  # fmt: skip
 
 

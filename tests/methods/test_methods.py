@@ -49,6 +49,12 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     "bilevel on edits off": ("bilevel", {"edits": ["fixed"], "learn": "off"}),
     "bilevel K=3 J=2 half": ("bilevel", {"unroll": 3, "every": 2, "fraction": 0.5}),
     "bilevel color large": ("bilevel", {"group": "color", "size": "large"}),
+    "bilevel average": ("bilevel", {"normalise": "average", "every": 2}),
+    "bilevel alignment": ("bilevel", {"estimator": "alignment", "meta_every": 2}),
+    "bilevel alignment on edits": (
+        "bilevel",
+        {"estimator": "alignment", "normalise": "average", "edits": ["local"], "every": 2},
+    ),
     "bilevel jitter": ("bilevel", {"jitter": 0.4}),
     "bilevel sgd": ("bilevel", {"optimiser": "sgd", "weight_decay": 0.01}),
     "bilevel off": ("bilevel", {"learn": "off"}),
@@ -350,7 +356,7 @@ def test_an_outer_step_moves_as_far_as_the_steps_it_stands_for(final_run, every,
 def test_unroll_reaches_back_over_real_steps(final_run):
     """K = 2 unrolls the previous step too: its hypergradient is not that of K = 1."""
     logs = [
-        rows(final_run("bilevel", {"unroll": k, "every": 2, "normalise": False}))[0]["log"]
+        rows(final_run("bilevel", {"unroll": k, "every": 2, "normalise": "none"}))[0]["log"]
         for k in (1, 2)
     ]
     assert logs[0]["hypergradient_norm"] != logs[1]["hypergradient_norm"]

@@ -1,0 +1,78 @@
+"""What a bilevel training keeps from step to step."""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from autoaug_ray.maths import hypergradient
+from autoaug_ray.maths.alignment import Average
+from autoaug_ray.maths.augmenter import AbstractAugmenter
+from autoaug_ray.methods.base import Learning
+from autoaug_ray.methods.generative import MixtureState
+
+
+class Past(NamedTuple):
+    """A step that was taken, as the unrolling needs it again."""
+
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    images: Tensor
+    labels: Tensor
+    kind: Tensor | None
+    noise: Tensor
+    holes: Tensor
+    rule: hypergradient.SGD | hypergradient.Adam
+
+
+class BilevelState(Learning):
+    """The augmenter and its optimiser, and the averages that a hypergradient may need.
+
+    Figures and past steps live for one epoch only.
+    """
+
+    optimiser: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        augmenter: AbstractAugmenter,
+        optimiser: torch.optim.Optimizer,
+        mixture: MixtureState | None = None,
+        memory: float = 20.0,
+    ) -> None:
+        super().__init__()
+        self.augmenter, self.optimiser, self.mixture = augmenter, optimiser, mixture
+        self.training_gradient, self.meta_gradient = Average(memory), Average(memory)
+        self.meta_loss = torch.zeros(())
+        self.new_epoch()
+
+    def new_epoch(self) -> None:
+        self.past: deque[Past] = deque()
+        self.momenta: dict[str, Tensor] = {}
+        self.outer_steps = 0
+        self.sum = [torch.zeros_like(p) for p in self.parameters()]
+        self.sum_of_squares = [torch.zeros_like(p) for p in self.parameters()]
+        self.sum_of_norms = torch.zeros((), device=self.sum[0].device)
+
+    def record(self, gradients: list[Tensor]) -> None:
+        self.outer_steps += 1
+        for total, squares, g in zip(self.sum, self.sum_of_squares, gradients, strict=True):
+            total += g
+            squares += g.square()
+        self.sum_of_norms += torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "optimiser": super().get_extra_state(),
+            "training_gradient": self.training_gradient.state_dict(),
+            "meta_gradient": self.meta_gradient.state_dict(),
+            "meta_loss": self.meta_loss,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state["optimiser"])
+        device = self.sum_of_norms.device
+        self.training_gradient.load_state_dict(state["training_gradient"], device)
+        self.meta_gradient.load_state_dict(state["meta_gradient"], device)
+        self.meta_loss = state["meta_loss"].to(device)

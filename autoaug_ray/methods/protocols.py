@@ -1,0 +1,39 @@
+"""Whose bilevel method it is: what a protocol says of the settings that depend on it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Protocol = Literal["ours", "paper", "release"]
+PUBLISHED = {
+    "size": "small",
+    "symmetric": False,
+    "optimiser": "sgd",
+    "lr": 0.2,
+    "weight_decay": 0.01,
+    "estimator": "exact",
+    "normalise": "none",
+}
+DEFAULTS: Mapping[Protocol, Mapping[str, Any]] = {
+    "ours": {
+        "size": "scale",
+        "symmetric": True,
+        "optimiser": "adam",
+        "lr": 0.03,
+        "weight_decay": 0.0,
+        "estimator": "exact",
+        "normalise": "batch",
+        "resplit": "epoch",
+    },
+    "paper": PUBLISHED | {"resplit": "epoch"},
+    "release": PUBLISHED | {"resplit": "fixed"},
+}
+"""What a protocol says of the settings whose defaults depend on it."""
+FREE: Mapping[Protocol, tuple[str, ...]] = {
+    "paper": ("lr", "weight_decay", "size", "unroll", "every", "resplit"),
+    "release": ("lr", "weight_decay"),
+}
+"""What a study may change of a published protocol, of the settings that make a protocol."""
+GROUPS = ("translation", "affine", "color", "affine+color")
+"""What the paper learns."""
+PLAIN = ("spread", "unroll", "every", "until", "fraction", "edits", "memory", "meta_every")
+"""Settings whose defaults are the published ones, for a published protocol may not have others."""
