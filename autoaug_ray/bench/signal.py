@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -136,14 +137,14 @@ def signal(
             for name, settings in estimators().items():
                 signals = signal_of(known, seed, saved[epoch], settings, batches)
                 found.append({"name": name, "seed": seed, "epoch": epoch, "signal": signals})
-    error = 1 / math.sqrt(batches)
+    error = 1 / math.sqrt(seeds * batches)
     table = Table(
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         title=f"{case}: mean / sd of h towards the log spread of {', '.join(known.grows)}",
-        caption=f"Each classifier (cnn, width 8; {seeds} seeds side by side) is frozen after so "
-        f"many epochs of 24, and h taken on {batches} batches. Spreads are too small, so h should "
-        f"be negative. The standard error of a figure is {error:.2f}.",
+        caption=f"Means over the classifiers (cnn, width 8) of {seeds} seeds, frozen after so many "
+        f"epochs of {EPOCHS}, on {batches} batches each. Spreads are too small, so h should be "
+        f"negative. The standard error of a figure is {error:.2f}.",
     )
     table.add_column("estimator, what is held", no_wrap=True)
     for epoch in stops:
@@ -152,10 +153,9 @@ def signal(
     for name in estimators():
         rows = [row for row in found if row["name"] == name]
         cells = [
-            "; ".join(
-                " ".join(f"{row['signal'][p]:+.2f}" for p in known.grows)
-                for row in rows
-                if row["epoch"] == epoch
+            " ".join(
+                f"{fmean(row['signal'][p] for row in rows if row['epoch'] == epoch):+.2f}"
+                for p in known.grows
             )
             for epoch in stops
         ]
