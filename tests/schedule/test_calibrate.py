@@ -42,7 +42,7 @@ def clock(monkeypatch):
 
         monkeypatch.setattr(where, name, work)
 
-    takes(lambda learner: 1.0, Learner, "descend")
+    takes(lambda learner: 1.0, Learner, "backward")
     takes(lambda learner: 4.0, Learner, "apply")
     takes(lambda method: 0.5 * method.samples, FastAutoAugment, "finish")
     return clock
