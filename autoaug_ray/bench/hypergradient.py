@@ -98,7 +98,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
     def step(learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState) -> None:
         x = method.before(as_float(batch.images), learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
-        meta, rule = next_meta(len(x)), learner.rule
+        meta, rule, hold = next_meta(len(x)), learner.rule, method.hold(state)
 
         def augmented(part: slice) -> Tensor:
             return state.augmenter.apply_to(x[part], state.augmenter(z[part]))
@@ -106,7 +106,7 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
         def look_ahead(
             w: hg.Weights, m: hg.Weights, g: hg.Weights
         ) -> tuple[hg.Weights, hg.Weights]:
-            return rule(w, m, hg.same_length(g) if method.normalise == "batch" else g)
+            return rule(w, m, hold(g) if hold else g)
 
         theta = list(state.augmenter.parameters())
         h = finite_difference(

@@ -22,7 +22,7 @@ from autoaug_ray.settings.dataset import Shift
 from autoaug_ray.settings.training import Training
 
 EPOCHS = 24
-"""Of a training of which the frozen classifiers are a part."""
+"""The length of the trainings from which the frozen classifiers come."""
 
 
 class Known(NamedTuple):
@@ -45,11 +45,11 @@ KNOWN = {
 
 def estimators() -> dict[str, dict[str, Any]]:
     """Settings of `bilevel`, by the names of the rows."""
-    ways: dict[str, dict[str, Any]] = {}
-    for normalise in ("none", "batch", "average"):
-        ways[f"exact, {normalise}"] = {"estimator": "exact", "normalise": normalise}
-    for normalise in ("none", "batch", "average"):
-        ways[f"alignment, {normalise}"] = {"estimator": "alignment", "normalise": normalise}
+    ways: dict[str, dict[str, Any]] = {
+        f"{estimator}, {normalise}": {"estimator": estimator, "normalise": normalise}
+        for estimator in ("exact", "alignment")
+        for normalise in ("none", "batch", "average")
+    }
     for meta_every in (4, 20):
         ways[f"alignment, average, meta_every {meta_every}"] = {
             **ways["alignment, average"], "meta_every": meta_every,
@@ -82,9 +82,9 @@ def signal_of(
 ) -> dict[str, float]:
     """Mean / sd over batches of h towards the log of a spread, by the parameter's name.
 
-    The classifier stands where it was saved: after every step it is put back. What the method
-    averages over steps, it averages all the same; the steps of one memory come before the first
-    that counts.
+    The classifier is put back to where it was saved before every step; the augmenter stands at its
+    start, as it did in that training. What the method averages over steps, it averages all the
+    same: the steps of one memory come before the first that counts.
     """
     device = torch.device("cpu")
     method = Bilevel(group=known.group, flip="none", lr=STILL, **settings)
@@ -92,9 +92,6 @@ def signal_of(
     setup = train.prepare(run, device, train.load_data(run, device, None))
     learner, state = setup.learner, setup.state
     learner.load_state_dict(saved["learner"])
-    state.augmenter.load_state_dict(
-        {k.removeprefix("augmenter."): v for k, v in saved["state"].items() if "augmenter." in k}
-    )
     train_batches, meta_batches = train.epoch_batches(setup, 100 + saved["epoch"])
     learner.model.train()
     size = run.train.batch_size

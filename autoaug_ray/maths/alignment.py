@@ -71,15 +71,21 @@ def inner(a: Weights, b: Weights) -> Tensor:
     return torch.stack([(a[k] * b[k]).sum() for k in b]).sum()
 
 
+def along(a: Weights, r: Weights) -> Tensor:
+    """c () such that c r is the component of a along r; 0 where r is 0."""
+    square = inner(r, r)
+    return inner(a, r) / square.clamp_min(torch.finfo(square.dtype).tiny)
+
+
 def held(g: Weights, r: Weights) -> Weights:
     """The values of g, whose component along r is a constant for theta."""
-    c = inner(g, r) / inner(r, r).clamp_min(torch.finfo(r[next(iter(r))].dtype).tiny)
+    c = along(g, r)
     return {k: v - (c - c.detach()) * r[k] for k, v in g.items()}
 
 
 def across(d: Weights, r: Weights) -> dict[str, Tensor]:
     """d without its component along r: the adjoint of the derivative of `held`."""
-    c = inner(d, r) / inner(r, r).clamp_min(torch.finfo(r[next(iter(r))].dtype).tiny)
+    c = along(d, r)
     return {k: v - c * r[k] for k, v in d.items()}
 
 

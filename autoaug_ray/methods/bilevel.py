@@ -29,7 +29,7 @@ from autoaug_ray.maths.augmenter import (
     Size,
     parameter_names,
 )
-from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio
+from autoaug_ray.maths.gumbel import discrete, gumbel
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import NextMeta, Staged, Task, as_float
@@ -335,16 +335,14 @@ class Bilevel(Staged):
         self, learner: Learner, state: BilevelState, now: Past, next_meta: NextMeta
     ) -> dict[str, Tensor]:
         """An outer step by alignment, and the classifier's, which share a backward pass."""
-        images = state.augmenter.apply_to(now.images, state.augmenter(now.noise))
-        images = self.after(state, images, now.holes)
-        made, weights = [images], None
-        if state.mixture is not None and now.kind is not None:
-            made += [likelihood_ratio(state.mixture.log_alpha[now.labels], now.kind)]
-            weights = made[1].detach().requires_grad_()
-        pixels = images.detach().requires_grad_()
+        images, ratios = self._augmented(state, now), state.likelihood_ratios(now)
+        made = [images] if ratios is None else [images, ratios]
+        leaves = [tensor.detach().requires_grad_() for tensor in made]
+        pixels, *weights = leaves
         loss = learner.backward(pixels, now.labels)
         g = learner.gradients()
-        state.training_gradient.add(g)
+        if self.normalise == "average":
+            state.training_gradient.add(g)
         if state.outer_steps % self.meta_every == 0:
             meta = next_meta(len(pixels))
             of_meta = learner.loss_at(as_float(meta.images), meta.labels)
@@ -355,13 +353,12 @@ class Bilevel(Staged):
             average = self.normalise == "average"
             d = alignment.across(d, state.training_gradient.values if average else g)
         there, eps = alignment.shifted(now.weights, d)
-        leaves = [pixels] if weights is None else [pixels, weights]
-        of_batch = learner.loss_at(pixels, now.labels, weights=weights)
+        of_batch = learner.loss_at(pixels, now.labels, weights=weights[0] if weights else None)
         _, after = hypergradient.towards(of_batch, there, leaves)
         here = {k: v.detach() for k, v in now.weights.items()}
         if learner.same_precision:
             assert pixels.grad is not None
-            before = [pixels.grad, *hypergradient.towards(of_batch, here, leaves[1:])[1]]
+            before = [pixels.grad, *hypergradient.towards(of_batch, here, weights)[1]]
         else:
             before = hypergradient.towards(of_batch, here, leaves)[1]
         rise = [(a - b) / eps for a, b in zip(after, before, strict=True)]
@@ -377,22 +374,11 @@ class Bilevel(Staged):
         """Through `steps`, the last of which is the present one; fewer than K early in an epoch."""
 
         def loss_of(past: Past) -> hypergradient.Loss:
-            def augmented(part: slice) -> Tensor:
-                p = state.augmenter(past.noise[part])
-                x = state.augmenter.apply_to(past.images[part], p)
-                return self.after(state, x, past.holes[part])
+            return learner.loss_at(
+                partial(self._augmented, state, past), past.labels,
+                weights=state.likelihood_ratios(past), real_pass=shared,
+            )  # fmt: skip
 
-            weights = None
-            if state.mixture is not None and past.kind is not None:
-                weights = likelihood_ratio(state.mixture.log_alpha[past.labels], past.kind)
-            return learner.loss_at(augmented, past.labels, weights=weights, real_pass=shared)
-
-        average = state.training_gradient
-        hold: hypergradient.Hold | None = hypergradient.same_length
-        if self.normalise == "none":
-            hold = None
-        elif self.normalise == "average" and average.count:
-            hold = partial(alignment.held, r=average.values)
         return hypergradient.unrolled(
             [loss_of(past) for past in steps],
             learner.loss_at(as_float(meta.images), meta.labels),
@@ -400,8 +386,21 @@ class Bilevel(Staged):
             steps[0].buffers,
             list(state.parameters()),
             [past.rule for past in steps],
-            hold=hold,
+            hold=self.hold(state),
         )
+
+    def _augmented(self, state: BilevelState, past: Past, part: slice = slice(None)) -> Tensor:
+        """The images (B, C, H, W) of a part of a step's batch, with a graph to theta."""
+        p = state.augmenter(past.noise[part])
+        return self.after(state, state.augmenter.apply_to(past.images[part], p), past.holes[part])
+
+    def hold(self, state: BilevelState) -> hypergradient.Hold | None:
+        """What `normalise` says; before there is an average, the batch's own length is held."""
+        if self.normalise == "none":
+            return None
+        if self.normalise == "average" and state.training_gradient.count:
+            return partial(alignment.held, r=state.training_gradient.values)
+        return hypergradient.same_length
 
     def _move(
         self, learner: Learner, state: BilevelState, gradients: Sequence[Tensor | None]

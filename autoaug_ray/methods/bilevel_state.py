@@ -9,6 +9,7 @@ from torch import Tensor
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.augmenter import AbstractAugmenter
+from autoaug_ray.maths.gumbel import likelihood_ratio
 from autoaug_ray.methods.base import Learning
 from autoaug_ray.methods.generative import MixtureState
 
@@ -54,6 +55,12 @@ class BilevelState(Learning):
         self.sum = [torch.zeros_like(p) for p in self.parameters()]
         self.sum_of_squares = [torch.zeros_like(p) for p in self.parameters()]
         self.sum_of_norms = torch.zeros((), device=self.sum[0].device)
+
+    def likelihood_ratios(self, past: Past) -> Tensor | None:
+        """(B,) ones with the derivative of the log chance of the kinds drawn; None: none were."""
+        if self.mixture is None or past.kind is None:
+            return None
+        return likelihood_ratio(self.mixture.log_alpha[past.labels], past.kind)
 
     def record(self, gradients: list[Tensor]) -> None:
         self.outer_steps += 1

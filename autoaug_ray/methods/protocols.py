@@ -36,4 +36,4 @@ FREE: Mapping[Protocol, tuple[str, ...]] = {
 GROUPS = ("translation", "affine", "color", "affine+color")
 """What the paper learns."""
 PLAIN = ("spread", "unroll", "every", "until", "fraction", "edits", "memory", "meta_every")
-"""Settings whose defaults are the published ones, for a published protocol may not have others."""
+"""Settings whose defaults a published protocol keeps, but for those that are FREE."""
