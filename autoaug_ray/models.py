@@ -23,8 +23,10 @@ def build(
 
     `mean` and `std` (channels,) are those of the images, in the same units. The initial weights
     depend on `seed` alone, whatever was drawn before in this process; with `weights`, only the last
-    layer's do, and images are normalised with the statistics of ImageNet. Raises UserError for
-    weights that cannot be loaded or do not fit.
+    layer's do, and images are normalised with the statistics of ImageNet. Weights lie in memory
+    with the channels last, for which the kernels of CPUs, and of GPUs in half precision, are
+    faster (`python -m autoaug_ray.bench hypergradient`). Raises UserError for weights that cannot
+    be loaded or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -40,7 +42,8 @@ def build(
     if classifier.freeze_backbone:
         network.requires_grad_(False)
         last_layer(network)[1].requires_grad_(True)
-    return nn.Sequential(Normalise(mean, std, channels, classifier.crop), network)
+    model = nn.Sequential(Normalise(mean, std, channels, classifier.crop), network)
+    return model.to(memory_format=torch.channels_last)
 
 
 def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
