@@ -96,7 +96,8 @@ def finite_difference_step(method: Bilevel, *, central: bool) -> Step:
     """A bilevel step of K = 1 that takes a difference quotient for the second derivative."""
 
     def step(learner: Learner, batch: Split, next_meta: NextMeta, state: BilevelState) -> None:
-        x = method.before(as_float(batch.images), learner.noise)
+        x = as_float(batch.images)
+        x = method.before(x, method.draw_flips(state, x, learner.noise), learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         meta, rule, hold = next_meta(len(x)), learner.rule, method.hold(state)
 

@@ -344,7 +344,8 @@ class Staged(Method, abc.ABC):
     def augment(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
-        x = self.transform(state, self.before(images, noise, strength), noise, strength)
+        x = self.before(images, self.draw_flips(state, images, noise), noise, strength)
+        x = self.transform(state, x, noise, strength)
         return self.after(state, x, self.draw_holes(x, noise), strength)
 
     @abc.abstractmethod
@@ -353,15 +354,29 @@ class Staged(Method, abc.ABC):
     ) -> Tensor:
         """The policy alone; the contract is that of `augment`."""
 
+    def flip_chance(self, state: Any) -> Tensor | float:
+        """() the probability with which an image is mirrored, if it may be."""
+        return 0.5
+
+    def draw_flips(self, state: Any, images: Tensor, noise: torch.Generator) -> Tensor | None:
+        """(B,) which images are mirrored; None if none may be."""
+        if self.flip == "none":
+            return None
+        chance = self.flip_chance(state)
+        return torch.rand(len(images), generator=noise, device=images.device) < chance
+
     def before(
-        self, images: Tensor, noise: torch.Generator, strength: Strength | None = None
+        self,
+        images: Tensor,
+        flips: Tensor | None,
+        noise: torch.Generator,
+        strength: Strength | None = None,
     ) -> Tensor:
-        """Images (B, C, H, W), flipped and cropped."""
+        """Images (B, C, H, W), those that `draw_flips` drew mirrored, and cropped."""
         x = images
-        if self.flip != "none":
-            coin = torch.rand(len(x), generator=noise, device=x.device) < 0.5
-            mirror = x.flip(-1 if self.flip == "horizontal" else -2)
-            x = torch.where(coin[:, None, None, None], mirror, x)
+        if flips is not None:
+            mirror = x.flip(-2 if self.flip == "vertical" else -1)
+            x = torch.where(flips[:, None, None, None], mirror, x)
         if self.crop:
             corners = (2, len(x))
             at = torch.randint(2 * self.crop + 1, corners, generator=noise, device=x.device)

@@ -32,8 +32,8 @@ from autoaug_ray.maths.augmenter import (
 from autoaug_ray.maths.gumbel import discrete, gumbel
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import NextMeta, Staged, Task, as_float
-from autoaug_ray.methods.bilevel_state import BilevelState, Past
+from autoaug_ray.methods.base import Flip, NextMeta, Staged, Task, as_float
+from autoaug_ray.methods.bilevel_state import BilevelState, FlipState, Past
 from autoaug_ray.methods.generative import EditKind, MixtureState, edited
 from autoaug_ray.methods.predefined import Predefined
 from autoaug_ray.methods.protocols import DEFAULTS, FREE, GROUPS, PLAIN, Protocol
@@ -52,10 +52,13 @@ def _by_protocol(name: str, **limits: Any) -> Any:
 class Bilevel(Staged):
     """Learned affine, translation and colour augmentation; also on top of generated images.
 
-    The flip is predefined, as in the paper: it is not differentiable.
+    The flip is predefined, as in the paper, since it is not differentiable, or `flip: learned`.
     """
 
     name: Literal["bilevel"] = "bilevel"
+    flip: Flip | Literal["learned"] = "horizontal"  # type: ignore[assignment]
+    """learned: horizontal, with a chance that begins at one half and is moved by the same
+    hypergradient, through the probability of what was drawn."""
 
     protocol: Protocol = "ours"
     """Whose method this is. ours: the settings below, as their sentences say.
@@ -146,6 +149,10 @@ class Bilevel(Staged):
                 f"known: {', '.join(GROUPS)}"
             )
         fields, own = type(self).model_fields, DEFAULTS[self.protocol]
+        if self.flip == "learned":
+            raise ValueError(
+                f"protocol: {self.protocol} flips with a fixed chance, got flip: learned"
+            )
         for name in (*own, *PLAIN):
             value, fixed = getattr(self, name), own.get(name, fields[name].default)
             if value != fixed and name not in FREE[self.protocol]:
@@ -179,7 +186,10 @@ class Bilevel(Staged):
     def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
         """The spreads that were learned: standard deviations of the augmenter's parameters."""
         spreads = {k.removeprefix("std/"): v for k, v in row["log"].items() if k.startswith("std/")}
-        return {f"spread of {name}": v for name, v in spreads.items() if v is not None}
+        figures = {f"spread of {name}": v for name, v in spreads.items() if v is not None}
+        if (chance := row["log"].get("p/flip")) is not None:
+            figures["chance of a flip"] = chance
+        return figures
 
     @property
     def reshuffles_each_epoch(self) -> bool:
@@ -218,18 +228,26 @@ class Bilevel(Staged):
         ]
         if mixture is not None:
             parameters.append({"params": mixture.parameters(), "share": 1.0, "weight_decay": 0.0})
+        flip = None
+        if self.flip == "learned":
+            flip = FlipState().to(device)
+            parameters.append({"params": [flip.logit], "share": 1.0, "weight_decay": 0.0})
         if self.optimiser == "adam":
             # A short memory of the squares: hypergradients shrink by orders as training goes on.
             optimiser = torch.optim.AdamW(
                 parameters, lr=self.lr, betas=(0.9, 0.99), weight_decay=self.weight_decay
             )
-            return BilevelState(augmenter, optimiser, mixture, self.memory)
+            return BilevelState(augmenter, optimiser, mixture, flip, self.memory)
         return BilevelState(
             augmenter,
             torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=self.weight_decay),
             mixture,
+            flip,
             self.memory,
         )
+
+    def flip_chance(self, state: BilevelState) -> Tensor | float:
+        return 0.5 if state.flip is None else state.flip.logit.detach().sigmoid()
 
     def transform(
         self,
@@ -287,7 +305,8 @@ class Bilevel(Staged):
             return logs
 
         x, kind = self._drawn(state, batch, learner.noise)
-        x = self._jittered(self.before(x, learner.noise), learner.noise)
+        flips = self.draw_flips(state, x, learner.noise)
+        x = self._jittered(self.before(x, flips, learner.noise), learner.noise)
         z = state.augmenter.draw(len(x), learner.noise)
         holes = self.draw_holes(x, learner.noise)
         part = max(2, round(self.fraction * len(x)))
@@ -298,7 +317,8 @@ class Bilevel(Staged):
             buffers = state.momenta or {k: torch.zeros_like(m) for k, m in buffers.items()}
         now = Past(
             learner.weights(), buffers, x[:part], batch.labels[:part],
-            None if kind is None else kind[:part], z[:part], holes[:part], rule,
+            None if kind is None else kind[:part], None if flips is None else flips[:part],
+            z[:part], holes[:part], rule,
         )  # fmt: skip
         due = self._is_due(learner.steps_done, learner.total_steps)
         if due and self.estimator == "alignment":
@@ -427,6 +447,8 @@ class Bilevel(Staged):
         RunError if some parameter of our augmenter got no gradient in a whole epoch.
         """
         figures: dict[str, float] = state.augmenter.spreads(seed=0)
+        if state.flip is not None:
+            figures["p/flip"] = float(self.flip_chance(state))
         if n := state.outer_steps:
             # A published augmenter may die, as the release's often does; then that is its result.
             ours = self.protocol == "ours"

@@ -4,7 +4,8 @@ from collections import deque
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.alignment import Average
@@ -22,9 +23,25 @@ class Past(NamedTuple):
     images: Tensor
     labels: Tensor
     kind: Tensor | None
+    """(B,) which kind of image was drawn, of several."""
+    flips: Tensor | None
+    """(B,) which images were mirrored, if the chance of that is learned."""
     noise: Tensor
     holes: Tensor
     rule: hypergradient.SGD | hypergradient.Adam
+
+
+class FlipState(nn.Module):
+    """The chance that an image is mirrored, which begins at one half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    @property
+    def log_chances(self) -> Tensor:
+        """(2,) of not being mirrored, and of being mirrored."""
+        return F.logsigmoid(torch.stack([-self.logit, self.logit]))
 
 
 class BilevelState(Learning):
@@ -40,10 +57,12 @@ class BilevelState(Learning):
         augmenter: AbstractAugmenter,
         optimiser: torch.optim.Optimizer,
         mixture: MixtureState | None = None,
+        flip: FlipState | None = None,
         memory: float = 20.0,
     ) -> None:
         super().__init__()
-        self.augmenter, self.optimiser, self.mixture = augmenter, optimiser, mixture
+        self.augmenter, self.optimiser = augmenter, optimiser
+        self.mixture, self.flip = mixture, flip
         self.training_gradient, self.meta_gradient = Average(memory), Average(memory)
         self.meta_loss = torch.zeros(())
         self.new_epoch()
@@ -57,10 +76,15 @@ class BilevelState(Learning):
         self.sum_of_norms = torch.zeros((), device=self.sum[0].device)
 
     def likelihood_ratios(self, past: Past) -> Tensor | None:
-        """(B,) ones with the derivative of the log chance of the kinds drawn; None: none were."""
-        if self.mixture is None or past.kind is None:
-            return None
-        return likelihood_ratio(self.mixture.log_alpha[past.labels], past.kind)
+        """(B,) ones with the derivative of the log chance of what was drawn; None: nothing was."""
+        ratios = None
+        if self.mixture is not None and past.kind is not None:
+            ratios = likelihood_ratio(self.mixture.log_alpha[past.labels], past.kind)
+        if self.flip is not None and past.flips is not None:
+            chances = self.flip.log_chances.expand(len(past.flips), 2)
+            of_flips = likelihood_ratio(chances, past.flips.long())
+            ratios = of_flips if ratios is None else ratios * of_flips
+        return ratios
 
     def record(self, gradients: list[Tensor]) -> None:
         self.outer_steps += 1

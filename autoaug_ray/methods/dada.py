@@ -107,7 +107,9 @@ class Dada(Searched):
 
     def _relaxed(self, state: DadaState, batch: Split, noise: torch.Generator) -> Tensor:
         """Augmented images (B, C, H, W) in [0, 1] with a gradient towards the policy."""
-        x = state.relaxed(self.before(as_float(batch.images), noise), noise)
+        x = as_float(batch.images)
+        x = self.before(x, self.draw_flips(state, x, noise), noise)
+        x = state.relaxed(x, noise)
         return self.after(state, x, self.draw_holes(x, noise))
 
     def end_epoch(self, state: Any) -> dict[str, float]:

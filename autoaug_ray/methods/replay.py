@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths.augmenter import AbstractAugmenter, parameter_names
+from autoaug_ray.maths.augmenter import parameter_names
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta, Task
 from autoaug_ray.methods.bilevel import Bilevel
+from autoaug_ray.methods.bilevel_state import BilevelState
 from autoaug_ray.store.places import Place, place
 
 
@@ -24,23 +25,19 @@ class ReplayState(nn.Module):
     def __init__(
         self,
         method: Bilevel,
-        augmenter: AbstractAugmenter,
+        learned: BilevelState,
         schedule: list[tuple[float, dict[str, Tensor]]],
     ) -> None:
         super().__init__()
-        self.method, self.augmenter, self.schedule = method, augmenter, schedule
+        self.method, self.schedule = method, schedule
+        self.augmenter, self.flip = learned.augmenter, learned.flip
         self.go_to(0.0)
 
     def go_to(self, progress: float) -> None:
         started = [state for start, state in self.schedule if start <= progress]
-        prefix = "augmenter."
-        self.augmenter.load_state_dict(
-            {
-                k.removeprefix(prefix): v
-                for k, v in (started or [self.schedule[0][1]])[-1].items()
-                if k.startswith(prefix)
-            }
-        )
+        now = (started or [self.schedule[0][1]])[-1]
+        names = self.state_dict()
+        self.load_state_dict({k: v for k, v in now.items() if k in names})
 
 
 class Replay(Method):
@@ -104,8 +101,7 @@ class Replay(Method):
                 f"replay.policy: {path} was learned on images of {channels} channel(s), these have "
                 f"{task.channels}, for which group: {method.group} has other parameters."
             )
-        augmenter = method.init(task, seed, device).augmenter
-        return ReplayState(method, augmenter, schedule)
+        return ReplayState(method, method.init(task, seed, device), schedule)
 
     def augment(
         self,

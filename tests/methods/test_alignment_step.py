@@ -34,15 +34,17 @@ def precise(monkeypatch):
 class Step:
     """One step of a method on a small smooth net."""
 
-    def __init__(self, edits=False, normalise="average", learn="hypergradient", **training):
+    def __init__(
+        self, edits=False, normalise="average", flip="horizontal", learn="hypergradient", **training
+    ):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.Tanh(), nn.Linear(6, 3))
         training = Training(**{"lr": 0.5, **training})
         self.learner = Learner(self.model, training, total_steps=10, noise=seeded())
         self.learner.begin_step()
         self.method = Bilevel(
-            estimator="alignment", group="affine+color", crop=1, cutout=4, normalise=normalise,
-            edits=("local",) if edits else (), learn=learn,
+            estimator="alignment", group="affine+color", flip=flip, crop=1, cutout=4,
+            normalise=normalise, edits=("local",) if edits else (), learn=learn,
         )  # fmt: skip
         self.state = self.method.start(TASK, 0, CPU)
         torch.manual_seed(1)
@@ -65,11 +67,18 @@ class Step:
         """d<d, g>/dtheta by double backward through the images that the step sees."""
         noise, w = seeded(), list(self.learner.weights().values())
         x, kind = self.method._drawn(self.state, self.batch, noise)
+        before = noise.get_state()
+        flips = self.method.draw_flips(self.state, x, noise)
+        noise.set_state(before)
         images = self.method.augment(self.state, x, noise)
         each = F.cross_entropy(self.model(images), self.batch.labels, reduction="none")
         if kind is not None:
             log_alpha = self.state.mixture.log_alpha[self.batch.labels]
             each = each * likelihood_ratio(log_alpha, kind)
+        if self.method.flip == "learned":
+            logit = self.state.flip.logit
+            log_p = F.logsigmoid(torch.where(flips, logit, -logit))
+            each = each * torch.exp(log_p - log_p.detach())
         g = torch.autograd.grad(each.mean(), w, create_graph=True)
         meta_loss = F.cross_entropy(self.model(self.meta.images / 255), self.meta.labels)
         d = [-self.learner.rule.lr * v for v in torch.autograd.grad(meta_loss, w)]
@@ -97,8 +106,10 @@ def pixels():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_theta_moves_down_the_derivative_of_the_alignment(edits, normalise, accumulate, precision):
     """In bf16, which leaves float64 alone, both ends of the difference are computed anew."""
-    oracle = Step(edits, normalise).oracle()
-    moved = Step(edits, normalise, accumulate=accumulate, precision=precision).moved()
+    # Where images are drawn, flips are, too: both by the probability of what was drawn.
+    flip = "learned" if edits else "horizontal"
+    oracle = Step(edits, normalise, flip).oracle()
+    moved = Step(edits, normalise, flip, accumulate=accumulate, precision=precision).moved()
     assert len(moved) == len(oracle) and all(float(h.abs().max()) > 0 for h in oracle[-1:])
     for a, b in zip(moved, oracle, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=3e-3 * float(b.abs().max()))

@@ -13,11 +13,14 @@ from pydantic import ValidationError
 
 from autoaug_ray import data, policy, train
 from autoaug_ray.bench.alpha import Planted
+from autoaug_ray.data import Split
 from autoaug_ray.errors import RunError
+from autoaug_ray.learner import Learner
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.methods.base import Task
 from autoaug_ray.methods.bilevel import NETWORK_LR, Bilevel
+from autoaug_ray.settings.training import Training
 from autoaug_ray.store.folder import TIMES
 
 THIRDS = {"identity": 0.5, "local": 0.25, "transfer": 0.25}
@@ -55,6 +58,7 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
         "bilevel",
         {"estimator": "alignment", "normalise": "average", "edits": ["local"], "every": 2},
     ),
+    "bilevel flip learned": ("bilevel", {"flip": "learned", "unroll": 2, "every": 2}),
     "bilevel jitter": ("bilevel", {"jitter": 0.4}),
     "bilevel sgd": ("bilevel", {"optimiser": "sgd", "weight_decay": 0.01}),
     "bilevel off": ("bilevel", {"learn": "off"}),
@@ -360,6 +364,29 @@ def test_unroll_reaches_back_over_real_steps(final_run):
         for k in (1, 2)
     ]
     assert logs[0]["hypergradient_norm"] != logs[1]["hypergradient_norm"]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "alignment"])
+def test_the_chance_of_a_flip_goes_where_flips_help(estimator):
+    """Of images whose class is the side that is bright, mirrored ones teach the wrong class."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 60, (64, 1, 6, 6), dtype=torch.uint8)
+    labels = torch.arange(64) % 2
+    images[labels == 0, :, :, :3] += 150
+    images[labels == 1, :, :, 3:] += 150
+    batch = Split(images, labels)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 2))
+    noise = torch.Generator().manual_seed(0)
+    learner = Learner(model, Training(lr=0.01), total_steps=40, noise=noise)
+    method = Bilevel(flip="learned", group="translation", spread=0.01, estimator=estimator)
+    state = method.start(Task(1, 6, 6, (32, 32), (0.3,)), 0, torch.device("cpu"))
+    assert method.flip_chance(state) == 0.5
+    for _ in range(40):
+        learner.begin_step()
+        method.step(learner, batch, lambda n: batch, state)
+        learner.end_step()
+    assert method.flip_chance(state) < 0.4
+    assert method.end_epoch(state)["p/flip"] == float(method.flip_chance(state))
 
 
 def test_figures_of_a_bilevel_epoch(final_run):

@@ -180,6 +180,7 @@ def test_the_split_is_dealt_once_or_every_epoch(settings, same_split, same_order
     ({"optimiser": "adam"}, 'knows optimiser: "sgd" only, got optimiser: "adam"'),
     ({"normalise": "batch"}, 'knows normalise: "none" only'),
     ({"estimator": "alignment"}, 'knows estimator: "exact" only'),
+    ({"flip": "learned"}, "flips with a fixed chance, got flip: learned"),
     ({"memory": 5}, "knows memory: 20.0 only"),
     ({"until": 0.5}, "knows until: 1.0 only"),
     ({"fraction": 0.5}, "knows fraction: 1.0 only"),
