@@ -23,7 +23,7 @@ TREE: dict[str, Any] = {
     "methods": {
         "none": None,
         "randaugment": {"magnitude": {"grid": [5, 9]}},
-        "bilevel": {"every": 2, "fraction": 0.5, "group": "translation"},
+        "bilevel": {"every": 2, "group": "translation"},
     },
 }
 

@@ -45,6 +45,8 @@ SLICES = 8
 """Rounds of timed single steps for every repeat of the whole trainings."""
 STILL = 1e-12
 """Learning rate of an augmenter that is to stay where it is."""
+EACH_STEP: Mapping[str, Any] = {"estimator": "exact", "every": 1, "until": 1.0, "lr": STILL}
+"""Settings of a method whose every step is an exact outer step, at one and the same theta."""
 
 
 class Variant(NamedTuple):
@@ -67,12 +69,16 @@ def variants() -> list[Variant]:
     is exact."""
 
     def learned(name: str, **settings: Any) -> Variant:
-        method = Bilevel(lr=STILL, **settings)
+        method = Bilevel(**{**EACH_STEP, **settings})
         return Variant(name, method, method.step, settings.get("learn") is None)
 
     def differences(name: str, *, central: bool) -> Variant:
-        method = Bilevel(lr=STILL)
+        method = Bilevel(**EACH_STEP)
         return Variant(name, method, finite_difference_step(method, central=central), True)
+
+    def channels_first(learner: Learner, *rest: Any) -> None:
+        learner.model.to(memory_format=torch.contiguous_format)
+        plain.step(learner, *rest)
 
     plain = NoAugmentation()
     affine = RandomAffine(
@@ -81,6 +87,9 @@ def variants() -> list[Variant]:
     return [
         Variant("plain step, no augmentation", plain, plain.step, False),
         learned("exact, K=1 (in the trainer's step)"),
+        learned("alignment", estimator="alignment"),
+        learned("alignment, meta_every: 4", estimator="alignment", meta_every=4),
+        Variant("plain step, channels first", plain, channels_first, False),
         Variant("plain step, fixed random affine", affine, affine.step, False),
         learned("gradient of the training loss", learn="train_loss"),
         learned("exact, K=2", unroll=2),
@@ -327,11 +336,11 @@ def trainings() -> dict[str, AnyMethod]:
         "none": NoAugmentation(),
         "learn: off": Bilevel(learn="off"),
     }
-    spared = [(every, part) for every in (2, 4, 8) for part in (1.0, 0.5, 0.25)]
-    for until in (1.0, 0.6):
-        for every, part in [(1, 1.0), *spared]:
-            name = f"every {every}, fraction {part:g}, until {until:g}"
-            out[name] = Bilevel(every=every, fraction=part, until=until)
+    for estimator in ("exact", "alignment"):
+        for until in (1.0, 0.5):
+            for every in (1, 2, 3, 4):
+                name = f"{estimator}, every {every}, until {until:g}"
+                out[name] = Bilevel(estimator=estimator, every=every, until=until)
     return out
 
 

@@ -87,7 +87,7 @@ def signal_of(
     same: the steps of one memory come before the first that counts.
     """
     device = torch.device("cpu")
-    method = Bilevel(group=known.group, flip="none", lr=STILL, **settings)
+    method = Bilevel(group=known.group, flip="none", every=1, until=1.0, lr=STILL, **settings)
     run = _run(known, seed, method)
     setup = train.prepare(run, device, train.load_data(run, device, None))
     learner, state = setup.learner, setup.state

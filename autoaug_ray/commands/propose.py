@@ -77,7 +77,7 @@ def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
             "Random transformations of one magnitude, which is searched.",
         ),
         (
-            f"bilevel: {{{common}, group: {group}, every: 2, until: 0.5}}",
+            f"bilevel: {{{common}, group: {group}}}",
             "Learned while the classifier trains; brings its control, the same without learning.",
         ),
     ]

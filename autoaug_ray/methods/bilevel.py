@@ -103,20 +103,23 @@ class Bilevel(Staged):
     whenever hypergradients are small."""
 
     unroll: int = Field(1, ge=1, le=100)
-    """K: steps of the classifier that the hypergradient goes through."""
-    every: int = Field(1, ge=1, le=10_000)
-    """J: classifier steps per outer step."""
-    until: float = Field(1.0, gt=0, le=1)
+    """K: steps of the classifier that the hypergradient goes through; more than one needs
+    estimator: exact."""
+    every: int = _by_protocol("every", ge=1, le=10_000)
+    """J: classifier steps per outer step; 3 in ours, 1 in the published protocols."""
+    until: float = _by_protocol("until", gt=0, le=1)
     """Share of the training after which theta stays as it is: once the classifier fits its
-    training images, the hypergradient is noise."""
+    training images, the hypergradient is noise. 0.5 in ours, 1 in the published protocols."""
     fraction: float = Field(1.0, gt=0, le=1)
-    """Share of the training and of the meta batch that an outer step looks at."""
+    """Share of the training and of the meta batch that an outer step looks at; less than all needs
+    estimator: exact."""
     estimator: Literal["exact", "alignment"] = _by_protocol("estimator")
-    """exact: through the classifier's own update, by double backward. alignment: to first order in
-    its learning rate, without a second derivative (`maths.alignment`)."""
+    """exact: through the classifier's own update, by double backward, as published. alignment, the
+    default of ours: to first order in its learning rate, without a second derivative
+    (`maths.alignment`)."""
     normalise: Literal["average", "batch", "none"] = _by_protocol("normalise")
     """What of a training gradient does not depend on theta: its component along an average of
-    training gradients, or its length; none: the paper's plain look-ahead."""
+    training gradients, the default of ours, or its length; none: the paper's plain look-ahead."""
     memory: float = Field(20.0, ge=1, le=1e6)
     """Classifier steps over which training and meta gradients are averaged."""
     meta_every: int = Field(1, ge=1, le=10_000)
@@ -136,7 +139,10 @@ class Bilevel(Staged):
         if self.estimator == "alignment":
             for name in ("unroll", "fraction"):
                 if (value := getattr(self, name)) != 1:
-                    raise ValueError(f"estimator: alignment knows {name}: 1 only, got {value}")
+                    raise ValueError(
+                        f"{name}: {value} needs estimator: exact; estimator: alignment knows "
+                        f"{name}: 1 only"
+                    )
         if self.protocol == "ours":
             return
         if self.size == "scale":
@@ -173,7 +179,7 @@ class Bilevel(Staged):
 
     @property
     def steps_per_round(self) -> int:
-        return self.every
+        return self.every * self.meta_every
 
     def kind_of_step(self, done: int, total: int) -> str:
         return "outer" if self._is_due(done, total) else ""
@@ -359,19 +365,22 @@ class Bilevel(Staged):
         made = [images] if ratios is None else [images, ratios]
         leaves = [tensor.detach().requires_grad_() for tensor in made]
         pixels, *weights = leaves
-        loss = learner.backward(pixels, now.labels)
+        # A view: torch's counter of FLOP hooks what modules are given, and cannot hook a leaf.
+        loss = learner.backward(pixels.view_as(pixels), now.labels)
         g = learner.gradients()
         if self.normalise == "average":
             state.training_gradient.add(g)
+        logs = {"train_loss": loss}
         if state.outer_steps % self.meta_every == 0:
             meta = next_meta(len(pixels))
             of_meta = learner.loss_at(as_float(meta.images), meta.labels)
-            state.meta_loss, v = hypergradient.value_and_gradient(of_meta, now.weights)
+            logs["meta_loss"], v = hypergradient.value_and_gradient(of_meta, now.weights)
             state.meta_gradient.add(v, self.meta_every * self.every)
         d = alignment.pulled_back(now.rule, now.weights, now.buffers, g, state.meta_gradient.values)
         if self.normalise != "none":
             average = self.normalise == "average"
             d = alignment.across(d, state.training_gradient.values if average else g)
+        logs["alignment"] = alignment.inner(d, g)
         there, eps = alignment.shifted(now.weights, d)
         of_batch = learner.loss_at(pixels, now.labels, weights=weights[0] if weights else None)
         _, after = hypergradient.towards(of_batch, there, leaves)
@@ -386,7 +395,7 @@ class Bilevel(Staged):
         state.record(h)
         self._move(learner, state, h)
         learner.apply(g)
-        return {"train_loss": loss, "meta_loss": state.meta_loss}
+        return logs
 
     def _hypergradient(
         self, learner: Learner, state: BilevelState, steps: list[Past], meta: Split, shared: bool

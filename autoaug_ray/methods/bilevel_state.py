@@ -64,7 +64,6 @@ class BilevelState(Learning):
         self.augmenter, self.optimiser = augmenter, optimiser
         self.mixture, self.flip = mixture, flip
         self.training_gradient, self.meta_gradient = Average(memory), Average(memory)
-        self.meta_loss = torch.zeros(())
         self.new_epoch()
 
     def new_epoch(self) -> None:
@@ -98,7 +97,6 @@ class BilevelState(Learning):
             "optimiser": super().get_extra_state(),
             "training_gradient": self.training_gradient.state_dict(),
             "meta_gradient": self.meta_gradient.state_dict(),
-            "meta_loss": self.meta_loss,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -106,4 +104,3 @@ class BilevelState(Learning):
         device = self.sum_of_norms.device
         self.training_gradient.load_state_dict(state["training_gradient"], device)
         self.meta_gradient.load_state_dict(state["meta_gradient"], device)
-        self.meta_loss = state["meta_loss"].to(device)

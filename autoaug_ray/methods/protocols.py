@@ -12,6 +12,8 @@ PUBLISHED = {
     "weight_decay": 0.01,
     "estimator": "exact",
     "normalise": "none",
+    "every": 1,
+    "until": 1.0,
 }
 DEFAULTS: Mapping[Protocol, Mapping[str, Any]] = {
     "ours": {
@@ -20,8 +22,10 @@ DEFAULTS: Mapping[Protocol, Mapping[str, Any]] = {
         "optimiser": "adam",
         "lr": 0.03,
         "weight_decay": 0.0,
-        "estimator": "exact",
-        "normalise": "batch",
+        "estimator": "alignment",
+        "normalise": "average",
+        "every": 3,
+        "until": 0.5,
         "resplit": "epoch",
     },
     "paper": PUBLISHED | {"resplit": "epoch"},
@@ -35,5 +39,5 @@ FREE: Mapping[Protocol, tuple[str, ...]] = {
 """What a study may change of a published protocol, of the settings that make a protocol."""
 GROUPS = ("translation", "affine", "color", "affine+color")
 """What the paper learns."""
-PLAIN = ("spread", "unroll", "every", "until", "fraction", "edits", "memory", "meta_every")
+PLAIN = ("spread", "unroll", "fraction", "edits", "memory", "meta_every")
 """Settings whose defaults a published protocol keeps, but for those that are FREE."""

@@ -78,8 +78,8 @@ def training(workers, text):
     [
         ("none", {}),
         ("stn", {}),
-        ("bilevel", {}),
-        ("bilevel", {"unroll": 2, "every": 2, "fraction": 0.5}),
+        ("bilevel", {"every": 1}),
+        ("bilevel", {"estimator": "exact", "unroll": 2, "every": 2, "fraction": 0.5}),
         ("bilevel", {"learn": "train_loss"}),
         ("dada", {}),
         ("dada", {"gradient": "first_order"}),

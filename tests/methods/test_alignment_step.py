@@ -44,7 +44,7 @@ class Step:
         self.learner.begin_step()
         self.method = Bilevel(
             estimator="alignment", group="affine+color", flip=flip, crop=1, cutout=4,
-            normalise=normalise, edits=("local",) if edits else (), learn=learn,
+            normalise=normalise, edits=("local",) if edits else (), learn=learn, every=1, until=1.0,
         )  # fmt: skip
         self.state = self.method.start(TASK, 0, CPU)
         torch.manual_seed(1)
@@ -141,5 +141,5 @@ def test_averages_hold_what_the_steps_had():
 
 @pytest.mark.parametrize("name, value", [("unroll", 2), ("fraction", 0.5)])
 def test_what_alignment_cannot_do_is_said(name, value):
-    with pytest.raises(ValueError, match=f"estimator: alignment knows {name}: 1 only, got {value}"):
+    with pytest.raises(ValueError, match=f"{name}: {value} needs estimator: exact"):
         Bilevel(estimator="alignment", **{name: value})

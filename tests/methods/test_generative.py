@@ -343,7 +343,7 @@ def test_an_augmenter_and_proportions_are_learned_together(final_run):
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_the_hypergradient_turns_away_from_noise_for_every_class(seed):
     settings = {"gradient": "hypergradient", "optimiser": "adam", "lr": 0.1}
-    noise, sound, _ = learned(Search(settings, 4, 40, 64), seed, images=800, width=4)
+    noise, sound, _ = learned(Search(settings, 4, 40, 128), seed, images=800, width=4)
     assert float(noise.mean()) < 0.15 and bool((noise < sound).all())
 
 

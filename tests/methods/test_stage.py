@@ -253,7 +253,9 @@ def test_the_hypergradient_through_the_stage_is_the_derivative_of_the_meta_loss(
     )
     learner = Learner(model, Training(lr=0.5), total_steps=10, noise=seeded())
     learner.begin_step()
-    method = method_class("bilevel")(group="affine+color", crop=1, cutout=4, normalise="none")
+    method = method_class("bilevel")(
+        group="affine+color", crop=1, cutout=4, estimator="exact", normalise="none", every=1
+    )
     state = method.start(Task(3, 6, 6, (4,) * 3, MEAN), 0, CPU)
     batch, meta = (
         Split(torch.randint(60, 200, (16, 3, 6, 6), dtype=torch.uint8), torch.arange(16) % 3)
