@@ -57,7 +57,7 @@ class Saflex(OnTop):
     def check(self, training: Training) -> None:
         if training.accumulate > 1:
             raise ValueError(
-                "saflex labels whole batches: it needs train.accumulate: 1, got "
+                "method: saflex labels whole batches and needs train.accumulate: 1, got "
                 f"{training.accumulate}"
             )
 

@@ -144,7 +144,7 @@ def test_the_control_trains_as_its_policy_alone(monkeypatch):
 
 
 def test_it_needs_whole_batches():
-    with pytest.raises(ValueError, match=r"saflex.*train.accumulate: 1, got 2"):
+    with pytest.raises(ValueError, match=r"^method: saflex .*train.accumulate: 1, got 2$"):
         Saflex().check(Training(accumulate=2))
 
 
