@@ -209,9 +209,8 @@ class Learner:
         (B,); `weights` (B,) multiply the samples' losses. A loss that is worked off in parts is
         `Parts`, which `maths.hypergradient` knows how to differentiate.
 
-        functional_call would write batch-norm statistics into the model, and so leak meta images
-        into the classifier: every call works on copies of the buffers, but for the first one to
-        each part of the `real_pass`.
+        Batch norm's statistics stay as they are, but for the first call to each part of the
+        `real_pass`.
         """
 
         def term(part: slice, share: float) -> Loss:
@@ -220,13 +219,8 @@ class Learner:
             def loss(w: Mapping[str, Tensor]) -> Tensor:
                 nonlocal real
                 x = images(part) if callable(images) else images[part]
-                buffers = {} if real else {k: b.clone() for k, b in self.model.named_buffers()}
+                logits = self.logits_at(x, w, real_pass=real)
                 real = False
-                bf16 = self.training.hypergradient_precision == "bf16"
-                half = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
-                with half, recomputed(self._blocks):
-                    logits = functional_call(self.model, {**w, **buffers}, (x,))
-                logits = logits.float() if bf16 else logits
                 if weights is None:
                     return share * F.cross_entropy(logits, labels[part])
                 each = F.cross_entropy(logits, labels[part], reduction="none")
@@ -238,6 +232,22 @@ class Learner:
         if self.training.accumulate == 1:
             return terms[0]
         return Parts(terms, self.workers.total)
+
+    def logits_at(
+        self, images: Tensor, weights: Mapping[str, Tensor], *, real_pass: bool = False
+    ) -> Tensor:
+        """(B, classes) for images (B, C, H, W) in [0, 1], at other weights than the model's and
+        with the precision of hypergradients.
+
+        functional_call would write batch-norm statistics into the model, and so leak meta images
+        into the classifier: all but a `real_pass` work on copies of the buffers.
+        """
+        buffers = {} if real_pass else {k: b.clone() for k, b in self.model.named_buffers()}
+        bf16 = self.training.hypergradient_precision == "bf16"
+        half = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+        with half, recomputed(self._blocks):
+            logits: Tensor = functional_call(self.model, {**weights, **buffers}, (images,))
+        return logits.float() if bf16 else logits
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "fast_autoaugment": "autoaug_ray.methods.fast_autoaugment:FastAutoAugment",
     "dada": "autoaug_ray.methods.dada:Dada",
     "stn": "autoaug_ray.methods.stn:STN",
+    "saflex": "autoaug_ray.methods.saflex:Saflex",
     "bilevel": "autoaug_ray.methods.bilevel:Bilevel",
     "replay": "autoaug_ray.methods.replay:Replay",
     "mix": "autoaug_ray.methods.generative:Mix",

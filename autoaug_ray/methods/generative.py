@@ -64,12 +64,10 @@ class MixtureState(Learning):
         return torch.log_softmax(self.logits, dim=1)
 
 
-class _Mixture(Method, abc.ABC):
-    """Every image of a batch is the real one or an edit of it; then comes what is done to both."""
+class OnTop(Method, abc.ABC):
+    """What is done to the pixels is another method's, with its stage of flip, crop and cutout."""
 
-    then: Then = Predefined()
-    """The paper's simple augmentation (flip and crop) in its place: RandAugment, or none. Its stage
-    of flip, crop and cutout is that of the real and the generated images."""
+    then: Then
 
     def check_images(self, channels: int, height: int, width: int) -> None:
         try:
@@ -81,6 +79,14 @@ class _Mixture(Method, abc.ABC):
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
         return self.then.augment(state, images, noise, strength)
+
+
+class _Mixture(OnTop, abc.ABC):
+    """Every image of a batch is the real one or an edit of it; then comes what is done to both."""
+
+    then: Then = Predefined()
+    """The paper's simple augmentation (flip and crop) in its place: RandAugment, or none. Its stage
+    of flip, crop and cutout is that of the real and the generated images."""
 
     @torch.no_grad()
     def select(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:

@@ -84,6 +84,8 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
         },
     ),
     "bilevel as released": ("bilevel", {"protocol": "release", "group": "affine+color"}),
+    "saflex off": ("saflex", {"learn": "off"}),
+    "saflex + trivialaugment": ("saflex", {"then": {"name": "trivialaugment"}, "temperature": 0}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
     "randaugment with the stage": ("randaugment", {"crop": 2, "cutout": 8}),
     "bilevel K=2 with the stage": (
@@ -300,7 +302,7 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
     "case",
     [
         "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
-        "autogenda ratio", "dada", "dada first_order",
+        "autogenda ratio", "dada", "dada first_order", "saflex",
     ],
     indirect=True,
 )  # fmt: skip
