@@ -78,6 +78,7 @@ def training(workers, text):
     [
         ("none", {}),
         ("stn", {}),
+        ("entaugment", {"entropy_loss": True}),
         ("bilevel", {}),
         ("bilevel", {"unroll": 2, "every": 2, "fraction": 0.5}),
         ("bilevel", {"learn": "train_loss"}),

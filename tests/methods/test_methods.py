@@ -79,6 +79,10 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     ),
     "bilevel as released": ("bilevel", {"protocol": "release", "group": "affine+color"}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
+    "entaugment with all": (
+        "entaugment",
+        {"entropy_loss": True, "space": "torchvision", "warm_up": 0.3, "sampler": "balanced"},
+    ),
     "randaugment with the stage": ("randaugment", {"crop": 2, "cutout": 8}),
     "bilevel K=2 with the stage": ("bilevel", {"unroll": 2, "crop": 2, "cutout": 8}),
 }
