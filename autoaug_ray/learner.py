@@ -17,6 +17,9 @@ from autoaug_ray.maths.recompute import blocks, recomputed
 from autoaug_ray.maths.workers import ALONE, Workers
 from autoaug_ray.settings.training import Training
 
+Criterion = Callable[[Tensor, slice], Tensor]
+"""Logits (b, classes) of a part of a batch, and which part that is -> their mean loss ()."""
+
 
 class Learner:
     """Model and optimiser, with the learning rate of the present step."""
@@ -113,27 +116,34 @@ class Learner:
         loss.backward()
         self.optimiser.step()
 
-    def train_on(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimiser step on the mean cross-entropy () to labels (B,), which it returns.
+    def train_on(
+        self, images: Tensor, labels: Tensor, criterion: Criterion | None = None
+    ) -> Tensor:
+        """One optimiser step on the mean cross-entropy () to labels (B,), or on what `criterion`
+        has in its place; returns that loss.
 
         Leaves from which the images (B, C, H, W) in [0, 1] were computed get gradients, too.
+        `criterion` is asked about each part of the batch that this process works off.
         """
-        loss = self.backward(images, labels)
+        loss = self.backward(images, labels, criterion)
         self.optimiser.step()
         return loss
 
-    def backward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def backward(
+        self, images: Tensor, labels: Tensor, criterion: Criterion | None = None
+    ) -> Tensor:
         """`train_on` but for its last act: the weights have gradients and stay as they are."""
+        criterion = criterion or (lambda logits, part: F.cross_entropy(logits, labels[part]))
         self.optimiser.zero_grad()
         if self.training.accumulate == 1:
-            loss = self.loss(images, labels)
+            loss = criterion(self.logits(images), slice(None))
             loss.backward()
             return loss.detach()
         # The graph of what made the images is gone through once, after all parts.
         pixels = images.detach().requires_grad_(images.requires_grad)
         total = torch.zeros((), device=images.device)
         for part, share in self.parts(len(images)):
-            loss = share * self.loss(pixels[part], labels[part])
+            loss = share * criterion(self.logits(pixels[part]), part)
             loss.backward()
             total = total + loss.detach()
         learning = [*self.weights().values(), *([pixels] if images.requires_grad else [])]

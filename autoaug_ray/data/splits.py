@@ -41,6 +41,8 @@ class Split:
     images: Tensor  # (n, channels, height, width) uint8
     labels: Tensor  # (n,) int64
     edits: Edits | None = None
+    rows: Tensor | None = None
+    """(n,) int64, of a batch that `draws` drew: where its images lie in what it was drawn from."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,13 +55,15 @@ class Split:
 
     def take(self, index: Tensor) -> "Split":
         edits = None if self.edits is None else self.edits.take(index)
-        return Split(self.images[index], self.labels[index], edits)
+        rows = None if self.rows is None else self.rows[index]
+        return Split(self.images[index], self.labels[index], edits, rows)
 
     def load(self) -> "Split":
         return self
 
     def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device), self.edits)
+        rows = None if self.rows is None else self.rows.to(device)
+        return Split(self.images.to(device), self.labels.to(device), self.edits, rows)
 
 
 class Reader(abc.ABC):
@@ -165,13 +169,18 @@ def stratified(labels: Tensor, size: int, *, seed: int) -> Tensor:
 
 
 def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Split]:
-    """A callable n -> n images of the split, at the positions that `draw(n)` gives.
+    """A callable n -> n images of the split, at the positions that `draw(n)` gives, its `rows`.
 
     While a batch of stored images is in use, the next one is decoded: `draw` is called one batch
     ahead, and gives no position when there are no more.
     """
     if isinstance(split, Split):
-        return lambda n: split.take(draw(n).to(split.labels.device))
+
+        def at_hand(n: int) -> Split:
+            positions = draw(n).to(split.labels.device)
+            return replace(split.take(positions), rows=positions)
+
+        return at_hand
     drawn: deque[Tensor] = deque()
     decoding: deque[Future[np.ndarray]] = deque()
 
@@ -181,8 +190,8 @@ def draws(split: AnySplit, draw: Callable[[int], Tensor]) -> Callable[[int], Spl
             decoding.extend(_submit(split, positions))
         positions = torch.stack([drawn.popleft() for _ in range(n)])
         images = torch.from_numpy(np.stack([decoding.popleft().result() for _ in range(n)]))
-        part = split.take(positions)
-        return Split(images.to(part.labels.device), part.labels, part.edits)
+        part, device = split.take(positions), split.labels.device
+        return Split(images.to(device), part.labels, part.edits, positions.to(device))
 
     return take
 

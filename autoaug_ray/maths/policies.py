@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Generator, Tensor
@@ -45,6 +45,28 @@ def magnitude_bins(num_bins: int, size: tuple[int, int], wide: bool = False) -> 
     rows = {name: torch.linspace(0.0, end, num_bins) for name, end in ends.items()}
     rows["Posterize"] = 8 - (torch.arange(num_bins) / ((num_bins - 1) / bits)).round()
     rows["Solarize"] = torch.linspace(255.0, 0.0, num_bins) / 255
+    return torch.stack([rows.get(name, torch.zeros(num_bins)) for name in OPS])
+
+
+def standard_bins(num_bins: int, size: tuple[int, int]) -> Tensor:
+    """(len(OPS), num_bins) magnitudes of the space "standard" in the code of automl/trivialaugment.
+
+    EntAugment's code (Jackbrocp/EntAugment) has it. Level m, of M = num_bins - 1 at most, is a
+    shear of 0.3 m / M; int(30 m / M) degrees; int(10 m / M) pixels of 32 (in proportion for other
+    sizes, and then truncated); 4 - int(4 m / M) bits; a threshold of (256 - int(256 m / M)) / 255;
+    a factor of 0.1 + 1.8 m / M. Not every op is stronger at a higher level: factors change nothing
+    at M / 2, and images are darkest and greyest at 0. At M, 0 bits leave a black image, as they did
+    with Pillow until it refused them.
+    """
+    level, top = torch.arange(num_bins), num_bins - 1
+    share = level / top
+    rows = dict.fromkeys(("ShearX", "ShearY"), 0.3 * share)
+    rows |= dict.fromkeys(_FACTORS, 1.8 * share - 0.9)
+    rows["TranslateX"] = (10 * level // top) * (size[1] / 32)
+    rows["TranslateY"] = (10 * level // top) * (size[0] / 32)
+    rows["Rotate"] = (30 * level // top).float()
+    rows["Posterize"] = (4 - 4 * level // top).float()
+    rows["Solarize"] = (256 - 256 * level // top) / 255
     return torch.stack([rows.get(name, torch.zeros(num_bins)) for name in OPS])
 
 
@@ -137,6 +159,34 @@ class TrivialAugmentWide:
         op = _draw(len(OPS) - 1, images, generator)
         magnitude = bins.to(generator.device)[op, _draw(self.num_bins, images, generator)]
         return _apply(images, op, magnitude, generator, strength)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class OneOp:
+    """One op per sample, uniform over OPS without Invert, at a level that the sample may bring.
+
+    `level` (B,), on any device, holds bins, 0..num_bins - 1, of the `space`: `standard_bins`, whose
+    warps alone have a sign, or `magnitude_bins`, whose factors have one, too. None: uniform over
+    the bins, which is TrivialAugment in that space; op, level and sign are drawn in its order.
+    """
+
+    space: Literal["standard", "torchvision"]
+    num_bins: int
+    level: Tensor | None = None
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        standard, size = self.space == "standard", (images.shape[2], images.shape[3])
+        bins = (standard_bins if standard else magnitude_bins)(self.num_bins, size)
+        op = _draw(len(OPS) - 1, images, generator)
+        level = self.level
+        if level is None:
+            level = _draw(self.num_bins, images, generator)
+        magnitude = bins.to(generator.device)[op, level.to(op)]
+        signed = _WARPS if standard else _WARPS + _FACTORS
+        return _apply(images, op, magnitude, generator, strength, signed)
 
 
 Step = tuple[str, float, float | None]

@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "trivialaugment": "autoaug_ray.methods.discrete:TrivialAugment",
     "autoaugment": "autoaug_ray.methods.discrete:AutoAugment",
     "pba": "autoaug_ray.methods.discrete:PopulationBased",
+    "entaugment": "autoaug_ray.methods.entaugment:EntAugment",
     "fast_autoaugment": "autoaug_ray.methods.fast_autoaugment:FastAutoAugment",
     "dada": "autoaug_ray.methods.dada:Dada",
     "stn": "autoaug_ray.methods.stn:STN",

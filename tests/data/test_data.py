@@ -384,6 +384,8 @@ def test_stored_images_are_the_same_images(folder):
         for _ in range(5):
             x, y = a(4), b(4)
             assert torch.equal(x.images, y.images) and torch.equal(x.labels, y.labels)
+            assert torch.equal(x.rows, y.rows)
+            assert torch.equal(x.images, inside.train.images[x.rows])
     for x, y in zip(
         data.channel_statistics(inside.train), data.channel_statistics(outside.train), strict=True
     ):

@@ -11,6 +11,7 @@ from autoaug_ray.maths import policies
 from autoaug_ray.maths.image_ops import OPS, apply_ops
 from autoaug_ray.maths.policies import (
     PBA_OPS,
+    OneOp,
     PopulationPolicy,
     RandAugment,
     SubPolicies,
@@ -34,6 +35,8 @@ ALL = [
     RandAugment(),
     RandAugment(num_ops=3, magnitude=30),
     TrivialAugmentWide(),
+    OneOp("standard", 31),
+    OneOp("torchvision", 31),
     *(SubPolicies(table, num_bins=10) for table in TABLES.values()),
     SubPolicies((*MIXED, *TABLES["svhn"]), (1.0,) * 28, num_bins=10),
     PopulationPolicy((5, 7) * 30),

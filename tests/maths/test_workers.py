@@ -80,6 +80,7 @@ def training(workers, text):
         ("stn", {}),
         ("bilevel", {"every": 1}),
         ("bilevel", {"estimator": "exact", "unroll": 2, "every": 2, "fraction": 0.5}),
+        ("entaugment", {"entropy_loss": True}),
         ("bilevel", {"learn": "train_loss"}),
         ("dada", {}),
         ("dada", {"gradient": "first_order"}),

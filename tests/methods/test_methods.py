@@ -87,6 +87,10 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     "saflex off": ("saflex", {"learn": "off"}),
     "saflex + trivialaugment": ("saflex", {"then": {"name": "trivialaugment"}, "temperature": 0}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
+    "entaugment with all": (
+        "entaugment",
+        {"entropy_loss": True, "space": "torchvision", "warm_up": 0.3, "sampler": "balanced"},
+    ),
     "randaugment with the stage": ("randaugment", {"crop": 2, "cutout": 8}),
     "bilevel K=2 with the stage": (
         "bilevel",
