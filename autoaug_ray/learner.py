@@ -220,13 +220,8 @@ class Learner:
             def loss(w: Mapping[str, Tensor]) -> Tensor:
                 nonlocal real
                 x = images(part) if callable(images) else images[part]
-                buffers = {} if real else {k: b.clone() for k, b in self.model.named_buffers()}
+                logits = self._logits_at(w, x, real)
                 real = False
-                bf16 = self.training.hypergradient_precision == "bf16"
-                half = torch.autocast(x.device.type, torch.bfloat16, enabled=bf16)
-                with half, recomputed(self._blocks):
-                    logits = functional_call(self.model, {**w, **buffers}, (x,))
-                logits = logits.float() if bf16 else logits
                 if weights is None:
                     return share * F.cross_entropy(logits, labels[part])
                 each = F.cross_entropy(logits, labels[part], reduction="none")
@@ -238,6 +233,24 @@ class Learner:
         if self.training.accumulate == 1:
             return terms[0]
         return Parts(terms, self.workers.total)
+
+    @torch.no_grad()
+    def logits_at(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, classes) as a look-ahead has them at other weights, without a graph.
+
+        For images (B, C, H, W) in [0, 1]; a batch that is worked off in parts is the caller's to
+        part. Batch norm takes its statistics from these images and keeps nothing of them.
+        """
+        return self._logits_at(weights, images, real=False)
+
+    def _logits_at(self, weights: Mapping[str, Tensor], images: Tensor, real: bool) -> Tensor:
+        """`real`: whether batch norm's own statistics take this pass in; else their copies do."""
+        buffers = {} if real else {k: b.clone() for k, b in self.model.named_buffers()}
+        bf16 = self.training.hypergradient_precision == "bf16"
+        half = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+        with half, recomputed(self._blocks):
+            logits: Tensor = functional_call(self.model, {**weights, **buffers}, (images,))
+        return logits.float() if bf16 else logits
 
     def state_dict(self) -> dict[str, Any]:
         return {
