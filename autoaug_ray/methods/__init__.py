@@ -30,6 +30,7 @@ METHODS: dict[str, str] = {
     "dada": "autoaug_ray.methods.dada:Dada",
     "stn": "autoaug_ray.methods.stn:STN",
     "bilevel": "autoaug_ray.methods.bilevel:Bilevel",
+    "learned_ops": "autoaug_ray.methods.learned_ops:LearnedOps",
     "replay": "autoaug_ray.methods.replay:Replay",
     "mix": "autoaug_ray.methods.generative:Mix",
     "autogenda": "autoaug_ray.methods.generative:AutoGenDA",

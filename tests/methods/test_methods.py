@@ -78,6 +78,8 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
         },
     ),
     "bilevel as released": ("bilevel", {"protocol": "release", "group": "affine+color"}),
+    "learned_ops in a row": ("learned_ops", {"num_ops": 2, "every": 1, "score": "inner"}),
+    "learned_ops off": ("learned_ops", {"learn": "off"}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
     "randaugment with the stage": ("randaugment", {"crop": 2, "cutout": 8}),
     "bilevel K=2 with the stage": ("bilevel", {"unroll": 2, "crop": 2, "cutout": 8}),
@@ -290,7 +292,7 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
     "case",
     [
         "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
-        "autogenda ratio", "dada", "dada first_order",
+        "autogenda ratio", "dada", "dada first_order", "learned_ops in a row",
     ],
     indirect=True,
 )  # fmt: skip
