@@ -140,3 +140,16 @@ def test_a_finished_loss_cannot_be_worked_off_in_parts():
 def test_parts_of_one_image_are_refused():
     with pytest.raises(ValueError, match="accumulate: 6 parts of a batch_size of 10"):
         Training(batch_size=10, accumulate=6)
+
+
+def test_logits_at_other_weights_are_those_of_a_model_that_has_them():
+    """Batch norm takes the batch's own statistics, and keeps none of them."""
+    here, there = learner(), learner()
+    with torch.no_grad():
+        for p in there.model.parameters():
+            p += 0.1
+    x = torch.rand(8, 1, 8, 8).double()
+    before = {k: b.clone() for k, b in here.model.named_buffers()}
+    found = here.logits_at(x, dict(there.model.named_parameters()))
+    torch.testing.assert_close(found, there.model(x))
+    assert all(torch.equal(b, before[k]) for k, b in here.model.named_buffers())

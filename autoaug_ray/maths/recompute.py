@@ -40,15 +40,30 @@ class Replay:
     """A function that draws the same random numbers of torch at every call as at its first."""
 
     def __init__(self, f: Callable[..., Tensor]) -> None:
-        self.f = f
-        self.first: _RandomState | None = None
+        self.f, self.same_draws = f, SameDraws()
 
     def __call__(self, *args: Any) -> Tensor:
+        with self.same_draws():
+            return self.f(*args)
+
+
+class SameDraws:
+    """Blocks in each of which torch's own random numbers are those of the first.
+
+    A difference of two passes needs them, so that dropout drops the same units in both.
+    """
+
+    def __init__(self) -> None:
+        self.first: _RandomState | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
         if self.first is None:
             self.first = _RandomState()
-            return self.f(*args)
-        with self.first.restored():
-            return self.f(*args)
+            yield
+        else:
+            with self.first.restored():
+                yield
 
 
 class _RandomState:

@@ -32,6 +32,7 @@ METHODS: dict[str, str] = {
     "stn": "autoaug_ray.methods.stn:STN",
     "saflex": "autoaug_ray.methods.saflex:Saflex",
     "bilevel": "autoaug_ray.methods.bilevel:Bilevel",
+    "learned_ops": "autoaug_ray.methods.learned_ops:LearnedOps",
     "replay": "autoaug_ray.methods.replay:Replay",
     "mix": "autoaug_ray.methods.generative:Mix",
     "autogenda": "autoaug_ray.methods.generative:AutoGenDA",

@@ -30,6 +30,7 @@ from autoaug_ray.maths.augmenter import (
     parameter_names,
 )
 from autoaug_ray.maths.gumbel import discrete, gumbel
+from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Flip, NextMeta, Staged, Task, as_float
@@ -237,7 +238,7 @@ class Bilevel(Staged):
         flip = None
         if self.flip == "learned":
             flip = FlipState().to(device)
-            parameters.append({"params": [flip.logit], "share": 1.0, "weight_decay": 0.0})
+            parameters.append({"params": [flip.logit], "share": 3.0, "weight_decay": 0.0})
         if self.optimiser == "adam":
             # A short memory of the squares: hypergradients shrink by orders as training goes on.
             optimiser = torch.optim.AdamW(
@@ -365,8 +366,10 @@ class Bilevel(Staged):
         made = [images] if ratios is None else [images, ratios]
         leaves = [tensor.detach().requires_grad_() for tensor in made]
         pixels, *weights = leaves
-        # A view: torch's counter of FLOP hooks what modules are given, and cannot hook a leaf.
-        loss = learner.backward(pixels.view_as(pixels), now.labels)
+        same_draws = SameDraws()
+        with same_draws():
+            # A view: torch's counter of FLOP hooks what modules are given, and cannot hook a leaf.
+            loss = learner.backward(pixels.view_as(pixels), now.labels)
         g = learner.gradients()
         if self.normalise == "average":
             state.training_gradient.add(g)
@@ -383,13 +386,16 @@ class Bilevel(Staged):
         logs["alignment"] = alignment.inner(d, g)
         there, eps = alignment.shifted(now.weights, d)
         of_batch = learner.loss_at(pixels, now.labels, weights=weights[0] if weights else None)
-        _, after = hypergradient.towards(of_batch, there, leaves)
-        here = {k: v.detach() for k, v in now.weights.items()}
+        with same_draws():
+            _, after = hypergradient.towards(of_batch, there, leaves)
+        before, wanted = [], leaves
         if learner.same_precision:
             assert pixels.grad is not None
-            before = [pixels.grad, *hypergradient.towards(of_batch, here, weights)[1]]
-        else:
-            before = hypergradient.towards(of_batch, here, leaves)[1]
+            before, wanted = [pixels.grad], weights
+        if wanted:
+            here = {k: v.detach() for k, v in now.weights.items()}
+            with same_draws():
+                before += hypergradient.towards(of_batch, here, wanted)[1]
         rise = [(a - b) / eps for a, b in zip(after, before, strict=True)]
         h = list(torch.autograd.grad(made, list(state.parameters()), rise, materialize_grads=True))
         state.record(h)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import alignment, hypergradient, saflex
-from autoaug_ray.maths.recompute import Replay
+from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.methods.base import NextMeta, as_float
 from autoaug_ray.methods.discrete import RandAugment
 from autoaug_ray.methods.generative import OnTop, Then
@@ -79,14 +79,16 @@ class Saflex(OnTop):
             learner.loss_at(as_float(meta.images), meta.labels), w
         )
         there, eps = alignment.shifted(w, {k: -x for k, x in v.items()})
-        # Dropout must drop the same units in all passes, whose difference is taken.
-        logits_of = Replay(lambda f, *args: f(*args))
-        logits = logits_of(learner.logits, images)
+        same_draws = SameDraws()
+        with same_draws():
+            before = logits = learner.logits(images)
         with torch.no_grad():
-            before = logits
             if not learner.same_precision:
-                before = logits_of(learner.logits_at, images, w)
-            a = saflex.alignments(before, logits_of(learner.logits_at, images, there), eps)
+                with same_draws():
+                    before = learner.logits_at(images, w)
+            with same_draws():
+                after = learner.logits_at(images, there)
+            a = saflex.alignments(before, after, eps)
             y = saflex.soft_labels(a, batch.labels, self.prior, self.temperature)
             s = saflex.weights(a, y)
         loss = F.cross_entropy(logits, saflex.targets(y, s))

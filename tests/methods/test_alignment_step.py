@@ -35,10 +35,13 @@ class Step:
     """One step of a method on a small smooth net."""
 
     def __init__(
-        self, edits=False, normalise="average", flip="horizontal", learn="hypergradient", **training
-    ):
+        self, edits=False, normalise="average", flip="horizontal", learn="hypergradient",
+        dropout=0.0, **training,
+    ):  # fmt: skip
         torch.manual_seed(0)
-        self.model = nn.Sequential(nn.Flatten(), nn.Linear(108, 6), nn.Tanh(), nn.Linear(6, 3))
+        self.model = nn.Sequential(
+            nn.Flatten(), nn.Linear(108, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 3)
+        )
         training = Training(**{"lr": 0.5, **training})
         self.learner = Learner(self.model, training, total_steps=10, noise=seeded())
         self.learner.begin_step()
@@ -137,6 +140,15 @@ def test_averages_hold_what_the_steps_had():
     for k, r in step.state.training_gradient.values.items():
         torch.testing.assert_close(r, (seen[0][k] + seen[1][k]) / 2)
     assert step.state.meta_gradient.count == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_ends_of_the_difference_drop_the_same_units(accumulate, precision):
+    oracle = Step(edits=True, dropout=0.5, accumulate=accumulate).oracle()
+    moved = Step(edits=True, dropout=0.5, accumulate=accumulate, precision=precision).moved()
+    for a, b in zip(moved, oracle, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=3e-3 * float(b.abs().max()))
 
 
 @pytest.mark.parametrize("name, value", [("unroll", 2), ("fraction", 0.5)])

@@ -86,6 +86,8 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
     "bilevel as released": ("bilevel", {"protocol": "release", "group": "affine+color"}),
     "saflex off": ("saflex", {"learn": "off"}),
     "saflex + trivialaugment": ("saflex", {"then": {"name": "trivialaugment"}, "temperature": 0}),
+    "learned_ops in a row": ("learned_ops", {"num_ops": 2, "every": 1, "score": "inner"}),
+    "learned_ops off": ("learned_ops", {"learn": "off"}),
     "pba with a policy": ("pba", {"policy": [5] * 60}),
     "entaugment with all": (
         "entaugment",
@@ -306,7 +308,7 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
     "case",
     [
         "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
-        "autogenda ratio", "dada", "dada first_order", "saflex",
+        "autogenda ratio", "dada", "dada first_order", "saflex", "learned_ops in a row",
     ],
     indirect=True,
 )  # fmt: skip
