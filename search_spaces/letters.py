@@ -1,6 +1,6 @@
 """Pictures whose class is a matter of direction or of colour: datasets of `harm.yaml`.
 
-Characters in the fonts that come with matplotlib, larger or smaller, tilted and off the middle. Half
+Characters in the fonts that come with matplotlib, larger or smaller, tilted, off the middle. Half
 of the fonts are in the pool, the others in the test set.
 """
 
