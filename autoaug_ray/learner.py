@@ -95,9 +95,11 @@ class Learner:
             out: Tensor = self._forward(images)
         return out.float()
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """() mean cross-entropy of `logits` to labels (B,)."""
-        return F.cross_entropy(self.logits(images), labels)
+    def loss(self, images: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """() mean cross-entropy of `logits` to labels (B,), times weights (B,) if given."""
+        if weights is None:
+            return F.cross_entropy(self.logits(images), labels)
+        return (weights * F.cross_entropy(self.logits(images), labels, reduction="none")).mean()
 
     def descend(self, loss: Tensor) -> None:
         """One optimiser step on `loss` (); leaves other than the weights get gradients, too.
@@ -122,21 +124,28 @@ class Learner:
         self.optimiser.step()
         return loss
 
-    def backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """`train_on` but for its last act: the weights have gradients and stay as they are."""
+    def backward(self, images: Tensor, labels: Tensor, ones: Tensor | None = None) -> Tensor:
+        """`train_on` but for its last act: the weights have gradients and stay as they are.
+
+        `ones` (B,), a leaf, multiply the samples' losses if given: what it gets as its gradient are
+        these losses over B, from the same pass.
+        """
         self.optimiser.zero_grad()
         if self.training.accumulate == 1:
-            loss = self.loss(images, labels)
+            loss = self.loss(images, labels, ones)
             loss.backward()
             return loss.detach()
         # The graph of what made the images is gone through once, after all parts.
         pixels = images.detach().requires_grad_(images.requires_grad)
         total = torch.zeros((), device=images.device)
         for part, share in self.parts(len(images)):
-            loss = share * self.loss(pixels[part], labels[part])
+            loss = share * self.loss(
+                pixels[part], labels[part], None if ones is None else ones[part]
+            )
             loss.backward()
             total = total + loss.detach()
         learning = [*self.weights().values(), *([pixels] if images.requires_grad else [])]
+        learning += [] if ones is None else [ones]
         found = [torch.zeros_like(t) if t.grad is None else t.grad for t in learning]
         total, *found = self.workers.total([total, *found])
         for tensor, gradient in zip(learning, found, strict=True):
