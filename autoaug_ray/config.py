@@ -349,7 +349,7 @@ def _entries(label: str, name: str, body: dict[str, Any], folder: Path) -> Itera
         learns = "learn" in method_class(name).model_fields
     except UserError as error:
         raise UserError(f"{where}.method: {error}") from None
-    controls = body.pop("controls", ["off"] if learns and "learn" not in body else [])
+    controls = body.pop("controls", None)
     if controls and not learns:
         raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
     ranges = {
@@ -361,6 +361,9 @@ def _entries(label: str, name: str, body: dict[str, Any], folder: Path) -> Itera
     tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
     entry: Entry = _validate(Entry, {**tree, "ranges": _dump(ranges)}, where)
     yield entry
+    if controls is None:
+        by_default = learns and "learn" not in body and entry.first_method.learns
+        controls = ["off"] if by_default else []
     for learn in controls:
         hyperparameters = {**entry.hyperparameters, "learn": learn}
         own = {"label": f"{label} learn:{learn}", "hyperparameters": hyperparameters}

@@ -302,3 +302,17 @@ def test_what_is_ranked_are_labels(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             load(text, tmp_path, changes=[f"ranked={wrong}"])
+
+
+def test_a_control_comes_by_default_with_what_learns_by_default(tmp_path):
+    loaded = load(
+        DATA + "methods:\n  none:\n"
+        "  bilevel:\n"
+        "  loss: {method: bilevel, learn: train_loss}\n"
+        "  autogenda:\n"
+        "  online: {method: autogenda, learn: online}\n"
+        "  both: {method: autogenda, learn: online, controls: [off]}\n",
+        tmp_path,
+    )
+    controls = {e.label: e.control_of for e in loaded.entries if e.control_of}
+    assert controls == {"bilevel learn:off": "bilevel", "both learn:off": "both"}

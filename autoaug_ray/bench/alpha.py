@@ -34,6 +34,7 @@ class Search(NamedTuple):
 
 
 OURS = {"gradient": "hypergradient", "optimiser": "adam", "lr": 0.05}
+ALIGNED = {"gradient": "alignment", "optimiser": "adam", "lr": 0.15, "every": 4}
 SEARCHES: Mapping[str, Search] = {
     # Section 4.1: 50 epochs at a batch of 32, which are 10,000 steps in DAFusion's code.
     "published": Search(
@@ -43,8 +44,13 @@ SEARCHES: Mapping[str, Search] = {
     "likelihood_ratio": Search(
         {**OURS, "estimator": "likelihood_ratio"}, epochs=12, iters=40, batch=64
     ),
+    "alignment": Search(ALIGNED, epochs=12, iters=40, batch=64),
+    "online": Search({**ALIGNED, "learn": "online"}, epochs=12, iters=40, batch=64),
+    "off": Search({**OURS, "learn": "off"}, epochs=12, iters=40, batch=64),
 }
-"""The published search (section 3.3), the hypergradient of the studies, and its other estimator."""
+"""The published search (section 3.3), the hypergradient of the studies, and its other estimator;
+the same to first order; that in the training which it is for; and equal parts, whose step is a
+plain one."""
 SPOILT: Mapping[ImageKind, Sequence[int]] = {"transfer": range(5), "local": range(5, 10)}
 """Classes whose images of a kind are noise; the other edits are the images themselves."""
 
@@ -108,8 +114,9 @@ class Shares(NamedTuple):
     """The share of the images as they are."""
 
 
-def learned(search: Search, seed: int, *, images: int, width: int) -> Shares:
-    """What a search ends with on a pool of so many images, by a classifier of this width."""
+def learned(search: Search, seed: int, *, images: int, width: int) -> tuple[Shares, float]:
+    """What a search ends with on a pool of so many images, by a classifier of this width, and the
+    device-milliseconds that a step of it takes."""
     study = config.study(
         {
             "dataset": {**DATASET.model_dump(exclude_defaults=True), "train_size": images},
@@ -127,12 +134,14 @@ def learned(search: Search, seed: int, *, images: int, width: int) -> Shares:
     ).model_copy(update={"bank_plans": {"whole": "planted"}})
     run = study.run(study.entries[0], "search", seed=seed, choices={}, whole_pool=True)
     bank = Planted(run, **{kind: noise_for(classes) for kind, classes in SPOILT.items()})
-    row = [epoch.row for epoch in train.run(run, bank=bank)][-1]
+    rows = [epoch.row for epoch in train.run(run, bank=bank)]
+    row, work = rows[-1], sum(epoch["work"] for epoch in rows)
     by_kind = dict(zip(row["kinds"], torch.tensor(row["alpha"]).T, strict=True))
     noise, sound = by_kind["transfer"].clone(), by_kind["local"].clone()
     late = list(SPOILT["local"])
     noise[late], sound[late] = by_kind["local"][late], by_kind["transfer"][late]
-    return Shares(noise, sound, by_kind["identity"])
+    milliseconds = 1000 * work / (search.epochs * search.iters)
+    return Shares(noise, sound, by_kind["identity"]), milliseconds
 
 
 def asked(
@@ -191,15 +200,17 @@ def alpha(
     for name in ("search", "optimiser"):
         table.add_column(name)
     shares = ("noise", "sound edits", "identity", "turned away", "taken over")
-    for name in ("lr", "steps", "batch", *shares):
+    for name in ("lr", "steps", "batch", "ms a step", *shares):
         table.add_column(name, justify="right")
     for name, one in asked(search, optimiser, lr, epochs, iters, batch):
-        ends = [learned(one, seed, images=images, width=4) for seed in range(seeds)]
+        found = [learned(one, seed, images=images, width=4) for seed in range(seeds)]
+        ends, times = zip(*found, strict=True)
         noise, sound, identity = (torch.stack(part) for part in zip(*ends, strict=True))
         row = {
             "search": name, **one.settings, "steps": one.epochs * one.iters, "batch": one.batch,
             "noise": fmean(noise.flatten().tolist()), "sound": fmean(sound.flatten().tolist()),
             "identity": fmean(identity.flatten().tolist()),
+            "ms_per_step": fmean(times),
             "turned_away": int((noise < sound).sum()), "taken_over": int((noise > 0.5).sum()),
             "classes": noise.numel(),
             "by_seed": [{k: v.tolist() for k, v in end._asdict().items()} for end in ends],
@@ -207,6 +218,7 @@ def alpha(
         rows.append(row)
         table.add_row(
             name, row["optimiser"], f"{row['lr']:g}", f"{row['steps']:,}", str(row["batch"]),
+            f"{row['ms_per_step']:.1f}",
             f"{row['noise']:.3f}", f"{row['sound']:.3f}", f"{row['identity']:.3f}",
             f"{row['turned_away']} of {row['classes']}", str(row["taken_over"]),
         )  # fmt: skip

@@ -35,7 +35,8 @@ from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Flip, NextMeta, Staged, Task, as_float
 from autoaug_ray.methods.bilevel_state import BilevelState, FlipState, Past
-from autoaug_ray.methods.generative import EditKind, MixtureState, edited
+from autoaug_ray.methods.generative import EditKind, edited
+from autoaug_ray.methods.mixture_state import MixtureState
 from autoaug_ray.methods.predefined import Predefined
 from autoaug_ray.methods.protocols import DEFAULTS, FREE, GROUPS, PLAIN, Protocol
 from autoaug_ray.settings.training import Training

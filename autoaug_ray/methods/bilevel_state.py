@@ -12,7 +12,7 @@ from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.gumbel import likelihood_ratio
 from autoaug_ray.methods.base import Learning
-from autoaug_ray.methods.generative import MixtureState
+from autoaug_ray.methods.mixture_state import MixtureState
 
 
 class Past(NamedTuple):

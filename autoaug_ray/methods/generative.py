@@ -9,17 +9,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Drawn, ImageKind
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import hypergradient
+from autoaug_ray.maths import alignment, hypergradient
 from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio, relaxed
+from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Learning, Method, NextMeta, Task, as_float
+from autoaug_ray.methods.base import Method, NextMeta, Task, as_float
 from autoaug_ray.methods.discrete import RandAugment, TrivialAugment
+from autoaug_ray.methods.mixture_state import AlignmentState, MixtureState, reinforce
 from autoaug_ray.methods.predefined import NoAugmentation, Predefined
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.folder import load_state
@@ -30,6 +33,10 @@ Then = Annotated[
     NoAugmentation | Predefined | RandAugment | TrivialAugment, Field(discriminator="name")
 ]
 Alpha = tuple[tuple[float, ...], ...]
+
+DISTANCE = 0.001
+"""How far apart the losses of an alignment are taken, as a share of the length of the weights.
+Shorter than for pixels: losses bend on the way, more for some kinds of images than for others."""
 
 
 def edited(batch: Split, kind: Tensor, noise: torch.Generator) -> Tensor:
@@ -50,18 +57,16 @@ def edited(batch: Split, kind: Tensor, noise: torch.Generator) -> Tensor:
     return as_float(torch.where(is_real[:, None, None, None], batch.images, generated))
 
 
-class MixtureState(Learning):
-    """The proportions of every class, and their optimiser while they are learned."""
-
-    def __init__(self, alpha: Tensor) -> None:
-        """alpha (classes, kinds): probabilities."""
-        super().__init__()
-        self.logits = nn.Parameter(alpha.log().clamp_min(-1e4))
-
-    @property
-    def log_alpha(self) -> Tensor:
-        """(classes, kinds)"""
-        return torch.log_softmax(self.logits, dim=1)
+@torch.no_grad()
+def _losses_at(
+    learner: Learner, images: Tensor, labels: Tensor, weights: Mapping[str, Tensor]
+) -> Tensor:
+    """(B,) losses of those samples that this process works off; 0 for the others."""
+    out = torch.zeros_like(images[:, 0, 0, 0])
+    for part, _ in learner.parts(len(labels)):
+        logits = learner.logits_at(images[part], weights)
+        out[part] = F.cross_entropy(logits, labels[part], reduction="none")
+    return out
 
 
 class OnTop(Method, abc.ABC):
@@ -88,10 +93,15 @@ class _Mixture(OnTop, abc.ABC):
     """The paper's simple augmentation (flip and crop) in its place: RandAugment, or none. Its stage
     of flip, crop and cutout is that of the real and the generated images."""
 
-    @torch.no_grad()
     def select(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:
+        return self.chosen(state, batch, noise)[0]
+
+    @torch.no_grad()
+    def chosen(self, state: Any, batch: Split, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What `select` returns, and the kind (B,) that was drawn for each image."""
         log_alpha = state.log_alpha[batch.labels]
-        return edited(batch, discrete(log_alpha, gumbel(log_alpha, noise)), noise)
+        kind = discrete(log_alpha, gumbel(log_alpha, noise))
+        return edited(batch, kind, noise), kind
 
     def alpha(self, state: Any) -> Tensor:
         return state.log_alpha.detach().exp()  # type: ignore[no-any-return]
@@ -154,9 +164,10 @@ class Mix(_Mixture):
 class AutoGenDA(_Mixture):
     """Proportions of real, local-caption and transfer-caption images, learned for every class.
 
-    Without `alpha` a training learns it: a fixed half of each class trains the classifier, which
-    exploits the present proportions, and the other half explores better ones (section 3.3). The
-    final training is given what was found and trains on everything.
+    Without `alpha_table` a training learns it: a fixed half of each class trains the classifier,
+    which exploits the present proportions, and the other half explores better ones (section 3.3).
+    The final training is given what was found and trains on everything. With `learn: online`,
+    which is ours, there is one training only.
     """
 
     name: Literal["autogenda"] = "autogenda"
@@ -167,21 +178,32 @@ class AutoGenDA(_Mixture):
     """Another autogenda entry with the same edits, whose alpha each seed trains with instead of
     learning one: LABEL, of the same study, or STUDY/LABEL or STUDY/CASE/LABEL, of one that has run
     in the same folder and has the same classes."""
-    gradient: Literal["first_order", "hypergradient"] = "first_order"
+    learn: Literal["own_run", "online", "off"] = "own_run"
+    """own_run: a training before the final one learns alpha, as in the paper. online: alpha moves
+    in the final training, on the study's split into train and meta images. off: its control, equal
+    parts on that split."""
+    gradient: Literal["first_order", "hypergradient", "alignment"] = "first_order"
     """first_order is the paper's: down the loss of the *augmented* validation half at fixed
     weights. hypergradient: down the loss of the *clean* validation half, after the classifier's
-    own step on the training images that alpha chose."""
+    own step on the training images that alpha chose. alignment: the same to first order in the
+    classifier's learning rate, through the probabilities of the images that were drawn, for one
+    more pass without a backward one; all classes count alike in that loss."""
     estimator: Literal["gumbel", "likelihood_ratio"] = "gumbel"
     """How the hypergradient reaches alpha: through images blended with relaxed weights (eq. 4), or
     through the probabilities of the images that were drawn. The latter saves a pass, as the
     look-ahead is then the classifier's own step, and is noisier: `python -m autoaug_ray.bench
     alpha`."""
     normalise: bool = True
-    """Whether the hypergradient looks ahead with gradients of a fixed length, as bilevel does."""
+    """Whether the hypergradient looks ahead with gradients of a fixed length, as bilevel does;
+    alignment, whether across an average of training gradients (`maths.alignment`)."""
     tau: float = Field(1.0, gt=0, le=100)
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(1e-3, gt=0, le=100)
     """Learning rate of the logits of alpha."""
+    every: int = Field(1, ge=1, le=10_000)
+    """Steps of the classifier per step of alpha; more than 1 for gradient: alignment only."""
+    memory: float = Field(20.0, ge=1, le=1e6)
+    """Steps over which alignment averages training gradients, to look across them."""
     search_steps: int | None = Field(None, ge=1, le=10_000_000)
     """Steps of the training that learns alpha, in as many epochs as the study's trainings have and
     rounded up to whole ones; None: as many as those. The paper's take 10,000 (section 4.1: both
@@ -196,13 +218,31 @@ class AutoGenDA(_Mixture):
                 f"alpha_table: every class needs {len(self.kinds)} probabilities that add up to 1"
             )
 
+        if self.every > 1 and self.gradient != "alignment":
+            raise ValueError(f"gradient: {self.gradient} knows every: 1 only, got {self.every}")
+        if self.learn != "own_run":
+            for name in ("alpha_table", "of", "search_steps"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"learn: {self.learn} has no search of its own, so that {name} must be "
+                        f"left out, got {value!r}"
+                    )
+
     @property
     def kinds(self) -> tuple[ImageKind, ...]:
         return ("identity", *self.edits)
 
     @property
     def searches_in_own_run(self) -> bool:
-        return self.alpha_table is None and self.of is None
+        return self.learn == "own_run" and self.alpha_table is None and self.of is None
+
+    @property
+    def learns(self) -> bool:
+        return self.learn == "online"
+
+    @property
+    def uses_meta(self) -> bool:
+        return self.searches_in_own_run or self.learn != "own_run"
 
     @property
     def follows(self) -> str | None:
@@ -211,6 +251,10 @@ class AutoGenDA(_Mixture):
     def check_source(self, source: Method) -> None:
         if not isinstance(source, AutoGenDA):
             raise ValueError(f"of: {self.of!r} is {source.name}; alpha is found by autogenda")
+        if source.learn != "own_run":
+            raise ValueError(
+                f"of: {self.of!r} has learn: {source.learn}, of which no proportions are kept"
+            )
         if source.edits != self.edits:
             raise ValueError(
                 f"of: {self.of!r} found the proportions of edits: {list(source.edits)}, this entry "
@@ -229,9 +273,16 @@ class AutoGenDA(_Mixture):
 
     @property
     def meta_fraction(self) -> float | None:
-        return 0.5
+        return 0.5 if self.learn == "own_run" else None
 
     small: ClassVar[Mapping[str, Any]] = {"search_steps": None}
+
+    @property
+    def steps_per_round(self) -> int:
+        return self.every
+
+    def kind_of_step(self, done: int, total: int) -> str:
+        return "outer" if self.every > 1 and (done + 1) % self.every == 0 else ""
 
     def training(self, phase: Literal["search", "final"], training: Training) -> Training:
         if phase == "final" or self.alpha_table is not None or self.search_steps is None:
@@ -244,7 +295,7 @@ class AutoGenDA(_Mixture):
 
     def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
         """The probability of each kind of image, as a mean over the classes."""
-        if not self.alpha_table:
+        if self.alpha_table is None and self.learn == "own_run":
             return {}
         shares = [fmean(column) for column in zip(*row["alpha"], strict=True)]
         return {f"probability of {k}": v for k, v in zip(row["kinds"], shares, strict=True)}
@@ -262,7 +313,12 @@ class AutoGenDA(_Mixture):
                 f"dataset has {classes}."
             )
         if self.alpha_table is None:
-            state = MixtureState(torch.full((classes, kinds), 1 / kinds)).to(device)
+            scores = None
+            if self.gradient == "alignment":
+                scores = AlignmentState(self._class_weights(task), self.memory)
+            state = MixtureState(torch.full((classes, kinds), 1 / kinds), scores).to(device)
+            if self.learn == "off":
+                return state.requires_grad_(False)
             make = torch.optim.SGD if self.optimiser == "sgd" else torch.optim.Adam
             state.optimiser = make(state.parameters(), lr=self.lr)
             return state
@@ -273,6 +329,8 @@ class AutoGenDA(_Mixture):
     ) -> dict[str, Tensor]:
         if state.optimiser is None:
             return super().step(learner, batch, next_meta, state)
+        if self.gradient == "alignment":
+            return self._align(learner, batch, next_meta, state)
         meta = next_meta(len(batch))
         if self.gradient == "first_order":
             logs = super().step(learner, batch, next_meta, state)
@@ -294,6 +352,60 @@ class AutoGenDA(_Mixture):
         ]
         blend = torch.einsum("bk,bkchw->bchw", z, torch.stack(parts, dim=1))
         return self.augment(state, blend, noise)
+
+    def _class_weights(self, task: Task) -> Tensor:
+        """(classes,) of meta images, by which all classes count alike in the mean loss."""
+        counts = torch.tensor(task.class_counts).clamp_min(1)
+        if self.sampler == "balanced":  # the meta images are drawn so already
+            return torch.ones(len(counts))
+        return counts.sum() / (len(counts) * counts)
+
+    def _align(
+        self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any
+    ) -> dict[str, Tensor]:
+        """The classifier's step, whose images say by their losses which kinds are of use.
+
+        a_i = <d, dl_i/dw>, as in `maths.alignment`, for an image i of whatever kind was drawn: by
+        how much its loss rises along d, from one more pass through the classifier. Alpha moves down
+        sum_i (a_i - mean of its class) dlog alpha(kind_i) / B, the derivative of d<d, g>/dalpha in
+        expectation over the draws. Batch norm couples the images of a batch, which this leaves out.
+        """
+        scores, noise, labels = state.scores, learner.noise, batch.labels
+        with torch.no_grad():
+            images, kind = self.chosen(state, batch, noise)
+            images = self.augment(state, images, noise)
+        before, same_draws = torch.zeros_like(images[:, 0, 0, 0]), SameDraws()
+
+        def criterion(logits: Tensor, part: slice) -> Tensor:
+            each = F.cross_entropy(logits, labels[part], reduction="none")
+            before[part] = each.detach()
+            return each.mean()
+
+        with same_draws():
+            logs = {"train_loss": learner.backward(images, labels, criterion)}
+        w, g = learner.weights(), learner.gradients()
+        if self.normalise:
+            scores.training_gradient.add(g)
+        if (learner.steps_done + 1) % self.every == 0:
+            meta = next_meta(len(batch))
+            of_meta = learner.loss_at(
+                as_float(meta.images), meta.labels, weights=scores.class_weights[meta.labels]
+            )
+            logs["meta_loss"], v = hypergradient.value_and_gradient(of_meta, w)
+            d = alignment.pulled_back(learner.rule, w, learner.buffers(), g, v)
+            if self.normalise:
+                d = alignment.across(d, scores.training_gradient.values)
+            there, eps = alignment.shifted(w, d, DISTANCE)
+            with same_draws():
+                after = _losses_at(learner, images, labels, there)
+            if not learner.same_precision:
+                with same_draws():
+                    before = _losses_at(learner, images, labels, w)
+            before, after = learner.workers.total([before, after])
+            score = scores.centred((after - before) / (eps * len(labels)), labels)
+            state.move([reinforce(state.log_alpha[labels], kind, score, state.logits)])
+        learner.apply(g)
+        return logs
 
     def _look_ahead(
         self, learner: Learner, batch: Split, meta: Split, state: Any

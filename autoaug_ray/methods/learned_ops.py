@@ -276,11 +276,13 @@ class LearnedOps(Staged):
         behind, _ = alignment.shifted(w, {k: -t for k, t in d.items()})
         score = torch.zeros(len(x), device=x.device)
         for part, _ in learner.parts(len(x)):
-            found, same_draws = [], SameDraws()
-            for there in (behind, ahead):
-                with torch.no_grad(), same_draws():
-                    found.append(learner.logits_at(x[part], there))
-            score[part] = agreement(*found, labels[part], self.score)
+            same_draws = SameDraws()
+            with torch.no_grad():
+                with same_draws():
+                    before = learner.logits_at(x[part], behind)
+                with same_draws():
+                    after = learner.logits_at(x[part], ahead)
+            score[part] = agreement(before, after, labels[part], self.score)
         return learner.workers.total([score])[0]
 
     def _anneal(self, learner: Learner, state: OpsState) -> None:

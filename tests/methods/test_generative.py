@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from autoaug_ray import data, train
-from autoaug_ray.bench.alpha import Planted, Search, learned
+from autoaug_ray.bench.alpha import SEARCHES, Planted, Search, learned
 from autoaug_ray.data import Edits, Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
@@ -343,12 +343,19 @@ def test_an_augmenter_and_proportions_are_learned_together(final_run):
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_the_hypergradient_turns_away_from_noise_for_every_class(seed):
     settings = {"gradient": "hypergradient", "optimiser": "adam", "lr": 0.1}
-    noise, sound, _ = learned(Search(settings, 4, 40, 128), seed, images=800, width=4)
+    (noise, sound, _), _ = learned(Search(settings, 4, 40, 128), seed, images=800, width=4)
     assert float(noise.mean()) < 0.15 and bool((noise < sound).all())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["alignment", "online"])
+def test_by_alignment_no_class_keeps_the_noise(name):
+    (noise, _, _), _ = learned(SEARCHES[name], 2, images=800, width=4)
+    assert float(noise.mean()) < 0.1 and float(noise.max()) < 1 / 3
 
 
 def test_the_first_order_search_does_so_for_most_classes_only():
     """Noise that one class takes over is easy for the classifier: a trivial solution."""
     settings = {"gradient": "first_order", "optimiser": "sgd", "lr": 0.1}
-    noise, sound, _ = learned(Search(settings, 10, 40, 64), 0, images=800, width=4)
+    (noise, sound, _), _ = learned(Search(settings, 10, 40, 64), 0, images=800, width=4)
     assert float(noise.mean()) < 0.25 and int((noise < sound).sum()) >= 8

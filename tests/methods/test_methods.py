@@ -42,6 +42,16 @@ CASES = {name: (name, {}) for name in METHODS if name not in ("replay", "mix")} 
         "autogenda",
         {"gradient": "hypergradient", "estimator": "likelihood_ratio"},
     ),
+    "autogenda alignment": ("autogenda", {"gradient": "alignment", "every": 2}),
+    "autogenda online": (
+        "autogenda",
+        {"gradient": "alignment", "learn": "online", "sampler": "balanced", "normalise": False},
+    ),
+    "autogenda online hypergradient": (
+        "autogenda",
+        {"gradient": "hypergradient", "learn": "online"},
+    ),
+    "autogenda off": ("autogenda", {"learn": "off"}),
     "autogenda + randaugment": (
         "autogenda",
         {"then": {"name": "randaugment"}, "optimiser": "adam"},
@@ -308,7 +318,8 @@ def test_decay_only_shrinks_and_off_does_not(final_run):
     "case",
     [
         "bilevel K=3 J=2 half", "bilevel on edits", "autogenda", "autogenda hypergradient",
-        "autogenda ratio", "dada", "dada first_order", "saflex", "learned_ops in a row",
+        "autogenda ratio", "autogenda online", "dada", "dada first_order", "saflex",
+        "learned_ops in a row",
     ],
     indirect=True,
 )  # fmt: skip
