@@ -34,7 +34,9 @@ def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
     epochs = int(nearest(target / steps, EPOCHS))
     uneven = found.imbalance >= UNEVEN
     group = "affine" if channels == 1 else "affine+color"
-    common = f"flip: {flip}" + (", sampler: balanced" if uneven else "")
+    sampler = ", sampler: balanced" if uneven else ""
+    common = f"flip: {flip}{sampler}"
+    learned_flip = "none" if flip == "none" else "learned"
     note = "" if flip == "none" else FLIP_NOTE
 
     dataset = [
@@ -77,7 +79,7 @@ def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
             "Random transformations of one magnitude, which is searched.",
         ),
         (
-            f"bilevel: {{{common}, group: {group}}}",
+            f"bilevel: {{flip: {learned_flip}{sampler}, group: {group}}}",
             "Learned while the classifier trains; brings its control, the same without learning.",
         ),
     ]

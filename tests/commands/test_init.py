@@ -145,6 +145,15 @@ def test_only_the_largest_classes_are_listed(tmp_path, capsys, monkeypatch):
     assert ["and", "3", "more", "9"] in said and ["c19", "3"] not in said
 
 
+@pytest.mark.parametrize("flip, learned", [("horizontal", "learned"), ("none", "none")])
+def test_what_learns_learns_whether_to_flip(tmp_path, flip, learned):
+    for name in ("b", "d"):
+        draw_class(tmp_path / "mine" / name, 3)
+    study = study_of(tmp_path / "mine", flip=flip)
+    flips = {e.label: e.hyperparameters.get("flip") for e in study.entries}
+    assert flips["trivialaugment"] == flip and flips["bilevel"] == learned
+
+
 @pytest.mark.parametrize("mode, ending", [("L", "png"), ("RGB", "png"), ("L", "jpg")])
 def test_grey_is_seen_in_the_pixels_not_in_the_format(tmp_path, mode, ending):
     for name in ("a", "b"):
