@@ -98,10 +98,6 @@ class Learner:
             out: Tensor = self._forward(images)
         return out.float()
 
-    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """() mean cross-entropy of `logits` to labels (B,)."""
-        return F.cross_entropy(self.logits(images), labels)
-
     def descend(self, loss: Tensor) -> None:
         """One optimiser step on `loss` (); leaves other than the weights get gradients, too.
 
@@ -187,7 +183,7 @@ class Learner:
 
     @property
     def same_precision(self) -> bool:
-        """Whether `loss_at` computes what `loss` does, to the last rounding."""
+        """Whether `logits_at` computes what `logits` does, to the last rounding."""
         return self.training.precision == self.training.hypergradient_precision
 
     def weights(self) -> dict[str, Tensor]:

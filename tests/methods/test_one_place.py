@@ -20,8 +20,11 @@ it has to name."""
 NAMES = set(METHODS) - {"none"}
 """`none` is also an English word, and the label that a study takes for its reference unless it says
 another."""
-OTHER_THINGS = {"alpha_table", "images", "samples", "schedule", "size", "table"}
-"""Columns, panels of W&B, parts of a checkpoint: they share their name with a hyperparameter."""
+OTHER_THINGS = {
+    "alpha_table", "images", "samples", "schedule", "score", "size", "table", "warm_up",
+}  # fmt: skip
+"""Columns, panels of W&B, parts of a checkpoint, a phase of the meter, what a scheduler looks at:
+they share their name with a hyperparameter."""
 
 
 def hyperparameters() -> set[str]:
@@ -56,8 +59,8 @@ def test_no_file_outside_of_methods_names_one():
 @pytest.mark.parametrize("code", [
     'if entry.hyperparameters["name"] == "pba": pass',
     'SMALL = {"fast_autoaugment": {}}',
-    'every = getattr(run.method, "every", 1)',
-    "steps = run.method.every",
+    'steps = getattr(run.method, "unroll", 1)',
+    "steps = run.method.unroll",
     'if entry.hyperparameters.get("resplit"): pass',
     'source = entry.hyperparameters.get("search_steps")',
 ])  # fmt: skip

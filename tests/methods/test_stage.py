@@ -56,7 +56,7 @@ def augmented(name, images, seed=0, **hyperparameters):
 
 
 def test_the_stage_is_that_of_all_methods_that_augment_by_themselves():
-    assert set(METHODS) - set(STAGED) == {"none", "replay", "mix", "autogenda"}
+    assert set(METHODS) - set(STAGED) == {"none", "replay", "mix", "autogenda", "saflex"}
 
 
 # --- against torchvision's recipe -----------------------------------------------------------------
