@@ -23,7 +23,7 @@ TREE: dict[str, Any] = {
     "methods": {
         "none": None,
         "randaugment": {"magnitude": {"grid": [5, 9]}},
-        "bilevel": {"every": 2, "group": "translation"},
+        "bilevel": {"every": 2, "until": 1.0, "group": "translation"},
     },
 }
 

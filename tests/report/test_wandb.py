@@ -28,7 +28,7 @@ seeds: 1
 methods:
   none:
   random: {method: validated_magnitude, magnitude: {grid: [0, 0.5]}}
-  bilevel: {group: translation, every: 2, fraction: 0.5}
+  bilevel: {group: translation, every: 2}
 """
 
 

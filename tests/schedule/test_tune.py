@@ -38,7 +38,7 @@ methods:
     search: {scheduler: asha, grace_epochs: 1, reduction: 2}
   random: {method: validated_magnitude, magnitude: {uniform: [0, 0.5]}, search: {samples: 2}}
   pba: {population: 8, perturb_every: 1}
-  bilevel: {group: translation, every: 2, fraction: 0.5}
+  bilevel: {group: translation, every: 2}
   replay: {of: bilevel}
   fast_autoaugment: {samples: 6, keep: 2, images: 100}
   dada: {lr: 0.1}
