@@ -5,18 +5,20 @@ method carries through training is another value, made by `init` and put into ch
 """
 
 import abc
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
 from autoaug_ray.generate.settings import Drawn, ImageKind, of_all_classes
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import image_ops
+from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.training import Training
@@ -44,6 +46,13 @@ class Task(NamedTuple):
         return [*self[:3], list(self.class_counts), list(self.mean)]
 
 
+def annealed(progress: float, until: float) -> float:
+    """The share of its rate with which a method learns at a training's `progress` in [0, 1]: a
+    cosine from 1 to 0 at `until`."""
+    left = max(0.0, 1 - progress / until)
+    return 0.5 * (1 - math.cos(math.pi * left))
+
+
 class Stateless(nn.Module):
     """The state of a method that learns nothing."""
 
@@ -67,6 +76,28 @@ class Learning(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         if self.optimiser is not None:
             self.optimiser.load_state_dict(state)
+
+
+class Aligned(Learning):
+    """The state of a method that learns by alignment: averages of gradients stand beside it."""
+
+    def __init__(self, memory: float) -> None:
+        """`memory`: the steps of the classifier over which gradients are averaged."""
+        super().__init__()
+        self.training_gradient, self.meta_gradient = Average(memory), Average(memory)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "optimiser": super().get_extra_state(),
+            "training_gradient": self.training_gradient.state_dict(),
+            "meta_gradient": self.meta_gradient.state_dict(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state["optimiser"])
+        device = next(self.parameters()).device
+        self.training_gradient.load_state_dict(state["training_gradient"], device)
+        self.meta_gradient.load_state_dict(state["meta_gradient"], device)
 
 
 class PopulationSearch(NamedTuple):
@@ -104,6 +135,12 @@ class Method(Settings, abc.ABC):
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     """How batches are drawn: every image once per round, or every class with the same probability
     and its images with replacement."""
+
+    @field_validator("learn", mode="before", check_fields=False)
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        """YAML may take the word for a truth value."""
+        return "off" if value is False else value
 
     # How it is trained.
 

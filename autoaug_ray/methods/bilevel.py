@@ -6,14 +6,13 @@ down the gradient of that loss; then update the classifier.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from autoaug_ray.data import Split
@@ -33,7 +32,7 @@ from autoaug_ray.maths.gumbel import discrete, gumbel
 from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Flip, NextMeta, Staged, Task, as_float
+from autoaug_ray.methods.base import Flip, NextMeta, Staged, Task, annealed, as_float
 from autoaug_ray.methods.bilevel_state import BilevelState, FlipState, Past
 from autoaug_ray.methods.generative import EditKind, edited
 from autoaug_ray.methods.mixture_state import MixtureState
@@ -44,6 +43,10 @@ from autoaug_ray.settings.training import Training
 NETWORK_LR = 0.1
 """Learning rate of an MLP's weights as a share of that of its gains: many weights move one output,
 and all at the full rate they drive the parameters into their bounds within an epoch."""
+
+FLIP_LR = 3.0
+"""Learning rate of the logit of a flip's chance as a share of that of the gains: at theirs, a flip
+that changes the class is still there when learning ends."""
 
 
 def _by_protocol(name: str, **limits: Any) -> Any:
@@ -129,11 +132,6 @@ class Bilevel(Staged):
     resplit: Literal["epoch", "fixed"] = _by_protocol("resplit")
     """epoch: train and meta images are dealt anew every epoch, as in the paper's text (section
     4.2); fixed: once for the whole training, as in its release."""
-
-    @field_validator("learn", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value
 
     def model_post_init(self, context: Any) -> None:
         if self.learn == "decay_only" and self.weight_decay == 0:
@@ -239,7 +237,7 @@ class Bilevel(Staged):
         flip = None
         if self.flip == "learned":
             flip = FlipState().to(device)
-            parameters.append({"params": [flip.logit], "share": 3.0, "weight_decay": 0.0})
+            parameters.append({"params": [flip.logit], "share": FLIP_LR, "weight_decay": 0.0})
         if self.optimiser == "adam":
             # A short memory of the squares: hypergradients shrink by orders as training goes on.
             optimiser = torch.optim.AdamW(
@@ -450,11 +448,10 @@ class Bilevel(Staged):
             state.augmenter.decay(state.optimiser.param_groups[1]["lr"] * self.weight_decay)
 
     def _anneal(self, learner: Learner, state: BilevelState) -> None:
-        left = max(0.0, 1 - learner.progress / self.until)
         # The controls move at every step, the hypergradient in fewer and longer ones.
         step = self.lr * (self.every if self.learn == "hypergradient" else 1)
         for group in state.optimiser.param_groups:
-            group["lr"] = group["share"] * step * 0.5 * (1 - math.cos(math.pi * left))
+            group["lr"] = group["share"] * step * annealed(learner.progress, self.until)
 
     def end_epoch(self, state: BilevelState) -> dict[str, float]:
         """Learned mean and spread per parameter; norm and signal-to-noise of the hypergradient.

@@ -1,17 +1,16 @@
 """What a bilevel training keeps from step to step."""
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoaug_ray.maths import hypergradient
-from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.gumbel import likelihood_ratio
-from autoaug_ray.methods.base import Learning
+from autoaug_ray.methods.base import Aligned
 from autoaug_ray.methods.mixture_state import MixtureState
 
 
@@ -44,7 +43,7 @@ class FlipState(nn.Module):
         return F.logsigmoid(torch.stack([-self.logit, self.logit]))
 
 
-class BilevelState(Learning):
+class BilevelState(Aligned):
     """The augmenter and its optimiser, and the averages that a hypergradient may need.
 
     Figures and past steps live for one epoch only.
@@ -60,10 +59,9 @@ class BilevelState(Learning):
         flip: FlipState | None = None,
         memory: float = 20.0,
     ) -> None:
-        super().__init__()
+        super().__init__(memory)
         self.augmenter, self.optimiser = augmenter, optimiser
         self.mixture, self.flip = mixture, flip
-        self.training_gradient, self.meta_gradient = Average(memory), Average(memory)
         self.new_epoch()
 
     def new_epoch(self) -> None:
@@ -91,16 +89,3 @@ class BilevelState(Learning):
             total += g
             squares += g.square()
         self.sum_of_norms += torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
-
-    def get_extra_state(self) -> dict[str, Any]:
-        return {
-            "optimiser": super().get_extra_state(),
-            "training_gradient": self.training_gradient.state_dict(),
-            "meta_gradient": self.meta_gradient.state_dict(),
-        }
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state["optimiser"])
-        device = self.sum_of_norms.device
-        self.training_gradient.load_state_dict(state["training_gradient"], device)
-        self.meta_gradient.load_state_dict(state["meta_gradient"], device)

@@ -15,7 +15,6 @@ of two directions among the logits in its place: where the classifier's own step
 meta loss takes this sample's logits, and where its loss falls.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -31,10 +30,10 @@ from autoaug_ray.maths.image_ops import OPS, apply_ops
 from autoaug_ray.maths.policies import magnitude_bins, with_random_sign
 from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Learning, NextMeta, Staged, Task, as_float
+from autoaug_ray.methods.base import Aligned, NextMeta, Staged, Task, annealed, as_float
 
 BINS = 31
-"""Of strength, for each op, as in TrivialAugment."""
+"""Bins of strength that each op has, as in TrivialAugment."""
 LEVELS = 6
 """Groups of neighbouring bins, of which each has a chance of its own."""
 BASELINE_MEMORY = 100.0
@@ -55,7 +54,7 @@ class Drawn(NamedTuple):
     """(B, N) in the unit of the op, with its sign."""
 
 
-class OpsState(Learning):
+class OpsState(Aligned):
     """The chances of ops and levels, and what their learning averages over steps."""
 
     index: Tensor
@@ -68,7 +67,7 @@ class OpsState(Learning):
     """(classes,) running mean of the scores."""
 
     def __init__(self, ops: tuple[Op, ...], classes: int, memory: float, lr: float) -> None:
-        super().__init__()
+        super().__init__(memory)
         self.op_logits = nn.Parameter(torch.zeros(len(ops)))
         self.level_logits = nn.Parameter(torch.zeros(len(ops), LEVELS))
         bins = magnitude_bins(BINS, (32, 32), wide=True)[[OPS.index(op) for op in ops]]
@@ -78,8 +77,6 @@ class OpsState(Learning):
         self.register_buffer("baseline", torch.zeros(classes))
         # A short memory of the squares, as in bilevel.
         self.optimiser = torch.optim.Adam(self.parameters(), lr=lr, betas=(0.9, 0.99))
-        self.training_gradient = alignment.Average(memory)
-        self.meta_gradient = alignment.Average(memory)
         self.meta_loss = torch.zeros(())
 
     def log_p(self) -> Tensor:
@@ -117,17 +114,10 @@ class OpsState(Learning):
         return out / out.square().mean().sqrt().clamp_min(torch.finfo(out.dtype).tiny)
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {
-            "optimiser": super().get_extra_state(),
-            "training_gradient": self.training_gradient.state_dict(),
-            "meta_gradient": self.meta_gradient.state_dict(),
-            "meta_loss": self.meta_loss,
-        }
+        return {**super().get_extra_state(), "meta_loss": self.meta_loss}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state["optimiser"])
-        self.training_gradient.load_state_dict(state["training_gradient"], self.bins.device)
-        self.meta_gradient.load_state_dict(state["meta_gradient"], self.bins.device)
+        super().set_extra_state(state)
         self.meta_loss = state["meta_loss"].to(self.bins.device)
 
 
@@ -177,11 +167,6 @@ class LearnedOps(Staged):
     """Classifier steps over which training and meta gradients are averaged."""
     until: float = Field(1.0, gt=0, le=1)
     """Share of the training after which the chances stay as they are."""
-
-    @field_validator("learn", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value
 
     @field_validator("ops")
     @classmethod
@@ -286,8 +271,7 @@ class LearnedOps(Staged):
         return learner.workers.total([score])[0]
 
     def _anneal(self, learner: Learner, state: OpsState) -> None:
-        left = max(0.0, 1 - learner.progress / self.until)
-        lr = self.lr * self.every * 0.5 * (1 - math.cos(math.pi * left))
+        lr = self.lr * self.every * annealed(learner.progress, self.until)
         assert state.optimiser is not None
         state.optimiser.param_groups[0]["lr"] = lr
 

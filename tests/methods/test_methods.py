@@ -277,6 +277,11 @@ def test_cycle_goes_through_all_before_it_repeats():
         assert sorted(drawn[i : i + 3].tolist()) == [0, 2, 4]
 
 
+@pytest.mark.parametrize("name", [n for n in METHODS if "learn" in method_class(n).model_fields])
+def test_off_may_be_a_truth_value(name):
+    assert method_class(name)(learn=False).learn == "off"
+
+
 def test_bilevel_without_learning_trains_on_the_same_images(final_run, monkeypatch):
     """The control differs from the learned row by the hypergradient alone."""
     losses = {}
@@ -401,7 +406,7 @@ def test_unroll_reaches_back_over_real_steps(final_run):
 
 @pytest.mark.parametrize("estimator", ["exact", "alignment"])
 def test_the_chance_of_a_flip_goes_where_flips_help(estimator):
-    """Of images whose class is the side that is bright, mirrored ones teach the wrong class."""
+    """Mirrored images teach the wrong class where the class is the side that is bright."""
     torch.manual_seed(0)
     images = torch.randint(0, 60, (64, 1, 6, 6), dtype=torch.uint8)
     labels = torch.arange(64) % 2
