@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 WORDS = ("run", "calibrate", "init", "pilot", "report", "bank")
 HEAVY = {
     "torch", "torchvision", "kornia", "ray", "diffusers", "transformers", "accelerate", "scipy",
-    "matplotlib", "plotly", "scikit_posthocs", "statsmodels", "pandas", "wandb", "optuna",
+    "matplotlib", "plotly", "pandas", "wandb", "optuna",
     "sentence_transformers", "datasets", "numpy", "pyarrow", "PIL",
 }  # fmt: skip
 ASK = """

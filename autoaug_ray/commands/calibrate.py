@@ -23,7 +23,7 @@ from autoaug_ray.store.folder import Folder
 
 MUCH = 1.5
 """A step with so many times the arithmetic of the reference's does other things than that."""
-WORTH = 0.2
+WORTH = 0.1
 """A study is not calibrated before its runs if that takes more than this share of their steps."""
 Say = Callable[[str], None]
 

@@ -190,7 +190,7 @@ def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
         from transformers import AutoModelForImageTextToText, AutoProcessor
     except ImportError:
         raise UserError(
-            "generate.captioner needs transformers: pip install 'autoaug_ray[generate]'."
+            "generate.captioner needs transformers: pip install transformers."
         ) from None
     with loading("captioner", f"{model} as an image-text-to-text model"):
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)

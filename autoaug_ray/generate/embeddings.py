@@ -40,7 +40,7 @@ def _clip(names: Sequence[str], model: str, device: torch.device) -> Tensor:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError:
         raise UserError(
-            "generate.embedder: pipeline needs transformers: pip install 'autoaug_ray[generate]'."
+            "generate.embedder: pipeline needs transformers: pip install transformers."
         ) from None
     with loading("model", f"the text encoder of {model}"):
         tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")

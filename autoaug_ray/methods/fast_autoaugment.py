@@ -1,11 +1,12 @@
 """Fast AutoAugment: policies under which held-out images still look like training images."""
 
+import importlib.util
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,6 +65,15 @@ class FastAutoAugment(Searched):
     Where there are fewer, they come again, augmented anew."""
 
     small: ClassVar[Mapping[str, Any]] = {"samples": 2, "num_policies": 2, "keep": 1}
+
+    @model_validator(mode="after")
+    def _can_propose(self) -> Self:
+        if not self.sub_policies and importlib.util.find_spec("optuna") is None:
+            raise ValueError(
+                "fast_autoaugment proposes policies with Optuna, which is not installed: "
+                "pip install 'autoaug_ray[search]'"
+            )
+        return self
 
     def probe(self) -> tuple[Self, float]:
         few = min(self.samples, TIMED)

@@ -3,7 +3,6 @@
 `compare` defines what a mix is and how the classes are ordered.
 """
 
-import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -279,29 +278,25 @@ def _count_ticks(axis: Any, counts: np.ndarray) -> None:
 
 
 def critical_difference(ranking: Ranking, style: Mapping[str, Style]) -> Figure:
-    """Mean ranks on a line; a bar joins entries that Nemenyi's test cannot tell apart.
-
-    Where Friedman's test finds no difference at all, one bar joins them all.
-    """
-    from scikit_posthocs import critical_difference_diagram
-
-    names = list(ranking.mean_ranks)
-    pairs = ranking.pairs if ranking.rejected() else ranking.pairs.clip(lower=1.0)
-    with mpl.rc_context({**RC, "axes.grid": False, "axes.spines.top": True}):
-        figure, (axes,) = panels(9.2, 1.7 + 0.24 * len(names))
-        critical_difference_diagram(
-            ranking.mean_ranks, pairs, ax=axes, text_h_margin=0.06,
-            label_fmt_left="{label} ({rank:.2f})", label_fmt_right="({rank:.2f}) {label}",
-            label_props={"fontsize": 9.5}, marker_props={"s": 28},
-            elbow_props={"linewidth": 1.2}, crossbar_props={"color": "black", "linewidth": 2.5},
-            color_palette={k: style[k].color for k in names},
-        )  # fmt: skip
-        ranks = ranking.mean_ranks.values()
-        ticks = range(math.floor(min(ranks)), math.ceil(max(ranks)) + 1)
-        axes.set_xticks(ticks)
-        axes.spines["top"].set_bounds(ticks[0], ticks[-1])
-        # The library's own bar for it lies across the numbers of the axis.
-        axes.set_title(f"CD = {ranking.critical_difference:.1f}", loc="left", pad=18, fontsize=9.5)
+    """Mean ranks, the best above; below them, each bar joins entries that cannot be told apart."""
+    ranks = sorted(ranking.mean_ranks.items(), key=lambda item: item[1])
+    groups = ranking.alike()
+    with mpl.rc_context(RC):
+        figure, (axes,) = panels(9.2, 1.2 + 0.24 * (len(ranks) + len(groups)))
+        for row, (label, mean) in enumerate(reversed(ranks)):
+            color = style[label].color
+            axes.plot([mean], [row], "o", color=color, ms=6)
+            axes.annotate(
+                f"{label} ({mean:.2f})", (mean, row), (8, 0), textcoords="offset points",
+                va="center", fontsize=9.5, color=color,
+            )  # fmt: skip
+        for row, (low, high) in enumerate(groups):
+            axes.plot([low, high], [-1 - row] * 2, color="black", lw=2.5, solid_capstyle="round")
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(ranks[0][1] - 0.2, ranks[-1][1] + 0.25 * (ranks[-1][1] - ranks[0][1]) + 0.5)
+        axes.set_xlabel("mean rank (1: the most accurate)")
+        axes.set_title(f"CD = {ranking.critical_difference:.1f}", fontsize=9.5)
         return figure
 
 

@@ -1,15 +1,18 @@
 """maths/statistics.py against scipy.stats, closed forms, and the coverage that it promises."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from scikit_posthocs import posthoc_nemenyi_friedman, posthoc_siegel_friedman
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from autoaug_ray.maths.statistics import (
     Comparison,
     Mean,
+    Ranking,
     compare,
     gap,
     holm,
@@ -244,8 +247,7 @@ def test_ranks_of_demsars_example() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(5, 3), (12, 7), (40, 4)])
 def test_ranks_equal_the_oracles(n: int, k: int) -> None:
-    """Friedman from scipy; Holm from statsmodels on normal tails; Nemenyi at the critical
-    difference."""
+    """Friedman from scipy; Holm from statsmodels; both tests of pairs from scikit-posthocs."""
     rng = np.random.default_rng(n)
     values = rng.normal(0.8, 0.02, (n, k)) + 0.01 * np.arange(k)
     values[:2, 0] = values[:2, 1]  # ties
@@ -255,13 +257,21 @@ def test_ranks_equal_the_oracles(n: int, k: int) -> None:
     ranks = (k + 1 - stats.rankdata(values, axis=1)).mean(0)
     assert list(out.mean_ranks.values()) == pytest.approx(list(ranks))
     others = [j for j in range(k) if j != 2]
-    z = np.abs(ranks[others] - ranks[2]) / math.sqrt(k * (k + 1) / (6 * n))
-    corrected = multipletests(2 * stats.norm.sf(z), method="holm")[1]
+    alone = posthoc_siegel_friedman(values).to_numpy()[2]
+    corrected = multipletests(alone[others], method="holm")[1]
     assert [out.against_control[f"e{j}"] for j in others] == pytest.approx(list(corrected))
-    for a in out.mean_ranks:
-        for b in out.mean_ranks:
-            apart = abs(out.mean_ranks[a] - out.mean_ranks[b]) > out.critical_difference
-            assert (out.pairs.loc[a, b] < 0.05) == apart
+    nemenyi = posthoc_nemenyi_friedman(values).to_numpy()
+    apart = np.abs(ranks[:, None] - ranks) > out.critical_difference
+    assert ((nemenyi < 0.05) == apart).all()
+
+
+def test_what_is_alike_are_the_largest_groups_within_the_critical_difference() -> None:
+    ranks = {"a": 1.0, "b": 1.8, "c": 2.6, "d": 5.0}
+    ranking = Ranking(ranks, 20, 30.0, 0.001, "a", {}, critical_difference=1.0)
+    assert ranking.alike() == [(1.0, 1.8), (1.8, 2.6)]
+    wider = dataclasses.replace(ranking, critical_difference=2.0)
+    assert wider.alike() == [(1.0, 2.6)]
+    assert dataclasses.replace(ranking, p_value=0.5).alike() == [(1.0, 5.0)]
 
 
 def test_holm_equals_statsmodels() -> None:

@@ -260,6 +260,13 @@ def test_bad_sub_policies_are_refused(tiny):
             tiny({"entry": method})
 
 
+def test_without_optuna_only_a_search_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(fast_autoaugment.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'autoaug_ray\[search\]'"):
+        tiny({"entry": {"method": "fast_autoaugment"}})
+    tiny({"entry": {"method": "fast_autoaugment", "sub_policies": TABLE}})
+
+
 @pytest.mark.parametrize(("weights", "told"), [
     ((0.25, 0.75), ["0.750: Color 1.00 0.50", "0.250: Invert 0.10 0.20"]),
     ((), ["Invert 0.10 0.20", "Color 1.00 0.50"]),

