@@ -15,7 +15,7 @@ from autoaug_ray.errors import RunError, StorageError
 from autoaug_ray.report import wandb
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("run", "calibrate", "init", "pilot", "report", "bank")
+WORDS = ("run", "calibrate", "init", "pilot", "report", "methods", "schema", "bank")
 HEAVY = {
     "torch", "torchvision", "kornia", "ray", "diffusers", "transformers", "accelerate", "scipy",
     "matplotlib", "plotly", "pandas", "wandb", "optuna",
@@ -102,6 +102,13 @@ def test_help_lists_the_words(capsys):
     assert "Install completion" in out and not set("╭│─") & set(out)
 
 
+def test_a_line_of_nothing_is_help_and_a_wrong_word_is_told_the_next(capsys):
+    assert main([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert main(["inti", "photos"]) == 2
+    assert "'inti' is neither a word (did you mean init?) nor a study" in capsys.readouterr().err
+
+
 def test_the_version_is_the_package_s(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"autoaug-ray {autoaug_ray.__version__}\n"
@@ -163,7 +170,7 @@ def test_every_option_arrives(word, monkeypatch):
 
 
 def test_a_line_without_a_study_is_the_quick_start(monkeypatch):
-    ((path, settings),) = options_of(monkeypatch)[1]
+    ((path, settings),) = options_of(monkeypatch, "run")[1]
     assert path == quickstart() == ROOT / "search_spaces/quickstart.yaml"
     assert settings == {"changes": (), "seeds": None}
     assert options_of(monkeypatch, "--out", "o")[2] == DEFAULTS | {"out": "o"}

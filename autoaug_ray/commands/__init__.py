@@ -4,6 +4,7 @@ That file, and torch and Ray with it, is imported when its word runs: --help and
 study's YAML are said at once.
 """
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from autoaug_ray import __version__
-from autoaug_ray.errors import UserError, exit_status
+from autoaug_ray.errors import UserError, did_you_mean, exit_status
 
 if TYPE_CHECKING:
     from autoaug_ray.config import Study
@@ -39,11 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _RunByDefault(TyperGroup):
-    """A line that begins with none of the words is a line of `run`; each ends with its status."""
+    """A line that begins with a study's file is a line of `run`; each ends with its status."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {name for option in self.get_params(ctx) for name in option.opts}
-        if not args or args[0] not in own | set(self.commands):
+        if not args:
+            args = ["--help"]
+        first = args[0]
+        if first not in own | set(self.commands):
+            if not (first.startswith("-") or Path(first).suffix or Path(first).exists()):
+                known = did_you_mean(first, self.commands)
+                raise typer.BadParameter(
+                    f"{first!r} is neither a word{known} nor a study's file; the words: "
+                    f"{', '.join(self.commands)}."
+                )
             args = ["run", *args]
         ctx.meta["word"] = args[0]
         return super().parse_args(ctx, args)
@@ -112,8 +122,8 @@ def _about(
 ) -> None:
     """Which augmentation is worth its compute: accuracy against device-hours.
 
-    A line that begins with none of these words is a line of run: `autoaug-ray STUDY.yaml` runs a
-    study, and `autoaug-ray` alone the quick start.
+    A line that begins with a study's file is a line of run: `autoaug-ray STUDY.yaml` runs a study,
+    and `autoaug-ray run` alone the quick start.
     """
 
 
@@ -342,6 +352,29 @@ def _report(
     from autoaug_ray.commands import report
 
     return report.report_folder(folder, publish=wandb)
+
+
+@_words.command("methods")
+def _methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A method, to be told its keys.")
+    ] = None,
+) -> int:
+    """What can be compared: all methods, or the keys of one."""
+    from rich.console import Console
+
+    from autoaug_ray.commands import describe
+
+    return describe.print_methods(name, Console())
+
+
+@_words.command("schema")
+def _schema() -> int:
+    """Print a JSON schema of a study's YAML, for an editor that completes and checks it."""
+    from autoaug_ray.commands import describe
+
+    print(json.dumps(describe.study_schema(), indent=1))
+    return 0
 
 
 @_bank.callback()

@@ -1,0 +1,196 @@
+"""What a study may say: its methods, their keys, and a JSON schema of its YAML for editors."""
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from autoaug_ray.config import INNER, Resources, Search, Study
+from autoaug_ray.errors import UserError, did_you_mean
+from autoaug_ray.methods import METHODS, method_class
+from autoaug_ray.settings import Settings
+
+NUMBERS = {
+    "minimum": "at least {}", "exclusiveMinimum": "above {}",
+    "maximum": "at most {}", "exclusiveMaximum": "below {}",
+}  # fmt: skip
+Schema = dict[str, Any]
+
+
+def print_methods(name: str | None, console: Console) -> int:
+    """All methods, or the keys of one: what it may be, its default, what it does."""
+    if name is None:
+        table = Table("method", "what it is", box=None, padding=(0, 2, 0, 0))
+        for known in METHODS:
+            table.add_row(known, _summary(method_class(known)))
+        console.print(table)
+        console.print("\nautoaug-ray methods NAME tells a method's keys.")
+        return 0
+    if name not in METHODS:
+        raise UserError(
+            f"{name} is no method{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}."
+        )
+    cls = method_class(name)
+    schema = cls.model_json_schema()
+    said = docstrings(cls)
+    console.print(_summary(cls), markup=False)
+    table = Table("key", "default", "may be", "", box=None, padding=(0, 2, 0, 0))
+    for key, node in schema["properties"].items():
+        if key != "name":
+            needed = key in schema.get("required", ())
+            default = "(needed)" if needed else _default(node)
+            table.add_row(key, default, _words(node, schema), " ".join(said.get(key, "").split()))
+    console.print(table)
+    return 0
+
+
+def _default(node: Schema) -> str:
+    if "default" not in node:
+        return "(see there)"  # it depends on another key
+    value = node["default"]
+    return str(value["name"]) if isinstance(value, dict) else json.dumps(value)
+
+
+def _summary(cls: type) -> str:
+    first, *_ = inspect.getdoc(cls).split("\n\n")  # type: ignore[union-attr]
+    return " ".join(first.split())
+
+
+def docstrings(cls: type[Settings]) -> dict[str, str]:
+    """The string below each field of a class or of one that it inherits from."""
+    out: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not (issubclass(base, Settings) and base is not Settings):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                match below:
+                    case ast.Expr(ast.Constant(str(text))):
+                        out[field.target.id] = text
+    return out
+
+
+def _words(node: Schema, root: Schema) -> str:
+    """What a key may be, in words."""
+    if "$ref" in node:
+        name = node["$ref"].rpartition("/")[2]
+        return _words(root["$defs"][name], root)
+    if options := node.get("anyOf") or node.get("oneOf"):
+        return " | ".join(_words(option, root) for option in options)
+    if "enum" in node or "const" in node:
+        return " | ".join(str(value) for value in node.get("enum", [node.get("const")]))
+    kind = node.get("type", "anything")
+    if kind == "array":
+        inner = node.get("items") or next(iter(node.get("prefixItems", [])), {})
+        return f"list of {_words(inner, root)}"
+    if kind == "object":
+        keys = node.get("properties", {"...": {}})
+        if "const" in keys.get("name", {}):  # a method among some
+            keys = {f"name: {keys['name']['const']}": {}, "...": {}}
+        return "{" + ", ".join(keys) + "}"
+    limits = [text.format(node[key]) for key, text in NUMBERS.items() if key in node]
+    return ", ".join([kind, *limits])
+
+
+def study_schema() -> Schema:
+    """A JSON schema (draft 2020-12) of a study's YAML.
+
+    It refuses unknown keys, wrong types and numbers out of their bounds. What only the whole study
+    tells (a label that `reference` names, say) it does not know.
+    """
+    defs: Schema = {}
+    top = _own_defs(Study, defs)
+    keys = {k: v for k, v in top["properties"].items() if k not in INNER | {"name"}}
+    extra = {key: _own_defs(kind, defs) for key, kind in EXTRA.items()}
+    extra["controls"] = {"type": "array", "items": {"type": "string"}}
+    bodies = {}
+    for name in METHODS:
+        own = _own_defs(method_class(name), defs)["properties"]
+        either = {k: {"anyOf": [v, {"$ref": "#/$defs/range"}]} for k, v in own.items()}
+        bodies[name] = {k: v for k, v in either.items() if k != "name"} | extra
+    defs |= {"range": _range(), "entry": _entry(bodies)}
+    labels = {
+        name: {
+            "if": {"type": "object", "required": ["method"]},
+            "then": {"$ref": "#/$defs/entry"},
+            "else": {"type": ["object", "null"], "properties": body, "additionalProperties": False},
+        }
+        for name, body in bodies.items()
+    }
+    keys["seeds"] = {"anyOf": [{"type": "integer", "minimum": 1}, keys["seeds"]]}
+    keys["model"] = {"anyOf": [{"type": "string"}, keys["model"]]}
+    keys["methods"] = {
+        "type": "object", "minProperties": 1, "properties": labels,
+        "additionalProperties": {"$ref": "#/$defs/entry"},
+    }  # fmt: skip
+    keys["cases"] = {
+        "type": "object", "minProperties": 1, "additionalProperties": {"type": "object"},
+    }  # fmt: skip
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A study of autoaug_ray",
+        "type": "object",
+        "properties": keys,
+        "required": ["methods"],
+        "additionalProperties": False,
+        "$defs": defs,
+    }
+
+
+EXTRA: Mapping[str, type[Settings]] = {"search": Search, "resources": Resources}
+"""What an entry may say beside its hyperparameters."""
+
+
+def _own_defs(cls: type[Settings], defs: Schema) -> Schema:
+    """The schema of a class; what it refers to goes into `defs`."""
+    schema = cls.model_json_schema()
+    defs |= schema.pop("$defs", {})
+    said = docstrings(cls)
+    for key, node in schema.get("properties", {}).items():
+        if key in said:
+            node["description"] = " ".join(said[key].split())
+    return schema
+
+
+def _entry(bodies: Mapping[str, Schema]) -> Schema:
+    """An entry whose `method` says which of these properties it may have; one of code of one's own,
+    path/to/file.py:Class, may have any."""
+    return {
+        "type": "object",
+        "required": ["method"],
+        "properties": {
+            "method": {"anyOf": [{"enum": list(bodies)}, {"type": "string", "pattern": r":\w+$"}]}
+        },
+        "allOf": [
+            {
+                "if": {"properties": {"method": {"const": name}}},
+                "then": {"properties": {"method": True, **body}, "additionalProperties": False},
+            }
+            for name, body in bodies.items()
+        ],
+    }
+
+
+def _range() -> Schema:
+    def one(kind: str, **values: Any) -> Schema:
+        return {
+            "type": "object", "required": [kind], "additionalProperties": False,
+            "properties": {kind: {"type": "array", **values}},
+        }  # fmt: skip
+
+    pair = {"minItems": 2, "maxItems": 2}
+    number, whole = {"items": {"type": "number"}}, {"items": {"type": "integer"}}
+    return {
+        "description": "values that are searched",
+        "anyOf": [
+            one("grid", minItems=1), one("choice", minItems=1), one("uniform", **pair, **number),
+            one("loguniform", **pair, **number), one("randint", **pair, **whole),
+        ],
+    }  # fmt: skip

@@ -1,0 +1,85 @@
+"""The words `methods` and `schema`: what they say is what a study may hold."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from ruamel.yaml import YAML
+
+from autoaug_ray.commands import describe, main
+from autoaug_ray.methods import METHODS, method_class
+
+STUDIES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def schema():
+    out = json.loads(json.dumps(describe.study_schema()))
+    Draft202012Validator.check_schema(out)
+    return Draft202012Validator(out)
+
+
+def test_every_study_of_ours_fits_the_schema(schema):
+    for path in STUDIES:
+        tree = YAML(typ="safe", pure=True).load(path)
+        assert [e.message for e in schema.iter_errors(tree)] == [], path.name
+
+
+FINE = {
+    "dataset": {"name": "fashion-mnist-mini"},
+    "model": {"name": "cnn"},
+    "methods": {
+        "none": None,
+        "bilevel": {"lr": {"loguniform": [0.01, 0.1]}},
+        "two ops": {"method": "randaugment", "num_ops": 2},
+        "mine": {"method": "mine.py:Mine", "whatever": 3},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        (["dataset", "nmae"], "x"),
+        (["train"], {"epchs": 3}),
+        (["train"], {"epochs": 0}),
+        (["seeds"], 0),
+        (["methods", "none"], {"flipp": "none"}),
+        (["methods", "bilevel", "lr"], "fast"),
+        (["methods", "bilevel", "lr"], {"loguniform": [0.01]}),
+        (["methods", "two ops", "method"], "randaugmnet"),
+        (["methods", "two ops", "magnitudes"], 3),
+        (["methods", "trivialaugment"], {"method": "trivialaugment", "lr": 3}),
+        (["methods", "autogenda"], {"then": {"name": "predefined", "cop": 3}}),
+        (["methods"], {}),
+    ],
+    ids=lambda v: json.dumps(v) if not isinstance(v, list) else ".".join(v),
+)
+def test_what_no_study_may_hold_does_not_fit(schema, where, value):
+    assert schema.is_valid(FINE)
+    tree = copy.deepcopy(FINE)
+    *parents, leaf = where
+    node = tree
+    for key in parents:
+        node = node[key]
+    node[leaf] = value
+    assert not schema.is_valid(tree)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_key_of_a_method_is_told(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["methods", name]) == 0
+    out = capsys.readouterr().out
+    keys = set(method_class(name).model_fields) - {"name"}
+    assert keys <= {line.split()[0] for line in out.splitlines() if line[:1].strip()}
+
+
+def test_all_methods_are_told_and_a_wrong_name_is_one_sentence(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:-2] if line[0] != " "] == list(METHODS)
+    assert main(["methods", "bilvel"]) == 2
+    assert "did you mean bilevel?" in capsys.readouterr().err
