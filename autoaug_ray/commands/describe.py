@@ -88,7 +88,7 @@ def _words(node: Schema, root: Schema) -> str:
         return " | ".join(str(value) for value in node.get("enum", [node.get("const")]))
     kind = node.get("type", "anything")
     if kind == "array":
-        inner = node.get("items") or next(iter(node.get("prefixItems", [])), {})
+        inner: Schema = node.get("items") or next(iter(node.get("prefixItems", [])), {})
         return f"list of {_words(inner, root)}"
     if kind == "object":
         keys = node.get("properties", {"...": {}})
