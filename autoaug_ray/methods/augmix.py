@@ -35,9 +35,9 @@ class AugMix(Staged):
 
     The policy is `maths.policies.AugMix`. The loss is the cross-entropy of the images as they are,
     but for the stage, plus `consistency` times the Jensen-Shannon divergence of their predictions
-    and those of two mixtures (eq. 1), all three in one pass of three times the batch, which costs
-    three times a plain step. Constants are those of the authors' code, google-research/augmix,
-    cifar.py. The three share flip, crop, cutout and erasing.
+    and those of two mixtures (eq. 1), all three in one pass of three times the batch. Constants are
+    those of the authors' code, google-research/augmix, cifar.py. The three share flip, crop, cutout
+    and erasing.
     """
 
     name: Literal["augmix"] = "augmix"
