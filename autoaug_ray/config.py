@@ -24,7 +24,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from autoaug_ray import own_code
 from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.generate.settings import Generation, Workers
-from autoaug_ray.methods import METHODS, AnyMethod, method_class, sources
+from autoaug_ray.methods import METHODS, OF_THE_STAGE, AnyMethod, method_class, sources
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
@@ -332,6 +332,11 @@ def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
     name = body.pop("method", None) or label
     is_own = name != label and own_code.is_own(name)
     if not is_own and name not in METHODS:
+        if setting := OF_THE_STAGE.get(str(name).lower()):
+            raise UserError(
+                f"{where}.method: {name} is no method but a setting of those that augment, as in "
+                f"{{method: predefined, {setting}}}."
+            )
         raise UserError(
             f"{where}.method: unknown method {name!r}{did_you_mean(str(name), METHODS)}; "
             f"known: {', '.join(METHODS)}, and path/to/file.py:Class of your own."

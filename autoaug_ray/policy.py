@@ -5,6 +5,7 @@ says the same for people. Both stand in `policies/<label>/seed-<n>/` of a study.
 """
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ class Policy(nn.Module):
 
 
 def load_policy(path: str | Path, code: str | Path | None = None) -> Policy:
-    """Read a `policy.pt`. Raises UserError if the file is not one.
+    """Read a `policy.pt`. Raises UserError if the file is not one, and warns of what of its method
+    no transform of single images can do.
 
     A policy of a user's own method holds no code: `code` is the file that defines the method, or
     the name of its module. It is imported if it is what trained the policy, and refused if not.
@@ -98,9 +100,12 @@ def load_policy(path: str | Path, code: str | Path | None = None) -> Policy:
         method_class(name)  # its own sentence, if the code is not what it was
     try:
         method = method_class(name).model_validate_json(saved["method"])
-        return Policy(method, task_of(saved["shape"]), saved["state"])
+        policy = Policy(method, task_of(saved["shape"]), saved["state"])
     except Exception as error:
         raise UserError(f"{path} is not a policy of autoaug_ray ({error}).") from None
+    if method.left_out:
+        warnings.warn(f"{path}, of {name}, lacks {method.left_out}.", stacklevel=2)
+    return policy
 
 
 def task_of(shape: Sequence[Any]) -> Task:
@@ -142,6 +147,7 @@ def export(
     )
     text = yaml.safe_dump(
         {"label": run.label, "seed": run.seed, "image": task._asdict(), **summary,
+         **({"left_out": method.left_out} if method.left_out else {}),
          "method": json.loads(method.model_dump_json())},
         sort_keys=False,
     )  # fmt: skip

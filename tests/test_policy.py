@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 import yaml
@@ -32,8 +34,12 @@ def exported(tmp_path, final_run):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_gives_a_transform(name, exported):
-    transform = autoaug_ray.load_policy(exported(name))
+    with warnings.catch_warnings(record=True, action="always") as said:
+        transform = autoaug_ray.load_policy(exported(name))
     assert isinstance(transform, nn.Module)
+    lacking = transform.method.left_out
+    assert bool(lacking) == (name in {"augmix", "cutmix", "mixup", "mixup_cutmix", "timm_recipe"})
+    assert [str(w.message).endswith(f"lacks {lacking}.") for w in said] == [True] * bool(lacking)
     batch = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
     for images in (batch, batch[0], batch.float() / 255, torch.rand(1, 40, 36)):
         out = transform(images)

@@ -145,6 +145,89 @@ def pad_crop(
     return out
 
 
+Box = Tensor
+"""(B, 4) long: top, left, height and width of a rectangle for each image, in pixels."""
+TRIES = 10
+"""Rectangles that are drawn for an image until one fits, at most; torchvision's and timm's, too."""
+
+
+def inside(box: Box, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool: which pixels of images of `size` lie in the box, which may reach beyond."""
+    top, left, height, width = box[:, :, None].unbind(1)
+    rows = torch.arange(size[0], device=box.device) - top  # (B, H)
+    columns = torch.arange(size[1], device=box.device) - left  # (B, W)
+    in_row, in_column = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    return in_row[:, :, None] & in_column[:, None, :]
+
+
+def draw_boxes(
+    n: int,
+    size: tuple[int, int],  # (H, W)
+    area: tuple[float, float],
+    aspect: float,
+    noise: torch.Generator,
+    whole: bool = False,
+) -> Box:
+    """Rectangles within images of `size`, a share of it uniform over `area`, (n, 4).
+
+    Height over width is log-uniform from 1 / aspect to aspect, and the place uniform. Each is the
+    first of `TRIES` that is smaller than the image in both directions (`whole`: not larger); if
+    none is, height and width are 0. These are the rectangles of torchvision's RandomErasing and,
+    with `whole`, of its RandomResizedCrop.
+    """
+    shares, ratios = torch.rand(2, TRIES, n, generator=noise, device=noise.device)
+    pixels = (area[0] + (area[1] - area[0]) * shares) * (size[0] * size[1])
+    ratios = (math.log(aspect) * (2 * ratios - 1)).exp()
+    sides = torch.stack([(pixels * ratios).sqrt(), (pixels / ratios).sqrt()]).round()
+    image = sides.new_tensor(size)[:, None]  # (2, 1)
+    most = image if whole else image - 1
+    fits = ((sides > 0) & (sides <= most[:, None])).all(0)  # (TRIES, n)
+    first = fits.long().argmax(0).expand(2, 1, n)
+    sides = sides.gather(1, first)[:, 0] * fits.any(0)  # (2, n)
+    places = torch.rand(2, n, generator=noise, device=noise.device)
+    # The product may be rounded up to a place too many.
+    places = (places * (image - sides + 1)).floor().minimum(image - sides)
+    return torch.cat([places, sides]).long().T
+
+
+def draw_crops(
+    n: int, size: tuple[int, int], area: tuple[float, float], noise: torch.Generator
+) -> Box:
+    """The rectangles (n, 4) of torchvision's RandomResizedCrop, from 3:4 to 4:3.
+
+    Where none is found, as often in images that are long or high, it is the largest central one of
+    such a shape.
+    """
+    height, width = size
+    box = draw_boxes(n, size, area, 4 / 3, noise, whole=True)
+    high, wide = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    central = box.new_tensor([(height - high) // 2, (width - wide) // 2, high, wide])
+    return torch.where(box[:, 2:3] > 0, box, central)
+
+
+def resized_crop(images: Tensor, box: Box, strength: Strength | None = None) -> Tensor:
+    """What lies in the boxes within images (B, C, H, W), enlarged to H x W.
+
+    torchvision's resized_crop, bilinear, of the sample's own box; beyond the middle of a box's
+    outermost pixels their colour goes on. A box of the whole image returns it, up to rounding.
+    Differentiable in the images. Raises ValueError for a wrong shape.
+    """
+    _need("box", box, (len(images), 4))
+    size = images.new_tensor(images.shape[2:])
+    scale = box[:, 2:] / size  # (B, 2), along y and along x
+    middle = (2 * box[:, :2] + box[:, 2:]) / size - 1
+    matrix = torch.zeros(len(images), 2, 3, device=images.device, dtype=images.dtype)
+    matrix[:, 0, 0], matrix[:, 1, 1] = scale[:, 1], scale[:, 0]
+    matrix[:, 0, 2], matrix[:, 1, 2] = middle[:, 1], middle[:, 0]
+    reach = (scale - 1 / size).flip(1)[:, None, None]  # from the middle to that of the last pixel
+    middle = middle.flip(1)[:, None, None]
+    grid = sampling_grid(matrix, images.shape[2], images.shape[3])
+    grid = grid.maximum(middle - reach).minimum(middle + reach)
+    if strength is not None:
+        strength.warp(matrix)
+    return grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
 # --- colour, differentiable -----------------------------------------------------------------------
 
 
@@ -279,12 +362,9 @@ def cutout(
     `fill` is a colour (C, 1, 1) or a grey. The default is nearly the colour of PBA's Cutout
     (arcelien/pba, augmentation_transforms.py), (125, 122, 113) / 255. Differentiable in the images.
     """
-    rows = torch.arange(images.shape[2], device=images.device) - row[:, None]  # (B, H)
-    columns = torch.arange(images.shape[3], device=images.device) - column[:, None]  # (B, W)
-    half = side[:, None] // 2
-    in_row = (rows >= -half) & (rows < half)
-    in_column = (columns >= -half) & (columns < half)
-    hole = in_row[:, :, None] & in_column[:, None, :]  # (B, H, W)
+    half = side // 2
+    box = torch.stack([row - half, column - half, 2 * half, 2 * half], dim=1)
+    hole = inside(box, (images.shape[2], images.shape[3]))
     return torch.where(hole[:, None], fill, images)
 
 

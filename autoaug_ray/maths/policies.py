@@ -1,10 +1,10 @@
-"""Augmentation policies without gradients: RandAugment, TrivialAugment, sub-policies and PBA.
+"""Augmentation policies without gradients: RandAugment, TrivialAugment, sub-policies, PBA, AugMix.
 
 A policy is a frozen object, called as `policy(images, generator, strength)` on float images
 (B, C, H, W) in [0, 1]. Unlike torchvision's on a batch, it draws ops, magnitudes and signs for
 every *sample*. All draws come from `generator`, on the generator's device, and their number depends
 on the batch size alone: a CPU generator augments CPU and GPU images alike. Out-of-frame pixels are
-black, and warps are nearest-neighbour.
+black, and warps are nearest-neighbour, unless a policy says otherwise.
 """
 
 from __future__ import annotations
@@ -187,6 +187,134 @@ class OneOp:
         magnitude = bins.to(generator.device)[op, level.to(op)]
         signed = _WARPS if standard else _WARPS + _FACTORS
         return _apply(images, op, magnitude, generator, strength, signed)
+
+
+def _of_own_op(rows: dict[str, Tensor], op: Tensor) -> Tensor:
+    """(n,) the magnitude of each sample's op, from those (n,) that every op would have."""
+    none = torch.zeros(op.shape, device=op.device)
+    return torch.stack([rows.get(name, none) for name in OPS]).gather(0, op[None])[0]
+
+
+def _indices(names: tuple[str, ...], device: torch.device) -> Tensor:
+    """(len(names),) where the ops stand in OPS; Identity for those of another kind."""
+    return torch.tensor([OPS.index(n) if n in OPS else 0 for n in names], device=device)
+
+
+TIMM_OPS: tuple[str, ...] = (*OPS[1:], "SolarizeAdd")
+
+
+@final
+@dataclass(frozen=True)
+class TimmRandAugment:
+    """timm's RandAugment, `rand-m{magnitude}-mstd0.5-inc1`: two of 15 ops, each by even chance.
+
+    A magnitude is normal around `magnitude`, 0..10, with standard deviation 0.5, and anew for every
+    op; at 10, ops have timm's increasing ranges: 30 degrees, a shear of 0.3, 45 % of a side, 0.9
+    around a factor of 1, 4 to 0 bits, all above threshold 0 inverted, and SolarizeAdd, which adds
+    110 to levels below 128. Warps are bilinear and frames black; timm draws bilinear or bicubic,
+    and paints frames in ImageNet's mean colour.
+    """
+
+    magnitude: float = 9
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        n, device = len(images), generator.device
+        for _ in range(2):
+            drawn = _draw(len(TIMM_OPS), images, generator)
+            fires = torch.rand(n, generator=generator, device=device) < 0.5
+            op = torch.where(fires, _indices(TIMM_OPS, device)[drawn], OPS.index("Identity"))
+            noise = 0.5 * torch.randn(n, generator=generator, device=device)
+            share = (self.magnitude + noise).clamp(0, 10) / 10
+            magnitude = _of_own_op(_timm_rows(share, (images.shape[2], images.shape[3])), op)
+            magnitude = with_random_sign(op, magnitude, generator)
+            op, magnitude = op.to(images.device), magnitude.to(images.device)
+            images = apply_ops(images, op, magnitude, strength, mode="bilinear")
+            adds = fires & (drawn == TIMM_OPS.index("SolarizeAdd"))
+            added = torch.where(adds, (110 * share).trunc() / 255, 0.0).to(images.device)
+            before, dark = images, images < 127.5 / 255
+            images = torch.where(dark, images + added[:, None, None, None], images)
+            if strength is not None:
+                strength.color(before, images)
+        return images
+
+
+def _timm_rows(share: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Magnitudes (n,) of every op of timm's increasing space at a `share` (n,) of 10."""
+    rows = dict.fromkeys(("ShearX", "ShearY"), 0.3 * share) | dict.fromkeys(_FACTORS, 0.9 * share)
+    rows |= {"TranslateX": 0.45 * size[1] * share, "TranslateY": 0.45 * size[0] * share}
+    rows |= {"Rotate": 30 * share, "Posterize": 4 - (4 * share).trunc()}
+    return rows | {"Solarize": (256 - (256 * share).trunc()) / 255}
+
+
+AUGMIX_OPS: tuple[str, ...] = (
+    "AutoContrast",
+    "Equalize",
+    "Posterize",
+    "Rotate",
+    "Solarize",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+)
+
+
+@final
+@dataclass(frozen=True)
+class AugMix:
+    """AugMix (arxiv.org/abs/1912.02781), as in google-research/augmix, augmentations.py.
+
+    `chains` chains of 1 to 3 ops (`depth`: of so many) are mixed with Dirichlet(1, ..., 1) weights,
+    and their mixture with the image by a uniform share. A level is uniform from 0.1 to `severity`,
+    of 10: there a shear is 0.3, a rotation 30 degrees, a translation a third of a side, both in
+    whole numbers, 4 - 4 bits are kept, and all above threshold 0 is inverted. Warps are bilinear.
+    Ops that would overlap with ImageNet-C's corruptions are left out, as there by default.
+    A mixture has no displacement: all of its change is told as one of colour.
+    """
+
+    severity: float = 3
+    chains: int = 3
+    depth: int | None = None
+
+    def __call__(
+        self, images: Tensor, generator: Generator, strength: Strength | None = None
+    ) -> Tensor:
+        n, device = len(images), generator.device
+        mixture = torch._sample_dirichlet(torch.ones(n, self.chains, device=device), generator)
+        share = torch.rand(n, generator=generator, device=device).to(images.device)
+        x = images.repeat(self.chains, 1, 1, 1)  # chain by chain
+        longest = self.depth or 3
+        shortest = self.depth or 1
+        depth = shortest + _draw(longest - shortest + 1, x, generator)
+        for slot in range(longest):
+            op = _indices(AUGMIX_OPS, device)[_draw(len(AUGMIX_OPS), x, generator)]
+            op = torch.where(slot < depth, op, OPS.index("Identity"))
+            level = torch.rand(len(x), generator=generator, device=device)
+            rows = _augmix_rows(0.1 + (self.severity - 0.1) * level, (x.shape[2], x.shape[3]))
+            magnitude = with_random_sign(op, _of_own_op(rows, op), generator, _WARPS)
+            x = apply_ops(x, op.to(x.device), magnitude.to(x.device), mode="bilinear")
+        weights = (mixture.T.to(images) * share)[:, :, None, None, None]
+        augmented = (weights * x.view(self.chains, *images.shape)).sum(0)
+        out = (1 - share[:, None, None, None]) * images + augmented
+        if strength is not None:
+            strength.color(images, out)
+        return out
+
+
+def _augmix_rows(level: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Magnitudes (n,) of every op of AugMix's at levels (n,) in 0..10."""
+    share = level / 10
+    return {
+        "Posterize": 4 - (4 * share).trunc(),
+        "Rotate": (30 * share).trunc(),
+        "Solarize": (256 - (256 * share).trunc()) / 255,
+        "ShearX": 0.3 * share,
+        "ShearY": 0.3 * share,
+        "TranslateX": (share * size[1] / 3).trunc(),
+        "TranslateY": (share * size[0] / 3).trunc(),
+    }
 
 
 Step = tuple[str, float, float | None]

@@ -27,6 +27,11 @@ METHODS: dict[str, str] = {
     "autoaugment": "autoaug_ray.methods.discrete:AutoAugment",
     "pba": "autoaug_ray.methods.discrete:PopulationBased",
     "entaugment": "autoaug_ray.methods.entaugment:EntAugment",
+    "augmix": "autoaug_ray.methods.augmix:AugMix",
+    "mixup": "autoaug_ray.methods.mixing:Mixup",
+    "cutmix": "autoaug_ray.methods.mixing:CutMix",
+    "mixup_cutmix": "autoaug_ray.methods.mixing:MixupCutMix",
+    "timm_recipe": "autoaug_ray.methods.mixing:TimmRecipe",
     "fast_autoaugment": "autoaug_ray.methods.fast_autoaugment:FastAutoAugment",
     "dada": "autoaug_ray.methods.dada:Dada",
     "stn": "autoaug_ray.methods.stn:STN",
@@ -38,6 +43,15 @@ METHODS: dict[str, str] = {
     "autogenda": "autoaug_ray.methods.generative:AutoGenDA",
 }
 """The name of a method in a study -> the module and the class."""
+
+OF_THE_STAGE = {
+    "random_erasing": "erase: {}",
+    "random_resized_crop": "resized_crop: [0.08, 1.0]",
+    "cutout": "cutout: 16",
+    "flip": "flip: horizontal",
+    "crop": "crop: 4",
+}
+"""What is no method, but a setting of any that augments -> that setting, as one may write it."""
 
 
 def method_class(name: str) -> "type[Method]":

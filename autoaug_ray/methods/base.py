@@ -20,6 +20,7 @@ from autoaug_ray.learner import Learner
 from autoaug_ray.maths import image_ops
 from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.strength import Strength
+from autoaug_ray.methods.erasing import Erase, Holes
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.places import Place
@@ -272,6 +273,12 @@ class Method(Settings, abc.ABC):
         `finish` takes."""
         return self, 1.0
 
+    @property
+    def left_out(self) -> str:
+        """What of it no transform of single images can do, and an exported policy therefore lacks;
+        empty: nothing."""
+        return ""
+
     # How what was found is shown.
 
     def found_figures(self, row: Mapping[str, Any]) -> dict[str, float]:
@@ -355,9 +362,9 @@ class Method(Settings, abc.ABC):
 class Staged(Method, abc.ABC):
     """A method whose policy has before and after it what the CIFAR protocols do to every image.
 
-    Flip, then crop; the policy; then cutout. The classes below it differ in `transform` alone, and
-    draw the numbers of the stage in one order: those of the flip, the crop, their own, the cutout.
-    What is switched off draws none.
+    Flip, then crop; the policy; then cutout and erasing. The classes below it differ in `transform`
+    alone, and draw the numbers of the stage in one order: those of the flip, the crops, their own,
+    the cutout, the erasing. What is switched off draws none.
     """
 
     flip: Flip = "horizontal"
@@ -365,10 +372,22 @@ class Staged(Method, abc.ABC):
     crop: int = Field(0, ge=0, le=1000)
     """Pixels, +-, in x and in y, by which images are shifted, in whole pixels and independently;
     what comes into sight is black. 4 is torchvision's RandomCrop(32, padding=4)."""
+    resized_crop: tuple[float, float] | None = None
+    """Shares of the area, from and to, of a part of the image, from 3:4 to 4:3, that is enlarged to
+    the image's size. [0.08, 1.0] is torchvision's RandomResizedCrop (Szegedy et al. 2015)."""
     cutout: int = Field(0, ge=0, le=1000, multiple_of=2)
     """Side in pixels of a square whose centre is uniform over the image, and which is cut at the
     border (DeVries and Taylor 2017). It has the mean colour of the pool: there, the zeros are
     painted after normalisation. On CIFAR-10, 16 is usual."""
+    erase: Erase | None = None
+    """Random erasing; {} is the paper's."""
+
+    @field_validator("resized_crop")
+    @classmethod
+    def _shares(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 < value[0] <= value[1] <= 1:
+            raise ValueError(f"must be [low, high] with 0 < low <= high <= 1, got {list(value)}")
+        return value
 
     def check_images(self, channels: int, height: int, width: int) -> None:
         side = min(height, width)
@@ -418,28 +437,38 @@ class Staged(Method, abc.ABC):
             corners = (2, len(x))
             at = torch.randint(2 * self.crop + 1, corners, generator=noise, device=x.device)
             x = image_ops.pad_crop(x, self.crop, at[0], at[1], strength)
+        if self.resized_crop is not None:
+            size = (x.shape[2], x.shape[3])
+            box = image_ops.draw_crops(len(x), size, self.resized_crop, noise)
+            x = image_ops.resized_crop(x, box, strength)
         return x
 
-    def draw_holes(self, images: Tensor, noise: torch.Generator) -> Tensor:
-        """(B, 2) row and column of the centres of what `after` cuts out of images (B, C, H, W);
-        (B, 0) if that is nothing."""
-        if not self.cutout:
-            return images.new_empty(len(images), 0, dtype=torch.long)
-        drawn = [
-            torch.randint(side, (len(images),), generator=noise, device=images.device)
-            for side in images.shape[2:]
-        ]
-        return torch.stack(drawn, dim=1)
+    def draw_holes(self, images: Tensor, noise: torch.Generator) -> Holes:
+        """What `after` paints over in images (B, C, H, W)."""
+        centre = None
+        if self.cutout:
+            drawn = [
+                torch.randint(side, (len(images),), generator=noise, device=images.device)
+                for side in images.shape[2:]
+            ]
+            centre = torch.stack(drawn, dim=1)
+        if self.erase is None:
+            return Holes(centre)
+        return Holes(centre, *self.erase.draw(images, noise))
 
     def after(
-        self, state: Any, images: Tensor, holes: Tensor, strength: Strength | None = None
+        self, state: Any, images: Tensor, holes: Holes, strength: Strength | None = None
     ) -> Tensor:
-        """The policy's images (B, C, H, W) without the squares at what `draw_holes` drew."""
-        if not self.cutout:
+        """The policy's images (B, C, H, W) without the squares and boxes of `draw_holes`."""
+        if not self.cutout and self.erase is None:
             return images
-        row, column = holes.unbind(1)
-        side, colour = torch.full_like(row, self.cutout), state.mean_colour.to(images)
-        x = image_ops.cutout(images, row, column, side, colour[:, None, None])
+        x, colour = images, state.mean_colour.to(images)[:, None, None]
+        if holes.centre is not None:
+            row, column = holes.centre.unbind(1)
+            x = image_ops.cutout(x, row, column, torch.full_like(row, self.cutout), colour)
+        if holes.box is not None:
+            erased = image_ops.inside(holes.box, (x.shape[2], x.shape[3]))[:, None]
+            x = torch.where(erased, colour if holes.noise is None else holes.noise, x)
         if strength is not None:
             strength.color(images, x)
         return x

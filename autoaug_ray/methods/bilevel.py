@@ -324,7 +324,7 @@ class Bilevel(Staged):
         now = Past(
             learner.weights(), buffers, x[:part], batch.labels[:part],
             None if kind is None else kind[:part], None if flips is None else flips[:part],
-            z[:part], holes[:part], rule,
+            z[:part], holes.of(slice(part)), rule,
         )  # fmt: skip
         due = self._is_due(learner.steps_done, learner.total_steps)
         if due and self.estimator == "alignment":
@@ -426,7 +426,9 @@ class Bilevel(Staged):
     def _augmented(self, state: BilevelState, past: Past, part: slice = slice(None)) -> Tensor:
         """The images (B, C, H, W) of a part of a step's batch, with a graph to theta."""
         p = state.augmenter(past.noise[part])
-        return self.after(state, state.augmenter.apply_to(past.images[part], p), past.holes[part])
+        return self.after(
+            state, state.augmenter.apply_to(past.images[part], p), past.holes.of(part)
+        )
 
     def hold(self, state: BilevelState) -> hypergradient.Hold | None:
         """What `normalise` says; before there is an average, the batch's own length is held."""

@@ -11,6 +11,7 @@ from autoaug_ray.maths import hypergradient
 from autoaug_ray.maths.augmenter import AbstractAugmenter
 from autoaug_ray.maths.gumbel import likelihood_ratio
 from autoaug_ray.methods.base import Aligned
+from autoaug_ray.methods.erasing import Holes
 from autoaug_ray.methods.mixture_state import MixtureState
 
 
@@ -26,7 +27,7 @@ class Past(NamedTuple):
     flips: Tensor | None
     """(B,) which images were mirrored, if the chance of that is learned."""
     noise: Tensor
-    holes: Tensor
+    holes: Holes
     rule: hypergradient.SGD | hypergradient.Adam
 
 

@@ -40,8 +40,8 @@ class Predefined(Staged):
 
     name: Literal["predefined"] = "predefined"
     translate: float | None = Field(None, ge=0, le=1000)
-    """Pixels, +-, in x and in y, also by parts of a pixel. None: 4, or 0 beside a `crop`, which
-    shifts already."""
+    """Pixels, +-, in x and in y, also by parts of a pixel. None: 4, or 0 beside a `crop` or
+    `resized_crop`, which shifts already."""
     rotate: float = Field(0.0, ge=0, le=180)
     """Degrees, +-."""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -75,7 +75,8 @@ class Predefined(Staged):
     ) -> Tensor:
         x = images
         low, high = torch.tensor(self.scale).log().tolist()
-        shift = (0.0 if self.crop else 4.0) if self.translate is None else self.translate
+        cropped = self.crop or self.resized_crop
+        shift = (0.0 if cropped else 4.0) if self.translate is None else self.translate
         spread = torch.tensor([shift, shift, self.rotate, (high - low) / 2, self.shear])
         if spread.any() or low:
             dx, dy, angle, zoom, shear = _uniform(len(x), spread, noise).unbind(1)

@@ -56,7 +56,8 @@ def augmented(name, images, seed=0, **hyperparameters):
 
 
 def test_the_stage_is_that_of_all_methods_that_augment_by_themselves():
-    assert set(METHODS) - set(STAGED) == {"none", "replay", "mix", "autogenda", "saflex"}
+    on_others = {"replay", "mix", "autogenda", "saflex", "mixup", "cutmix", "mixup_cutmix"}
+    assert set(METHODS) - set(STAGED) == {"none", *on_others}
 
 
 # --- against torchvision's recipe -----------------------------------------------------------------
@@ -168,11 +169,69 @@ def test_the_policy_sees_what_was_flipped_and_cropped(name):
 @pytest.mark.parametrize("name", STAGED)
 def test_a_square_of_the_mean_colour_is_cut_out_last(name):
     images = torch.rand(30, 3, 32, 32, generator=seeded(1))
-    whole, cut = (augmented(name, images, cutout=side) for side in (0, 16))
+    whole, cut = (augmented(name, images, cutout=side, erase=None) for side in (0, 16))
     hole = (cut == COLOUR).all(dim=1, keepdim=True)
     assert torch.equal(cut, torch.where(hole, COLOUR, whole))
     area = hole.sum(dim=(1, 2, 3))
     assert 8 * 8 <= area.min() and area.max() == 16 * 16
+
+
+def boxes(size, n=2000, whole=False):
+    if whole:
+        return image_ops.draw_crops(n, size, (0.08, 1.0), seeded())
+    return image_ops.draw_boxes(n, size, (0.02, 0.4), 1 / 0.3, seeded())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 44)])
+def test_parts_are_enlarged_as_torchvision_does_it(size):
+    images = torch.rand(60, 3, *size, generator=seeded(1))
+    box = boxes(size, 60, whole=True)
+    ours = image_ops.resized_crop(images, box)
+    for image, where, out in zip(images, box.tolist(), ours, strict=True):
+        expected = F.resized_crop(image, *where, size=list(size), antialias=True)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
+    whole = torch.tensor([[0, 0, *size]]).expand(60, 4)
+    torch.testing.assert_close(image_ops.resized_crop(images, whole), images)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 44), (12, 40)])
+@pytest.mark.parametrize("whole", [False, True])
+def test_rectangles_are_torchvisions_in_distribution(size, whole):
+    """Those of RandomErasing, and of RandomResizedCrop, which has a central one where none fits."""
+    n, image = 2000, [torch.empty(3, *size)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if whole:
+            transform = v2.RandomResizedCrop(size)
+            theirs = [[p[k] for k in ("top", "left", "height", "width")]
+                      for p in (transform.make_params(image) for _ in range(n))]  # fmt: skip
+        else:
+            transform = v2.RandomErasing(scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3))
+            theirs = [[p[k] for k in "ijhw"] if p["v"] is not None else [0] * 4
+                      for p in (transform.make_params(image) for _ in range(n))]  # fmt: skip
+    ours, theirs = boxes(size, n, whole).double(), torch.tensor(theirs).double()
+    for of in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2], lambda b: b[:, 3],
+               lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3].clamp(min=1)):  # fmt: skip
+        assert stats.ks_2samp(of(ours), of(theirs)).pvalue > 1e-3
+    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= torch.tensor(size)).all()
+
+
+@pytest.mark.parametrize("fill", ["noise", "mean"])
+def test_boxes_are_erased_last_as_torchvision_does_it(fill):
+    erase = {"chance": 0.5, "fill": fill}
+    n, images = 200, torch.rand(200, 3, 32, 32, generator=seeded(1))
+    still = {"flip": "none", "translate": 0}
+    ours = augmented("predefined", images, **still, erase=erase)
+    noise = seeded()
+    box = image_ops.draw_boxes(n, (32, 32), (0.02, 0.4), 1 / 0.3, noise)
+    erased = torch.rand(n, 1, generator=noise)[:, 0] < 0.5
+    pixels = torch.rand(n, 3, 32, 32, generator=noise)
+    assert 70 < erased.sum() < 130
+    for i, (top, left, height, width) in enumerate(box.tolist()):
+        inside = pixels[i, :, top : top + height, left : left + width]
+        value = inside if fill == "noise" else COLOUR
+        expected = F.erase(images[i], top, left, height, width, value) if erased[i] else images[i]
+        assert torch.equal(ours[i], expected)
 
 
 def test_areas_are_as_often_as_a_uniform_centre_makes_them():
@@ -319,6 +378,12 @@ def test_an_exported_policy_has_the_stage_and_the_mean_of_its_training_images(fi
             {"method": "stn", "cutout": {"grid": [8, 30]}},
             "entry.cutout must be at most 28.* got 30",
         ),
+        (
+            {"method": "predefined", "resized_crop": [0.5, 0.1]},
+            r"entry.resized_crop.*0 < low <= high <= 1, got \[0.5, 0.1\]",
+        ),
+        ({"method": "stn", "erase": {"area": [0.0, 0.4]}}, r"entry.erase.*0 < low <= high <= 1"),
+        ({"method": "random_erasing"}, r"entry.method: random_erasing is no method but a setting"),
         ({"method": "predefined", "lighting": 0.1}, r"entry.lighting must be 0 .* 1 channel\(s\)"),
         (
             {"method": "autogenda", "then": {"name": "predefined", "crop": 40}},
