@@ -53,7 +53,7 @@ def _default(node: Schema) -> str:
     if "default" not in node:
         return "(see there)"  # it depends on another key
     value = node["default"]
-    return str(value["name"]) if isinstance(value, dict) else json.dumps(value)
+    return value["name"] if isinstance(value, dict) and "name" in value else json.dumps(value)
 
 
 def _summary(cls: type) -> str:

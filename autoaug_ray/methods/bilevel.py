@@ -79,6 +79,7 @@ class Bilevel(Staged):
     forgotten every epoch, and one split and one order of the images for all epochs. Of the above,
     only `lr` and `weight_decay` may be changed."""
     group: Group = "affine"
+    """Which parameters of an image are learned."""
     size: Size = _by_protocol("size")
     """scale: a spread per parameter and nothing else, the default of ours; small, medium, large:
     the paper's MLPs, of which small is the default of the published protocols."""

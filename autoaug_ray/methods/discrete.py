@@ -42,6 +42,7 @@ class RandAugment(_Discrete):
 
     name: Literal["randaugment"] = "randaugment"
     num_ops: int = Field(2, ge=0, le=10)
+    """Ops of an image, one after the other."""
     magnitude: int = Field(9, ge=0, le=30)
     """Bin of 31, as in torchvision; 9 is its default."""
 
@@ -64,6 +65,7 @@ class AutoAugment(_Discrete):
 
     name: Literal["autoaugment"] = "autoaugment"
     table: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
+    """The dataset on which the sub-policies were found."""
 
     def policy_of(self, state: Any) -> Policy:
         return policies.SubPolicies(published_table(self.table), num_bins=10)
@@ -152,6 +154,7 @@ class PopulationBased(_Discrete):
 
     name: Literal["pba"] = "pba"
     population: int = Field(16, ge=2, le=1024)
+    """Trials that train side by side."""
     perturb_every: int = Field(3, ge=1)
     """Epochs between two rounds of exploit and explore."""
     policy: tuple[int, ...] = (0,) * 60

@@ -172,6 +172,7 @@ class AutoGenDA(_Mixture):
 
     name: Literal["autogenda"] = "autogenda"
     edits: tuple[EditKind, ...] = ("local", "transfer")
+    """Kinds of generated images that are mixed with the real ones."""
     alpha_table: Alpha | None = None
     """(classes, 1 + edits) probabilities, identity first; None: learned first, for each seed."""
     of: str | None = None
@@ -197,7 +198,9 @@ class AutoGenDA(_Mixture):
     """Whether the hypergradient looks ahead with gradients of a fixed length, as bilevel does;
     alignment, whether across an average of training gradients (`maths.alignment`)."""
     tau: float = Field(1.0, gt=0, le=100)
+    """Temperature of the Gumbel-softmax relaxation (eq. 4)."""
     optimiser: Literal["sgd", "adam"] = "sgd"
+    """Of the logits of alpha; sgd is the paper's."""
     lr: float = Field(1e-3, gt=0, le=100)
     """Learning rate of the logits of alpha."""
     every: int = Field(1, ge=1, le=10_000)

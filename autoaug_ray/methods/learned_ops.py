@@ -150,6 +150,7 @@ class LearnedOps(Staged):
     """Ops in a row for each image, drawn from the same chances."""
 
     learn: Literal["alignment", "off"] = "alignment"
+    """off: the control, whose chances and levels stay what they were."""
     score: Literal["cosine", "inner"] = "cosine"
     """What a sample's draw is judged by: cosine, among its logits; inner, the inner product of all
     gradients, in which a long gradient passes for a good one."""

@@ -109,7 +109,9 @@ class MixupCutMix(_OnPolicy):
 
     name: Literal["mixup_cutmix"] = "mixup_cutmix"
     mixup_alpha: float = Field(1.0, ge=0.05, le=100)
+    """By mixup, an image keeps a share Beta(alpha, alpha)."""
     cutmix_alpha: float = Field(1.0, ge=0.05, le=100)
+    """By CutMix, an image keeps a share Beta(alpha, alpha) of its area."""
     cutmix_share: float = Field(0.5, gt=0, lt=1)
     """Chance that it is CutMix."""
 
@@ -139,7 +141,9 @@ class TimmRecipe(_Mixing, Staged):
     magnitude: float = Field(9.0, ge=0, le=10)
     """Of timm's RandAugment."""
     mixup_alpha: float = Field(0.8, ge=0.05, le=100)
+    """By mixup, an image keeps a share Beta(alpha, alpha)."""
     cutmix_alpha: float = Field(1.0, ge=0.05, le=100)
+    """By CutMix, an image keeps a share Beta(alpha, alpha) of its area."""
     cutmix_share: float = Field(0.5, gt=0, lt=1)
     """Chance that a batch is mixed by CutMix, not by mixup."""
     per: Literal["sample", "batch"] = "batch"

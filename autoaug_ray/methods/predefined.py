@@ -49,7 +49,9 @@ class Predefined(Staged):
     shear: float = Field(0.0, ge=0, le=60)
     """Degrees, +-, in x."""
     brightness: float = Field(0.0, ge=0, le=1)
+    """Factors 1 +- this."""
     contrast: float = Field(0.0, ge=0, le=1)
+    """Factors 1 +- this."""
     saturation: float = Field(0.0, ge=0, le=1)
     """Factors 1 +- this."""
     hue: float = Field(0.0, ge=0, le=0.5)
@@ -113,11 +115,17 @@ class RandomAffine(Staged):
 
     name: Literal["random_affine"] = "random_affine"
     scale_x: float = Field(0.0, ge=0, le=BOUNDS["scale_x"])
+    """Half-range of the entry that scales x, around 1."""
     shear_x: float = Field(0.0, ge=0, le=BOUNDS["shear_x"])
+    """Half-range of the entry that shears x by y, around 0."""
     translate_x: float = Field(0.0, ge=0, le=BOUNDS["translate_x"])
+    """Half-range of the shift in x; 1 is half an image."""
     shear_y: float = Field(0.0, ge=0, le=BOUNDS["shear_y"])
+    """Half-range of the entry that shears y by x, around 0."""
     scale_y: float = Field(0.0, ge=0, le=BOUNDS["scale_y"])
+    """Half-range of the entry that scales y, around 1."""
     translate_y: float = Field(0.0, ge=0, le=BOUNDS["translate_y"])
+    """Half-range of the shift in y; 1 is half an image."""
 
     def transform(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
@@ -134,7 +142,9 @@ class ValidatedMagnitude(Staged):
 
     name: Literal["validated_magnitude"] = "validated_magnitude"
     group: Group = "affine"
+    """Which parameters are drawn."""
     magnitude: float = Field(0.1, ge=0, le=1)
+    """Share of their bounds."""
 
     def transform(
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None

@@ -52,7 +52,9 @@ class STN(Staged):
 
     name: Literal["stn"] = "stn"
     group: Literal["translation", "affine"] = "affine"
+    """Which transformations the localisation network predicts."""
     lr: float = Field(1e-3, gt=0, le=1)
+    """Learning rate of the localisation network."""
 
     def init(self, task: Task, seed: int, device: torch.device) -> STNState:
         with torch.random.fork_rng(devices=[]):

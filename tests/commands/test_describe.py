@@ -74,6 +74,7 @@ def test_every_key_of_a_method_is_told(name, capsys, monkeypatch):
     assert main(["methods", name]) == 0
     out = capsys.readouterr().out
     keys = set(method_class(name).model_fields) - {"name"}
+    assert keys <= set(describe.docstrings(method_class(name)))
     assert keys <= {line.split()[0] for line in out.splitlines() if line[:1].strip()}
 
 
