@@ -189,7 +189,7 @@ def test_an_unfinished_study_still_gives_a_page(hand: Hand, state: str) -> None:
         "nothing": "no final training has finished yet",
         "one seed": "final trainings have not finished (none 2, randaugment 3, bilevel 2)",
     }.get(state, "final trainings have not finished")
-    assert "Too early to say what to use: " in page
+    assert "<b>Too early to say what to use</b>: " in page
     assert reason in page
     Console(file=io.StringIO()).print(table(hand.results()))
 
