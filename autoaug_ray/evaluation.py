@@ -20,6 +20,8 @@ class Accuracy(NamedTuple):
     class_accuracy: list[float]
     top5: float | None
     """Share of images whose class is among the five likeliest; None with five classes or fewer."""
+    right: bytes
+    """A byte for each image, in the order of the split: 1 where it is classified correctly."""
 
 
 @torch.no_grad()
@@ -42,4 +44,5 @@ def evaluate(method: Method, learner: Learner, split: AnySplit, state: nn.Module
         float(correct.mean()),
         (correct_counts / counts.clamp_min(1)).tolist(),
         float(torch.cat(among).float().mean()) if among else None,
+        correct.bool().cpu().numpy().tobytes(),
     )

@@ -353,6 +353,7 @@ def row_of(
         "val_accuracy": None if measures.val is None else float(measures.val.mean_accuracy),
         "test_accuracy": None if test is None else float(test.mean_accuracy),
         "test_top5": None if test is None else test.top5,
+        "test_right": None if test is None else test.right,
         "class_accuracy": None if test is None else test.class_accuracy,
         "class_counts": class_counts,
         "imbalance_nominal": config.dataset.imbalance and config.dataset.imbalance.factor,

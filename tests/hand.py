@@ -11,7 +11,8 @@ import numpy as np
 
 from autoaug_ray import config
 from autoaug_ray.report.results import EntryResult, StudyResults, collect
-from autoaug_ray.report.sentences import headline, verdicts
+from autoaug_ray.report.sentences import verdicts
+from autoaug_ray.report.verdict import verdict
 from autoaug_ray.store import meter
 from autoaug_ray.store.calibration import Calibration, EntryCalibration, Training
 from autoaug_ray.store.folder import Folder
@@ -139,7 +140,8 @@ class Hand:
 
     def words(self) -> str:
         results = self.results()
-        return "\n".join([headline(results), *verdicts(results)])
+        said = verdict(results)
+        return "\n".join([said.headline, *said.notes, *verdicts(results)])
 
 
 def entry(label: str, **known: Any) -> EntryResult:
@@ -153,7 +155,8 @@ def entry(label: str, **known: Any) -> EntryResult:
         "method": label, "reference": "none", "dataset": "hand", "device": "CPU",
         "seeds": tuple(range(len(accuracies))), "missing_seeds": (), "test_accuracies": accuracies,
         "test_accuracy_mean": sum(accuracies) / len(accuracies) if accuracies else None,
-        "macro_accuracies": (), "choices": {}, "policies": {}, "clock": "CPU time",
+        "macro_accuracies": (), "choices": {}, "policies": {}, "test_right": {},
+        "clock": "CPU time",
     }  # fmt: skip
     cost = known.get("relative_cost")
     seeds = tuple(known.get("seeds", defaults["seeds"])) if cost is not None else ()

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from autoaug_ray.commands import run, transfer
 from autoaug_ray.commands.pilot_rule import (
-    LOOKS,
     TRIALS,
     decide,
     device_hours,
@@ -24,6 +23,7 @@ from autoaug_ray.config import Study
 from autoaug_ray.report.compare import time_unit
 from autoaug_ray.report.results import collect_cases
 from autoaug_ray.report.sentences import table
+from autoaug_ray.report.verdict import LOOKS
 from autoaug_ray.store import meter
 from autoaug_ray.store.folder import Folder
 
@@ -46,7 +46,7 @@ def run_pilots(
 def _pilot(
     whole: Study, study: Study, path: Path, out: Path, worth: float, console: Console
 ) -> bool:
-    """Run the pilot of a study and print its verdict; whether any of its runs failed."""
+    """Run the pilot of a study and print what it found; whether any of its runs failed."""
     from autoaug_ray.report.write import write
 
     folder = Folder(out / study.name / (study.case or ""))
@@ -60,12 +60,12 @@ def _pilot(
         (ran,), failed = run.run_cases([asked], [folder], out / "bank", console)
         (results,) = collect_cases([(ran, folder)])
         page = write(results)
-        verdict = decide(results.entries, searches, free, worth=worth)
-        if verdict.decided or seeds == LOOKS[-1]:
+        finding = decide(results.entries, searches, free, worth=worth)
+        if finding.decided or seeds == LOOKS[-1]:
             break
-        console.print(f"{verdict.sentence} Going on with more seeds.")
+        console.print(f"{finding.sentence} Going on with more seeds.")
     console.print(table(results))
-    console.print(verdict.sentence, style="bold")
+    console.print(finding.sentence)
     if study.train.epochs < whole.train.epochs:
         console.print(
             f"That is after {study.train.epochs} of {whole.train.epochs} epochs. Strong "
@@ -73,6 +73,7 @@ def _pilot(
         )
     console.print(_cost(whole, ran, folder))
     run.say_failed(failed, console)
+    run.say_verdict(results, console)
     for line in (f"report: {page}", f"the whole study: autoaug-ray {path}"):
         console.print(line, markup=False, soft_wrap=True)
     return bool(failed)

@@ -2,7 +2,8 @@
 
 A pilot is the study with its test set closed, shorter trainings and short searches. It is looked at
 after 3 seeds, and if need be after 5 and 8. Whatever searches or learns is compared, paired over
-the seeds, with TrivialAugment, which has nothing to tune (Mueller and Hutter 2021).
+the seeds, with TrivialAugment, which has nothing to tune (Mueller and Hutter 2021). Which entry to
+use is another question, which `report.verdict` answers for a pilot as for any other study.
 """
 
 import math
@@ -11,18 +12,17 @@ from typing import Literal, NamedTuple
 
 from autoaug_ray.config import Entry, Range, Study
 from autoaug_ray.errors import UserError
-from autoaug_ray.maths.statistics import ENOUGH, compare
+from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
 from autoaug_ray.methods import METHODS, method_class
-from autoaug_ray.report.compare import Entries, cheaper, finished, mean_accuracy, priced
+from autoaug_ray.report.compare import Entries, finished, mean_accuracy, paired
 from autoaug_ray.report.results import EntryResult
 from autoaug_ray.report.runs import Row
+from autoaug_ray.report.verdict import LOOKS
 from autoaug_ray.schedule.calibrate import pool_size
 from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
 
-LOOKS = (3, 5, 8)
-"""Seeds after which the results are looked at."""
 LEVEL = 1 - (1 - OVERALL) / len(LOOKS)
 """The level of an interval at one look: at all looks it covers the truth in 95 % of pilots
 (Bonferroni). Not corrected for the number of searches: the whole study's report is."""
@@ -117,7 +117,7 @@ def whole_hours(whole: Study, pilot: Study, lines: Sequence[Row]) -> float:
     return hours
 
 
-class Verdict(NamedTuple):
+class Finding(NamedTuple):
     decided: bool
     sentence: str
 
@@ -133,7 +133,7 @@ class _Gap(NamedTuple):
 
 def decide(
     entries: Entries, searches: Sequence[str], free: Sequence[str], *, worth: float
-) -> Verdict:
+) -> Finding:
     """What the results say about the labels that search, and those that do not, at level LEVEL.
 
     The yardstick is TrivialAugment (without it: the search-free entry with the highest mean), or a
@@ -141,45 +141,43 @@ def decide(
     number. In this order:
 
     - Search is not worth it if every interval of a search minus the yardstick ends below `worth`
-      points. What to use is the yardstick then, or the cheapest search-free entry of which it is
-      known that the yardstick is less than `worth` better.
+      points.
     - Search pays if some search's intervals all begin above 0, against each search-free entry.
     - Else it is open.
     """
     done = {r.label: r for r in finished(entries)}
     if missing := [label for label in (*searches, *free) if label not in done]:
-        return Verdict(False, f"Undecided: no final training of {missing[0]} has finished.")
+        return Finding(False, f"Undecided: no final training of {missing[0]} has finished.")
     plain = [done[label] for label in free]
     yardstick = _yardstick(plain)
     gaps = [_gap(done[label], yardstick) for label in searches]
     most = max(gaps, key=lambda gap: gap.high)
     if most.high < worth:
         if most.high < 0:
-            bound = "Every search is worse than"
+            bound = "every one is worse than"
             who = f"{_at(most.a)} by at least {-most.high:.1f} points"
         else:
-            bound = f"No search is more than {most.high:.1f} points better than"
+            bound = f"none is more than {most.high:.1f} points better than"
             who = f"{_at(most.a)} comes nearest to that"
-        return Verdict(
+        return Finding(
             True,
-            f"Search is not worth it here: use {_advice(plain, yardstick, worth)}. {bound} "
-            f"{yardstick.label} ({SURE}): {who}.",
+            f"Search is not worth it here: {bound} {_at(yardstick)} ({SURE}); {who}.",
         )
     paying = [done[label] for label in searches if all(_gap(done[label], r).low > 0 for r in plain)]
     if paying:
         best = _gap(max(paying, key=mean_accuracy), max(plain, key=mean_accuracy))
-        return Verdict(
+        return Finding(
             True,
             f"Search pays here: {_at(best.a)} is {best.low:.1f} to {best.high:.1f} points better "
             f"than {_at(best.b)} ({SURE}).",
         )
     if math.isinf(most.high):
-        return Verdict(
+        return Finding(
             False,
             f"Undecided: {most.a.label} and {yardstick.label} have fewer than {ENOUGH} "
             "finished seeds in common.",
         )
-    return Verdict(
+    return Finding(
         False,
         f"Undecided at {len(yardstick.seeds)} seeds: {_at(most.a)} against {_at(yardstick)} "
         f"is {most.low:+.1f} to {most.high:+.1f} points ({SURE}).",
@@ -195,22 +193,9 @@ def _yardstick(plain: Entries) -> EntryResult:
     return max(better, key=mean_accuracy, default=first)
 
 
-def _advice(plain: Entries, yardstick: EntryResult, worth: float) -> str:
-    """What to use where no search is worth it."""
-    as_good = [
-        r for r in priced(plain) if cheaper(r, yardstick) and _gap(yardstick, r).high < worth
-    ]
-    if not as_good:
-        return _at(yardstick)
-    use = as_good[0]
-    most = _gap(yardstick, use).high
-    more = f"at most {most:.1f} points better" if most > 0 else "worse"
-    return f"{_at(use)}; {_at(yardstick)} is {more}"
-
-
 def _gap(a: EntryResult, b: EntryResult, among: int = 1) -> _Gap:
     """Without bounds where too few seeds are in common; wider if it is one of several."""
-    c = compare(a.label, a.by_seed, b.label, b.by_seed, 1 - (1 - LEVEL) / among)
+    c = paired(a, b, 1 - (1 - LEVEL) / among)
     if c.n < ENOUGH or c.difference is None or c.half_width is None:
         return _Gap(a, b, -math.inf, math.inf)
     low, high = (100 * (c.difference + sign * c.half_width) for sign in (-1, 1))

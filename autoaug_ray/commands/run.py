@@ -22,6 +22,7 @@ from autoaug_ray.commands.calibrate import (
 )
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
+from autoaug_ray.maths.statistics import resolution
 from autoaug_ray.schedule.bank_for_study import (
     fill_bank,
     forecast_bank,
@@ -175,7 +176,7 @@ def carry_out(
 
 def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Place:
     """Write the pages of a study's cases below `root` and print what they say; the first page."""
-    from autoaug_ray.report import budgets, cases, claims, published, sentences, write
+    from autoaug_ray.report import budgets, cases, claims, published, sentences, verdict, write
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
@@ -186,7 +187,6 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
         if study.case:
             console.rule(f"{study.name}, {study.case}")
         console.print(sentences.table(one))
-        console.print(sentences.headline(one), style="bold")
         tell(sentences.verdicts(one))
         if bought := budgets.lines(one):
             console.print(budgets.table(one, bought))
@@ -197,6 +197,7 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
             tell(published.verdicts(one.entries, study.published))
             if not study.case:
                 tell(claims.verdicts(results))
+        say_verdict(one, console)
     if len(results) > 1:
         found = cases.gather(results)
         page = write.write_cases(found, root)
@@ -208,7 +209,22 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
                 console.print(published.table_over_cases(results))
             tell(published.verdicts_over_cases(results))
             tell(claims.verdicts(results))
+        for line in verdict.over_cases(results):
+            console.print(line, style="bold", markup=False)
     return page
+
+
+def say_verdict(results: "StudyResults", console: Console) -> None:
+    """Print what to use, as the page has it."""
+    from autoaug_ray.report.verdict import verdict
+
+    found = verdict(results)
+    console.print()
+    console.print(found.headline, style="bold", markup=False)
+    for note in found.notes:
+        console.print(note, markup=False)
+    if found.load:
+        console.print(found.load, markup=False, soft_wrap=True)
 
 
 def run_cases(
@@ -295,9 +311,13 @@ def introduce(study: Study, console: Console) -> None:
     )
     counts = torch.bincount(splits.train.labels).tolist()
     tail = f" of {max(counts)} to {min(counts)} training images"
-    tests = f"{len(splits.test)} test images"
+    points = 100 * resolution(len(splits.test))
+    tests = f"{len(splits.test)} test images (they tell about {points:.2g} points apart)"
     if study.dataset.closed_test:
-        tests = f"{len(splits.test)} images in place of the test set, which stays closed"
+        tests = (
+            f"{len(splits.test)} images in place of the test set, which stays closed (they tell "
+            f"about {points:.2g} points apart)"
+        )
     console.print(
         f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "

@@ -4,8 +4,14 @@ Notation. n seeds; x_s the test accuracy of one entry trained with seed s, y_s o
 same seed: same order of the images, same initial weights. d_s = x_s - y_s is the paired difference.
 Intervals are Student's t on n - 1 degrees of freedom: mean +- t(n - 1) sd / sqrt(n).
 
-What they cover is the choice of the seed. The training and the test images are the same for all
-seeds, so an interval says nothing about other images.
+The test images are the same for all seeds, and are themselves a draw. Where it is known which of
+them each training classifies correctly, d_si = x_si - y_si in {-1, 0, 1} is known for seed s and
+image i of N, and the interval covers both draws, as in studies of several readers of several cases
+(Dorfman, Berbaum and Metz, Invest. Radiol. 1992; Hillis, Stat. Med. 2007):
+d_si = mean + a_s + b_i + e_si, whose mean has the variance
+var(a) / n + var(b) / N + var(e) / (n N) (see `Parts`). Where only the accuracies are known, an
+interval covers the choice of the seed, and says nothing about other test images. No interval covers
+other training images.
 
 A figure p that somebody else published is compared with the mean x of our n seeds without pairing.
 With its standard deviation s_p over m seeds the interval of x - p is Welch's, whose variance is
@@ -29,6 +35,13 @@ ENOUGH = 3
 """Seeds from which on a verdict is given; at n = 2 the factor t is 12.7 and nothing can be seen."""
 BLOCKS = 5
 """Blocks from which on Friedman's test is made; Demsar trusts its chi-square above 10."""
+POWER = 0.8
+"""How surely a difference is to be found where it is asked how many seeds or images that takes."""
+APART = 1 / 8
+"""Where it is not known yet: the share of the test images on which one of two trainings alone is
+right."""
+MOST_SEEDS, MOST_IMAGES = 1000, 1e6
+"""More are not asked for."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,93 @@ def _t_quantile(p: float, freedom: float) -> float:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a paired difference of accuracies varies by, for n seeds and N test images."""
+
+    n: int
+    images: int | None
+    """N; None where it is not known which images were classified correctly: `of_images` and
+    `of_both` are 0 then."""
+    of_seeds: float
+    """The variance that one more seed adds, a + e / N: that of the difference over seeds, but not
+    below e / N, which chance alone makes of N images."""
+    of_images: float
+    """b, the variance between images of what all seeds agree on."""
+    of_both: float
+    """e, the variance that belongs to one seed and one image."""
+    apart: float | None = None
+    """The share of the images on which one of the two alone is right, mean over the seeds."""
+
+    def error(self, n: Any = None, images: Any = None) -> Any:
+        """The standard error of the mean difference, with other numbers if they are given."""
+        seeds, own = self._variances(n, images)
+        return np.sqrt(seeds + own)
+
+    def freedom(self, n: Any = None, images: Any = None) -> Any:
+        """Degrees of freedom of `error` (Hillis 2007): n - 1 if seeds are all that varies."""
+        seeds, own = self._variances(n, images)
+        share = (seeds + own) / np.where(seeds > 0, seeds, 1.0)
+        return np.where(seeds > 0, ((self.n if n is None else n) - 1) * share**2, np.inf)
+
+    def _variances(self, n: Any, images: Any) -> tuple[Any, Any]:
+        n = self.n if n is None else n
+        if self.images is None:
+            return self.of_seeds / n, np.zeros_like(self.of_seeds / n)
+        images = self.images if images is None else images
+        alone = max(self.of_seeds - self.of_both / self.images, 0.0)
+        return (alone + self.of_both / images) / n, self.of_images / images + 0.0 * n
+
+    def detectable(self, alpha: float, n: Any = None, images: Any = None) -> Any:
+        """The smallest difference that a test at level `alpha` finds with a chance of POWER."""
+        from scipy import stats
+
+        freedom = self.freedom(n, images)
+        t = stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(POWER, freedom)
+        return t * self.error(n, images)
+
+    def seeds_for(self, difference: float, alpha: float) -> int | None:
+        """Seeds that find it in these test images; None if MOST_SEEDS do not."""
+        n = np.arange(max(self.n, ENOUGH), MOST_SEEDS + 1)
+        enough = self.detectable(alpha, n=n) <= abs(difference)
+        return int(n[enough.argmax()]) if enough.any() else None
+
+    def images_for(self, difference: float, alpha: float) -> int | None:
+        """Test images that find it with these seeds, to two digits; None if MOST_IMAGES do not."""
+        if self.images is None:
+            return None
+        images = np.geomspace(self.images, MOST_IMAGES, 400)
+        enough = self.detectable(alpha, images=images) <= abs(difference)
+        return round_up(float(images[enough.argmax()])) if enough.any() else None
+
+
+def round_up(value: float) -> int:
+    """To two significant digits."""
+    unit = int(10 ** max(0, math.floor(math.log10(value)) - 1))
+    return unit * math.ceil(value / unit - 1e-9)
+
+
+def parts_of(x: np.ndarray, y: np.ndarray) -> Parts:
+    """`x`, `y`: (seeds, images), whether an image was classified correctly; two seeds or more."""
+    d = x.astype(float) - y.astype(float)
+    n, images = d.shape
+    by_seed, by_image = d.mean(1), d.mean(0)
+    rest = d - by_seed[:, None] - by_image + d.mean()
+    both = float((rest**2).sum()) / ((n - 1) * max(images - 1, 1))
+    between = float(by_image.var(ddof=1)) if images > 1 else 0.0
+    of_seeds = max(float(by_seed.var(ddof=1)), both / images)
+    of_images = max(between - both / n, 0.0)
+    return Parts(n, images, of_seeds, of_images, both, apart=float(np.abs(d).mean()))
+
+
+def resolution(images: int, apart: float = APART) -> float:
+    """By how much, in [0, 1], two trainings must differ for so many test images to tell them apart:
+    half the width of the 95 % interval of their difference, if one of the two alone is right on a
+    share `apart` of the images (McNemar's test).
+    """
+    return 1.96 * math.sqrt(apart / images)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """`name` minus `other`, paired over the seeds that both have; accuracies in [0, 1]."""
 
@@ -75,6 +175,8 @@ class Comparison:
     None if n < 2, as is `p_value`."""
     p_value: float | None
     """Two-sided paired t-test, before any correction for multiple comparisons."""
+    parts: Parts | None = None
+    """None if n < 2."""
 
     def distinguishable(self, p_value: float | None = None) -> bool:
         """At 5 %; by a corrected `p_value` if one is given. Never with fewer than ENOUGH seeds."""
@@ -115,23 +217,41 @@ class Comparison:
         return f"{self.name} is {self.side(p_value)} than {other} ({self.figures()})."
 
 
+Right = Mapping[int, bytes]
+"""seed -> a byte for each test image: 1 where it was classified correctly, else 0."""
+
+
 def compare(
-    name: str, x: Mapping[int, float], other: str, y: Mapping[int, float], level: float = LEVEL
+    name: str,
+    x: Mapping[int, float],
+    other: str,
+    y: Mapping[int, float],
+    level: float = LEVEL,
+    right: tuple[Right, Right] = ({}, {}),
 ) -> Comparison:
-    """Two entries' accuracies by seed; seeds that only one of them has do not count."""
+    """Two entries' accuracies by seed; seeds that only one of them has do not count.
+
+    `right`: which test images either classified correctly. The interval covers the choice of the
+    test images only if this is known of all common seeds.
+    """
     from scipy import stats
 
     seeds = sorted(set(x) & set(y))
     if not seeds:
         return Comparison(name, other, 0, None, None, None)
-    d = mean_of([x[s] - y[s] for s in seeds], level)
+    d = mean_of([x[s] - y[s] for s in seeds])
     if d.sd is None:
         return Comparison(name, other, 1, d.mean, None, None)
-    if d.sd < 1e-12:  # the same difference at every seed, up to rounding
+    parts = Parts(d.n, None, d.sd**2, 0.0, 0.0)
+    if all(s in of for of in right for s in seeds):
+        parts = parts_of(*(np.array([np.frombuffer(of[s], bool) for s in seeds]) for of in right))
+    error, freedom = float(parts.error()), float(parts.freedom())
+    half_width = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    if error < 1e-12:  # the same difference at every seed, up to rounding
         p = 1.0 if abs(d.mean) < 1e-12 else 0.0
     else:
-        p = float(stats.ttest_rel([x[s] for s in seeds], [y[s] for s in seeds]).pvalue)
-    return Comparison(name, other, d.n, d.mean, d.half_width, p)
+        p = 2 * float(stats.t.sf(abs(d.mean) / error, freedom))
+    return Comparison(name, other, d.n, d.mean, half_width, p, parts)
 
 
 @dataclass(frozen=True)

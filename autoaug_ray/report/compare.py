@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from autoaug_ray.maths.statistics import ENOUGH, Comparison, compare, holm
+from autoaug_ray.maths.statistics import ENOUGH, LEVEL, Comparison, compare, holm
 from autoaug_ray.report.results import EntryResult, StudyResults
 from autoaug_ray.report.runs import Finals, Row, Searches
 
@@ -32,9 +32,10 @@ Entries = Sequence[EntryResult]
 # Entries
 
 
-def paired(a: EntryResult, b: EntryResult) -> Comparison:
+def paired(a: EntryResult, b: EntryResult, level: float = LEVEL) -> Comparison:
     """Test accuracies of `a` minus those of `b`, over the seeds that both have."""
-    return compare(a.label, a.by_seed, b.label, b.by_seed)
+    right = a.test_right, b.test_right
+    return compare(a.label, a.by_seed, b.label, b.by_seed, level, right)
 
 
 def against_reference(entries: Entries) -> dict[str, tuple[Comparison, float | None]]:
@@ -98,32 +99,6 @@ def _beats(a: EntryResult, b: EntryResult) -> bool:
     if min(accuracy.n, paired_costs(a, b).n) < ENOUGH:
         return more > 0 or less > 0
     return accuracy.side() == "better" or cheaper(a, b)
-
-
-class Recommendation(NamedTuple):
-    """What to use, by `recommend`."""
-
-    best: EntryResult | None
-    """The entry with the highest mean accuracy so far; None if none has finished."""
-    use: EntryResult | None
-    """None where `best` has no comparable cost, or fewer than ENOUGH seeds."""
-    comparison: Comparison | None
-    """`best` against `use`, where they are not the same entry."""
-    cheaper: bool
-    """Whether some entry is clearly cheaper than `best`."""
-
-
-def recommend(entries: Entries) -> Recommendation:
-    """The cheapest entry that cannot be told from the most accurate one."""
-    best = most_accurate(entries)
-    if best is None or best.relative_cost is None or len(best.seeds) < ENOUGH:
-        return Recommendation(best, None, None, False)
-    less = [(r, paired(best, r)) for r in priced(entries) if cheaper(r, best)]
-    close = [(r, c) for r, c in less if c.n >= ENOUGH and not c.distinguishable()]
-    if not close:
-        return Recommendation(best, best, None, bool(less))
-    use, comparison = close[0]
-    return Recommendation(best, use, comparison, True)
 
 
 def same_cost(entries: Entries) -> list[tuple[EntryResult, EntryResult]]:

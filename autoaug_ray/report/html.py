@@ -21,6 +21,7 @@ from autoaug_ray.report.cases import Across
 from autoaug_ray.report.figures import MARKERS, cost_figure, styles
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.runs import Row
+from autoaug_ray.report.verdict import over_cases, verdict
 from autoaug_ray.store.places import Place, relative
 
 SYMBOLS = dict(
@@ -62,6 +63,7 @@ def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: b
         uneven=compare.uneven(results),
         ranked=compare.order(results.last_rows),
         lines=sentences.lines(results),
+        verdict=verdict(results),
         styles=styles(results.entries),
         plot=accuracy_vs_cost(results),
         library=library(),
@@ -139,6 +141,7 @@ def cases_page(found: Across, pictures: Mapping[str, bytes | None], root: Place)
         "cases.html.j2",
         pictures,
         found=found,
+        answers=over_cases(found.cases),
         reference=found.reference,
         cases=[_about(case, root) for case in found.cases],
         lines=cases.lines(found),
@@ -166,7 +169,7 @@ def _about(case: StudyResults, root: Place) -> dict[str, Any]:
         "asked": f"{asked[0]:g}" if asked else "-",
         "reached": f"{fmean(reached):.2g}" if reached else "-",
         "seeds": len(case.study.seeds),
-        "headline": sentences.headline(case),
+        "headline": verdict(case).headline,
     }
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
-from autoaug_ray.maths.statistics import Gap, compare, gap, mean_of
+from autoaug_ray.maths.statistics import Gap, Right, compare, gap, mean_of
 from autoaug_ray.report import costs
 from autoaug_ray.report.elsewhere import Elsewhere, find
 from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs
@@ -38,7 +38,7 @@ class EntryResult:
     """What one entry of a study reached and what it cost.
 
     The fields are the columns of summary.parquet, in its order; there `choices` is JSON, and
-    `device_hours` is a column for each phase. `policies` is no column.
+    `device_hours` is a column for each phase. `policies` and `test_right` are no columns.
     """
 
     method: str
@@ -133,6 +133,9 @@ class EntryResult:
     device: str
     policies: Mapping[int, Place]
     """The policy.pt of each seed that exported one."""
+    test_right: Right
+    """Which test images each seed's training classified correctly; empty for rows of versions that
+    did not keep it."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -195,7 +198,7 @@ def _columns() -> Iterable[tuple[str, pa.DataType]]:
     for field in fields(EntryResult):
         if field.name == "device_hours":
             yield from ((f"device_hours_{phase}", pa.float64()) for phase in meter.PHASES)
-        elif field.name != "policies":
+        elif field.name not in ("policies", "test_right"):
             yield field.name, pa.string() if field.name == "choices" else _TYPES[field.type]
 
 
@@ -255,18 +258,16 @@ class StudyResults:
         return [rows[-1] for by_seed in self.finals.values() for rows in by_seed.values()]
 
     def best(self) -> EntryResult:
-        """The entry that the report's headline says to use.
+        """The entry that the report's verdict says to use, be it X or the cheapest.
 
-        Raises UserError where the headline names none: too few seeds, or costs that cannot be
-        compared.
+        Raises UserError where it is too early to say.
         """
-        from autoaug_ray.report.compare import recommend
-        from autoaug_ray.report.sentences import headline
+        from autoaug_ray.report.verdict import verdict
 
-        use = recommend(self.entries).use
-        if use is None:
-            raise UserError(headline(self))
-        return use
+        found = verdict(self)
+        if found.use is None:
+            raise UserError(found.headline)
+        return found.use
 
     def to_arrow(self) -> pa.Table:
         """The table of summary.parquet."""
@@ -358,7 +359,10 @@ def _entry(
     last = [rows[-1] for rows in runs.finals[label].values()]
     accuracies = _accuracies(runs, label)
     mean = mean_of(list(accuracies.values())) if accuracies else None
-    difference = compare(label, accuracies, study.reference, _accuracies(runs, study.reference))
+    difference = compare(
+        label, accuracies, study.reference, _accuracies(runs, study.reference),
+        right=(_right(runs, label), _right(runs, study.reference)),
+    )  # fmt: skip
     macro = tuple(fmean(row["class_accuracy"]) for row in last if row["class_accuracy"])
     hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
     devices = {line["device"] for line in lines} or {row["device"] for row in last}
@@ -402,12 +406,18 @@ def _entry(
         choices=runs.choices[label],
         device=", ".join(sorted(devices)),
         policies={seed: path for seed, path in policies.items() if path.is_file()},
+        test_right=_right(runs, label),
     )
 
 
 def _accuracies(runs: Runs, label: str) -> dict[int, float]:
     """seed -> test accuracy in [0, 1]."""
     return {seed: rows[-1]["test_accuracy"] for seed, rows in runs.finals[label].items()}
+
+
+def _right(runs: Runs, label: str) -> Right:
+    last = {seed: rows[-1].get("test_right") for seed, rows in runs.finals[label].items()}
+    return {seed: right for seed, right in last.items() if right is not None}
 
 
 def _count(outcomes: Iterable[Row], label: str, outcome: str) -> int:

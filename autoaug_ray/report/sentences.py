@@ -1,4 +1,4 @@
-"""The results of a study in words: the headline, honest sentences, and the table's figures."""
+"""The results of a study in words: honest sentences, and the table's figures."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,6 +15,7 @@ from autoaug_ray.report import compare, cost_sentences
 from autoaug_ray.report.compare import Entries, Order
 from autoaug_ray.report.cost_sentences import number
 from autoaug_ray.report.results import EntryResult, StudyResults
+from autoaug_ray.report.verdict import verdict
 
 STILL = 0.02
 """A table of probabilities that are all closer to equal shares has learned next to nothing."""
@@ -29,44 +30,6 @@ PHASES = {
     "other": "loading, building, waiting",
 }
 """What the meter's phases are called."""
-
-
-def headline(results: StudyResults) -> str:
-    """What to use: the cheapest entry that cannot be told from the most accurate one."""
-    best, use, comparison, cheaper = compare.recommend(results.entries)
-    if best is None:
-        return "No final training has finished yet: there is nothing to compare."
-    where = f"On {best.dataset} ({_plural(best.epochs, 'epoch')} per training)"
-    if best.relative_cost is None:
-        return (
-            f"{where}, {best.label} has the highest mean test accuracy so far "
-            f"({_percent(best)}). Costs cannot be compared: there is no seed with which both it "
-            f"and the reference {best.reference} have finished, and whose work is known."
-        )
-    if use is None:
-        return (
-            f"{where}, {_plural(len(best.seeds), 'seed')} cannot tell what to use; "
-            f"{best.label} has the highest mean test accuracy so far ({_at_cost(best)}). "
-            f"Run at least {ENOUGH} seeds."
-        )
-    if comparison is None:
-        others = (
-            f"every clearly cheaper entry is distinguishably worse at {len(best.seeds)} seeds"
-            if cheaper
-            else "no entry costs clearly less"
-        )
-        return (
-            f"{where}, use {best.label}: it has the highest mean test accuracy "
-            f"({_at_cost(best)}), and {others}. {cost_sentences.in_words(best)}"
-        )
-    assert comparison.difference is not None and comparison.half_width is not None
-    return (
-        f"{where}, use {use.label} ({_at_cost(use)}): it is the cheapest entry that "
-        f"cannot be told from the most accurate one, {best.label} ({_at_cost(best)}), "
-        f"at {comparison.n} seeds. That is not the same as equal: {best.label} may be up to "
-        f"{100 * (comparison.difference + comparison.half_width):.1f} points better, and more "
-        f"seeds would tell. {cost_sentences.in_words(use)}"
-    )
 
 
 def verdicts(results: StudyResults) -> list[str]:
@@ -386,8 +349,8 @@ def terminal_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[st
 
 
 def markdown(results: StudyResults) -> str:
-    """Headline, table and sentences, as W&B's reports take them."""
-    reference = results.study.reference
+    """Verdict, table and sentences, as W&B's reports take them."""
+    found, reference = verdict(results), results.study.reference
     head = ["method", "accuracy %", f"above {reference}", "cost", "search", "trials"]
     rows: list[Sequence[str]] = [head, ["---"] * len(head)]
     rows += [
@@ -396,7 +359,10 @@ def markdown(results: StudyResults) -> str:
     ]
     return "\n".join(
         [
-            f"**{headline(results)}**",
+            f"**{found.headline}**",
+            "",
+            *(f"- {note}" for note in found.notes),
+            *(["", f"`{found.load}`"] if found.load else []),
             "",
             *("|" + "|".join(row) + "|" for row in rows),
             "",
@@ -411,14 +377,6 @@ def brief(value: Any) -> str:
     """A hyperparameter's value, cut where it is long."""
     text = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
     return text if len(text) < 60 else text[:57] + "..."
-
-
-def _percent(entry: EntryResult) -> str:
-    return f"{100 * compare.mean_accuracy(entry):.2f} %"
-
-
-def _at_cost(entry: EntryResult) -> str:
-    return f"{_percent(entry)} at {number(entry.relative_cost)}x"
 
 
 def _plural(count: int, word: str) -> str:

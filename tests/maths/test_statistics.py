@@ -4,10 +4,14 @@ import dataclasses
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scikit_posthocs import posthoc_nemenyi_friedman, posthoc_siegel_friedman
 from scipy import stats
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from autoaug_ray.maths.statistics import (
     Comparison,
@@ -19,7 +23,10 @@ from autoaug_ray.maths.statistics import (
     in_per_cent,
     in_points,
     mean_of,
+    parts_of,
     rank,
+    resolution,
+    round_up,
 )
 
 
@@ -307,3 +314,96 @@ def test_friedman_holds_its_level() -> None:
     trials = 300
     hits = sum(rank(as_blocks(rng.normal(size=(12, 4))), "e0").rejected() for _ in range(trials))
     assert hits / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+
+
+# The test images' own sampling error
+
+
+def crossed(
+    rng: np.random.Generator, n: int, images: int, a: float, b: float, e: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two trainings per seed, (n, images) each: their difference has these standard deviations."""
+    d = rng.normal(0, a, (n, 1)) + rng.normal(0, b, images) + rng.normal(0, e, (n, images))
+    return d, np.zeros_like(d)
+
+
+def test_parts_equal_the_anova_of_seeds_and_images() -> None:
+    """Mean squares of the two-way table, by another library."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((5, 40)) < 0.7, rng.random((5, 40)) < 0.6
+    d = x.astype(float) - y
+    seed, image = np.indices(d.shape)
+    frame = pd.DataFrame({"d": d.ravel(), "seed": seed.ravel(), "image": image.ravel()})
+    table = anova_lm(ols("d ~ C(seed) + C(image)", frame).fit())
+    squares = table["sum_sq"] / table["df"]
+    seeds, both, rest = squares["C(seed)"], squares["C(image)"], squares["Residual"]
+    found = parts_of(x, y)
+    assert found.of_both == pytest.approx(rest)
+    assert found.of_seeds == pytest.approx(max(seeds, rest) / 40)
+    assert found.of_images == pytest.approx(max(both - rest, 0) / 5)
+    # Dorfman-Berbaum-Metz: (MS seeds + max(MS images - MS both, 0)) / (n N); Hillis's freedom.
+    variance = (max(seeds, rest) + max(both - rest, 0)) / 200
+    assert found.error() ** 2 == pytest.approx(variance)
+    assert found.freedom() == pytest.approx(variance**2 / ((max(seeds, rest) / 200) ** 2 / 4))
+
+
+def test_an_interval_covers_other_seeds_and_other_images() -> None:
+    """95 % of the intervals hold the truth; those over seeds alone hold it in far fewer."""
+    rng, trials, hits, alone = np.random.default_rng(3), 600, 0, 0
+    for _ in range(trials):
+        x, y = crossed(rng, 5, 100, 0.02, 0.3, 0.3)
+        parts = parts_of(x, y)
+        half = stats.t.ppf(0.975, parts.freedom()) * parts.error()
+        hits += abs(x.mean()) <= half
+        alone += abs(x.mean()) <= stats.t.ppf(0.975, 4) * stats.sem(x.mean(1))
+    assert hits / trials > 0.93 and alone / trials < 0.85
+
+
+def test_equal_differences_on_few_images_prove_nothing() -> None:
+    """One image of fifty more is right at each of three seeds, another one each time."""
+    y = np.zeros((3, 50), bool)
+    x = y.copy()
+    x[[0, 1, 2], [3, 14, 15]] = True
+    accuracies = [dict(enumerate(z.mean(1))) for z in (x, y)]
+    right = [{s: z[s].tobytes() for s in range(3)} for z in (x, y)]
+    out = compare("a", accuracies[0], "b", accuracies[1], right=(right[0], right[1]))
+    assert out.difference == pytest.approx(0.02) and out.p_value > 0.2
+    assert compare("a", accuracies[0], "b", accuracies[1]).p_value == 0.0
+    assert compare("a", accuracies[0], "b", accuracies[1], right=(right[0], {0: b""})).n == 3
+
+
+def test_on_endless_images_the_interval_is_that_of_the_seeds() -> None:
+    rng = np.random.default_rng(5)
+    x, y = crossed(rng, 6, 200_000, 0.05, 0.2, 0.2)
+    found = stats.ttest_1samp(x.mean(1), 0.0)
+    parts = parts_of(x, y)
+    half = found.confidence_interval(0.95).high - x.mean()
+    assert stats.t.ppf(0.975, parts.freedom()) * parts.error() == pytest.approx(half, rel=0.01)
+
+
+@pytest.mark.parametrize("effect", [0.4, 1.0, 2.0])
+def test_seeds_that_a_difference_takes_equal_the_power_of_the_t_test(effect: float) -> None:
+    parts = compare("a", by_seed(0.0, 0.1, 0.2), "b", by_seed(0.0, 0.0, 0.0)).parts
+    assert parts is not None and parts.of_seeds == pytest.approx(0.01)
+    exact = TTestPower().solve_power(effect, alpha=0.05, power=0.8)
+    assert parts.seeds_for(0.1 * effect, 0.05) == pytest.approx(exact, abs=1.2)
+    assert parts.images_for(0.1 * effect, 0.05) is None
+
+
+def test_more_images_or_seeds_help_against_what_they_average() -> None:
+    rng = np.random.default_rng(6)
+    of_images = parts_of(*crossed(rng, 5, 400, 0.0, 0.5, 0.01))
+    assert of_images.seeds_for(0.02, 0.05) is None
+    # z-tests: N = ((1.96 + 0.84) 0.5 / 0.02)^2 = 4,900
+    assert of_images.images_for(0.02, 0.05) == pytest.approx(4900, rel=0.15)
+    of_seeds = parts_of(*crossed(rng, 5, 400, 0.03, 0.0, 0.01))
+    assert of_seeds.images_for(0.02, 0.05) is None
+    sd = math.sqrt(of_seeds.of_seeds)
+    exact = TTestPower().solve_power(0.015 / sd, alpha=0.05, power=0.8)
+    assert of_seeds.seeds_for(0.015, 0.05) == pytest.approx(exact, abs=1.2)
+
+
+def test_what_images_can_resolve() -> None:
+    """McNemar: the difference of two shares has the variance p / N, if they are equal."""
+    assert 100 * resolution(61) == pytest.approx(8.87, abs=0.01)
+    assert [round_up(v) for v in (61.0, 4871.0, 120000.0, 9.2)] == [61, 4900, 120000, 10]

@@ -101,14 +101,15 @@ def test_work_that_is_done_again_is_billed_and_no_cost(hand: Hand) -> None:
 
 def test_attempts_of_before_work_was_measured_have_no_cost(hand: Hand) -> None:
     """Nor does a whole study of such attempts, and its page says why."""
-    hand.finals("none", 0.5, 0.5)
-    hand.finals("bilevel", 0.5, 0.5, seconds=(20.0,))
+    hand.finals("none", 0.5, 0.5, 0.5)
+    hand.finals("bilevel", 0.5, 0.5, 0.5, seconds=(20.0,))
+    hand.finals("randaugment", 0.5, 0.5, 0.5, choices={"magnitude": 5})
     for path in hand.folder.ledger.glob(f"{hand.key('bilevel', 'final', 1, {}, 0)}-*"):
         line = json.loads(path.read_text())
         del line["work"], line["kept_work"], line["clock"]
         path.write_text(json.dumps(line) + "\n")
     row = hand.rows()["bilevel"]
-    assert row["cost_seeds"] == [0] and row["relative_cost"] == pytest.approx(2.0)
+    assert row["cost_seeds"] == [0, 2] and row["relative_cost"] == pytest.approx(2.0)
     for path in hand.folder.ledger.iterdir():
         line = json.loads(path.read_text())
         old = {k: v for k, v in line.items() if k not in ("work", "kept_work", "clock")}

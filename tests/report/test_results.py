@@ -18,7 +18,7 @@ from autoaug_ray.methods.base import Task
 from autoaug_ray.policy import export
 from autoaug_ray.report import write
 from autoaug_ray.report.results import SUMMARY, collect_cases
-from autoaug_ray.report.sentences import headline
+from autoaug_ray.report.verdict import verdict
 
 MIX = {"kinds": KINDS, "alpha": [[0.4, 0.3, 0.3]] * 10}
 ALPHA = {"alpha_table": tuple((0.4, 0.3, 0.3) for _ in range(10))}
@@ -152,23 +152,24 @@ def keep(hand):
 
 @pytest.fixture
 def told(tmp_path):
-    """A study whose headline names the control, which costs half of the most accurate entry."""
+    """A study whose control is as good as bilevel, and costs half of it."""
     told = keep(Hand(tmp_path / "hand"))
     told.finals("none", 0.60, 0.61, 0.62)
     told.finals("bilevel", 0.80, 0.82, 0.81, seconds=(40.0,))
     told.finals("bilevel learn:off", 0.79, 0.805, 0.82, seconds=(20.0,))
+    told.finals("randaugment", 0.60, 0.61, 0.62, choices={"magnitude": 5})
     return told
 
 
 def test_users_load_what_the_page_says(told):
     results = autoaug_ray.load_results(str(told.folder.root))
     best = results.best()
-    assert "use bilevel learn:off (80.50 %" in headline(results)
-    assert (best.label, best.control_of) == ("bilevel learn:off", "bilevel")
-    assert best.relative_cost == pytest.approx(2.0)
-    assert best.by_seed == {0: 0.79, 1: 0.805, 2: 0.82}
+    assert verdict(results).headline.startswith("Use bilevel (81.00 % at 4.00x)")
+    assert (best.label, best.control_of) == ("bilevel", None)
+    assert best.relative_cost == pytest.approx(4.0)
+    assert best.by_seed == {0: 0.80, 1: 0.82, 2: 0.81}
     low, high = best.interval
-    assert (low + high) / 2 == pytest.approx(0.805)
+    assert (low + high) / 2 == pytest.approx(0.81)
     assert (high - low) / 2 == pytest.approx(best.test_accuracy_half_width)
     with pytest.raises(AttributeError):
         best.label = "another"
@@ -180,21 +181,24 @@ def test_users_load_what_the_page_says(told):
 def test_without_an_answer_there_is_no_best_entry(tmp_path):
     hand = keep(Hand(tmp_path))
     hand.finals("none", 0.60, 0.61)
-    with pytest.raises(UserError, match="2 seeds cannot tell what to use"):
+    with pytest.raises(UserError, match="Too early to say what to use"):
         autoaug_ray.load_results(tmp_path).best()
 
 
 def test_the_best_entrys_policy_is_loaded(told):
-    method = told.study.entry("bilevel learn:off").method({})
+    method = told.study.entry("bilevel").method({})
     task = Task(1, 28, 28)
     state = method.init(task, seed=0, device=torch.device("cpu")).state_dict()
-    kept = told.study.run(told.study.entry("bilevel learn:off"), "final", seed=1, choices={})
+    kept = told.study.run(told.study.entry("bilevel"), "final", seed=1, choices={})
     export(told.folder.policy(kept.label, 1), kept, task, state, [], {})
-    best = autoaug_ray.load_results(told.folder.root).best()
+    results = autoaug_ray.load_results(told.folder.root)
+    best = results.best()
+    line = verdict(results).load
+    assert line == f"augment = autoaug_ray.load_policy({json.dumps(str(best.policies[1]))})"
     images = torch.rand(2, 1, 28, 28)
     for policy in (best.load_policy(), best.load_policy(seed=1)):
         assert policy.method == method and policy(images).shape == images.shape
-    with pytest.raises(UserError, match="learn:off has no policy of seed 0; seeds with one: 1."):
+    with pytest.raises(UserError, match="bilevel has no policy of seed 0; seeds with one: 1."):
         best.load_policy(seed=0)
 
 
