@@ -58,21 +58,23 @@ class Logits(nn.Module):
 def library_network(classifier: Classifier, classes: int) -> nn.Module:
     """The network of a library, with random weights. Raises UserError for one that is not known."""
     name = classifier.in_library
+    built: nn.Module
     with loading("model.name", classifier.name, UNUSABLE):
         if classifier.library == "timm":
-            return _timm(classifier).create_model(name, num_classes=classes)
-        if classifier.library == "hf":
+            built = _timm(classifier).create_model(name, num_classes=classes)
+        elif classifier.library == "hf":
             from transformers import AutoConfig, AutoModelForImageClassification
 
             config = AutoConfig.from_pretrained(_place(name), trust_remote_code=False)
             config.num_labels = classes
             if config.model_type == "timm_wrapper":
                 raise ValueError("it is timm's: write timm:NAME")
-            return AutoModelForImageClassification.from_config(
+            built = AutoModelForImageClassification.from_config(
                 config, dtype=torch.float32, trust_remote_code=False
             )
-        built: nn.Module = torchvision_models.get_model(name, num_classes=classes)
-        return built
+        else:
+            built = torchvision_models.get_model(name, num_classes=classes)
+    return built
 
 
 def wanted_by(classifier: Classifier, network: nn.Module) -> Wanted:
@@ -163,8 +165,8 @@ def _state(network: Any, classifier: Classifier) -> dict[str, Tensor]:
     state: dict[str, Tensor] | None = None
     if library == "torchvision" and weights == "imagenet":
         best = next(iter(torchvision_models.get_model_weights(name))).DEFAULT
-        return best.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    if path.is_file():
+        state = best.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    elif path.is_file():
         state = _read(path)
     elif library == "torchvision" or (
         not path.is_dir() and (weights.startswith(PATHS) or path.suffix in SUFFIXES)
@@ -177,13 +179,11 @@ def _state(network: Any, classifier: Classifier) -> dict[str, Tensor]:
     if library == "hf":
         place = name if weights == "pretrained" else weights
         return _renamed(network, None if state else _place(place), state)
-    if state is not None:
-        return state
-    where = f"local-dir:{path}" if path.is_dir() else f"hf-hub:{weights}"
-    trained = _timm(classifier).create_model(
-        name if weights == "pretrained" else where, pretrained=True
-    )
-    return trained.state_dict()
+    if state is None:
+        where = f"local-dir:{path}" if path.is_dir() else f"hf-hub:{weights}"
+        of = name if weights == "pretrained" else where
+        state = _timm(classifier).create_model(of, pretrained=True).state_dict()
+    return state
 
 
 def _read(path: Path) -> dict[str, Tensor]:
