@@ -57,7 +57,8 @@ EDGES: dict[str, set[str]] = {
     "wandb": {"report/wandb.py"},
     "wandb_workspaces": {"report/wandb.py"},
     "diffusers": {"generate/"},
-    "transformers": {"generate/"},
+    "transformers": {"generate/", "models/libraries.py"},
+    "timm": {"models/libraries.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
 }

@@ -113,7 +113,8 @@ FAULTS = {
     "methods: {none: {}}\ntrain: {epoch: 3}": r"train.epoch: unknown key \(did you mean epochs\?\)",
     "methods: {none: {}}\ntrain: {epochs: 2.5}": "train.epochs: .*valid integer, got 2.5",
     "methods: {none: {}}\ntrain: {epochs: 0}": "train.epochs: .*equal to 1, got 0",
-    "methods: {none: {}}\nmodel: resnet": "model.name: unknown classifier; known: cnn, .*'resnet'",
+    "methods: {none: {}}\nmodel: resnet":
+        "model.name: unknown .* mean resnet8..; known: cnn, .*'resnet'",
     "methods: {none: {}}\nval_fraction: 1": "val_fraction: .*less than 1, got 1",
     "methods: {none: {}}\npublished: {entries: {none: {accuracy: 90}}}":
         "published.source is missing",

@@ -304,8 +304,8 @@ def introduce_all(
 
 
 def introduce(study: Study, console: Console) -> None:
-    """Print what a study is, and read its data and weights: what is wrong with them is said before
-    any work starts."""
+    """Print what a study is, read its data and weights, and let images through the classifier: what
+    is wrong with them is said before any work starts."""
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )
@@ -327,8 +327,7 @@ def introduce(study: Study, console: Console) -> None:
     _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
-    if study.model.weights is not None:
-        models.build(study.model, len(splits.classes), torch.zeros(1), torch.ones(1), seed=0)
+    models.check(study.model, len(splits.classes), splits.train.shape)
 
 
 def _check_images(study: Study, shape: tuple[int, int, int]) -> None:

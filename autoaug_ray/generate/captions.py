@@ -21,10 +21,10 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
-from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.prompts import clean
 from autoaug_ray.generate.resize import PADDED, enlarge
 from autoaug_ray.generate.settings import Precision
+from autoaug_ray.models.loading import loading
 
 MAX_NEW_TOKENS = 24
 ASKED = "What does the image show? Answer with one short sentence."
@@ -192,7 +192,7 @@ def _load(model: str, dtype: torch.dtype) -> tuple[Any, Any]:
         raise UserError(
             "generate.captioner needs transformers: pip install transformers."
         ) from None
-    with loading("captioner", f"{model} as an image-text-to-text model"):
+    with loading("generate.captioner", f"{model} as an image-text-to-text model"):
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         # Not .to(dtype) afterwards: BLIP-2 keeps its Q-Former in fp32 under fp16.
         loaded = AutoModelForImageTextToText.from_pretrained(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
-from autoaug_ray.generate.loading import loading
+from autoaug_ray.models.loading import loading
 
 PROMPT = "a photo of a {name}"
 
@@ -42,7 +42,7 @@ def _clip(names: Sequence[str], model: str, device: torch.device) -> Tensor:
         raise UserError(
             "generate.embedder: pipeline needs transformers: pip install transformers."
         ) from None
-    with loading("model", f"the text encoder of {model}"):
+    with loading("generate.model", f"the text encoder of {model}"):
         tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
         encoder: Any = CLIPTextModel.from_pretrained(
             model, subfolder="text_encoder", dtype=torch.float32
@@ -65,7 +65,7 @@ def _sentences(names: Sequence[str], embedder: str, device: torch.device) -> Ten
             "pip install sentence-transformers, or use embedder: pipeline."
         ) from None
     folder_or_id = weights.resolve(embedder, "stable-diffusion")
-    with loading("embedder", embedder):
+    with loading("generate.embedder", embedder):
         encoder = SentenceTransformer(folder_or_id, device=str(device))
     rows: Tensor = encoder.encode(list(names), convert_to_tensor=True, show_progress_bar=False)
     return rows

@@ -15,9 +15,9 @@ import torch
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
 from autoaug_ray.generate.bank_files import LOSSLESS
-from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.settings import Generation
 from autoaug_ray.models import parameter_count
+from autoaug_ray.models.loading import loading
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SD14_CONFIGS: Mapping[str, dict[str, Any]] = {
@@ -184,7 +184,7 @@ def _configs(settings: Generation) -> Mapping[str, dict[str, Any]]:
     from transformers import CLIPTextConfig
 
     source = weights.resolve(settings.model, "stable-diffusion")
-    with loading("model", f"the configs of {settings.model}"):
+    with loading("generate.model", f"the configs of {settings.model}"):
         text_encoder = CLIPTextConfig.from_pretrained(source, subfolder="text_encoder")
         return {
             "unet": UNet2DConditionModel.load_config(source, subfolder="unet"),

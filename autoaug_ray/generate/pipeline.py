@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import weights
-from autoaug_ray.generate.loading import loading
 from autoaug_ray.generate.settings import Generation, Precision
+from autoaug_ray.models.loading import loading
 
 Pipeline = Any
 """An image-to-image pipeline of diffusers, whose parts have no types."""
@@ -32,7 +32,7 @@ DTYPES: dict[Precision, torch.dtype] = {
 def load(settings: Generation, device: torch.device) -> Pipeline:
     """The model in `settings.precision`, for inference. Raises UserError if it cannot be had."""
     source = weights.resolve(settings.model, "stable-diffusion")
-    with loading("model", f"{settings.model} as an image-to-image pipeline"):
+    with loading("generate.model", f"{settings.model} as an image-to-image pipeline"):
         kind = AutoPipelineForImage2Image.load_config(source)["_class_name"]
         checked = kind in ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
         pipe = AutoPipelineForImage2Image.from_pretrained(

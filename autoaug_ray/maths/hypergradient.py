@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autoaug_ray.maths.recompute import Replay
 
@@ -137,6 +138,25 @@ def same_length(g: Weights) -> Weights:
     return {k: v * scale for k, v in g.items()}
 
 
+def twice(loss: Loss) -> Loss:
+    """The same loss, whose gradient can be differentiated also through attention.
+
+    Torch's fused kernels of attention have no second derivative; its plain one is slower, so that
+    nothing else runs with it.
+    """
+
+    def differentiable(loss: Loss) -> Loss:
+        def value(w: Weights) -> Tensor:
+            with sdpa_kernel(SDPBackend.MATH):
+                return loss(w)
+
+        return value
+
+    if isinstance(loss, Parts):
+        return Parts([differentiable(term) for term in loss.terms], loss.total)
+    return differentiable(loss)
+
+
 def unrolled(
     train_losses: Sequence[Loss],
     meta_loss: Loss,
@@ -153,6 +173,7 @@ def unrolled(
     steps go through `hold`, if given. Losses that are `Parts` give the same h, part by
     part: see `_in_parts`.
     """
+    train_losses = [twice(loss) for loss in train_losses]
     if any(isinstance(loss, Parts) for loss in (*train_losses, meta_loss)):
         return _in_parts(train_losses, meta_loss, w, m, theta, updates, hold)
     first: dict[str, Tensor] = {}
@@ -294,6 +315,9 @@ def towards(loss: Loss, w: Weights, theta: Sequence[Tensor]) -> tuple[Tensor, li
 
 
 def gradient(loss: Tensor, w: Weights, *, create_graph: bool = False) -> dict[str, Tensor]:
-    """dloss/dw of a scalar loss, under the names of w; all of w take part in the loss."""
-    grads = torch.autograd.grad(loss, list(w.values()), create_graph=create_graph)
+    """dloss/dw of a scalar loss, under the names of w; zeros for those that take no part in it,
+    such as the mask token of a transformer."""
+    grads = torch.autograd.grad(
+        loss, list(w.values()), create_graph=create_graph, materialize_grads=True
+    )
     return dict(zip(w, grads, strict=True))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -90,7 +91,8 @@ def recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
     compute what is inside of them again when it is needed.
 
     A block takes one tensor and gives one. Buffers, as batch norm's statistics, are written by the
-    first computation alone; random numbers and autocast are those of the first one.
+    first computation alone; random numbers, autocast and whether attention may be fused are those
+    of the first one.
     """
     for block in blocks:
         block.forward = _Recomputing(block, block.forward)
@@ -113,6 +115,7 @@ class _Recomputing:
         buffers = dict(self.block.named_buffers())
         kind = x.device.type
         dtype, bf16 = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        fused = torch.backends.cuda.flash_sdp_enabled()  # on any device
         calls = 0
 
         def forward(x: Tensor, *values: Tensor) -> Tensor:
@@ -121,7 +124,10 @@ class _Recomputing:
             if calls == 1:
                 return self.plain(x)
             copies = {k: b.clone() for k, b in buffers.items()}
-            with torch.autocast(kind, dtype, enabled=bf16):
+            half = torch.autocast(kind, dtype, enabled=bf16)
+            # This runs in a backward pass, outside of what forbade attention's fused kernels.
+            attention = contextlib.nullcontext() if fused else sdpa_kernel(SDPBackend.MATH)
+            with half, attention:
                 tensors = {**dict(zip(weights, values, strict=True)), **copies}
                 out: Tensor = functional_call(self.block, tensors, (x,))
             return out

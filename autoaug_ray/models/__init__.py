@@ -1,9 +1,7 @@
 """Classifiers by name. Each takes images (B, C, H, W) in [0, 1] and gives logits (B, classes)."""
 
-import pickle
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,95 +9,94 @@ from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
 from autoaug_ray.errors import UserError
+from autoaug_ray.models.libraries import (
+    Logits,
+    Wanted,
+    last_layer,
+    library_network,
+    start_from,
+    wanted_by,
+)
 from autoaug_ray.settings.classifier import Classifier
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def build(
     classifier: Classifier, classes: int, mean: Tensor, std: Tensor, *, seed: int
 ) -> nn.Module:
-    """A network that crops and normalises images (B, C, H, W) in [0, 1] and gives logits.
+    """A network that crops, scales and normalises images (B, C, H, W) in [0, 1] and gives logits.
 
     `mean` and `std` (channels,) are those of the images, in the same units. The initial weights
     depend on `seed` alone, whatever was drawn before in this process; with `weights`, only the last
-    layer's do, and images are normalised with the statistics of ImageNet. Weights lie in memory
-    with the channels last, for which the kernels of CPUs, and of GPUs in half precision, are
-    faster (`python -m autoaug_ray.bench hypergradient`). Raises UserError for weights that cannot
-    be loaded or do not fit.
+    layer's do, and images are normalised with the statistics of those that the weights have seen.
+    Weights lie in memory with the channels last, for which the kernels of CPUs, and of GPUs in half
+    precision, are faster (`python -m autoaug_ray.bench hypergradient`). Raises UserError for a
+    network or weights that cannot be loaded or do not fit.
     """
+    wanted, channels = Wanted(), 3
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if classifier.name in CLASSIFIERS and classifier.weights is None:
             channels = len(mean)
             network = CLASSIFIERS[classifier.name](channels, classes, classifier.width)
         else:
-            name, channels = classifier.torchvision_name or classifier.name, 3
-            network = torchvision_models.get_model(name, num_classes=classes)
+            network = library_network(classifier, classes)
+            wanted = wanted_by(classifier, network)
     if classifier.weights is not None:
         start_from(network, classifier)
-        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    if wanted.mean is not None:
+        mean, std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
     if classifier.freeze_backbone:
         network.requires_grad_(False)
         last_layer(network)[1].requires_grad_(True)
-    model = nn.Sequential(Normalise(mean, std, channels, classifier.crop), network)
+    prepare = Normalise(mean, std, channels, classifier.crop, wanted.size, wanted.mode)
+    output = [Logits()] if classifier.library == "hf" else []
+    model = nn.Sequential(prepare, network, *output)
     return model.to(memory_format=torch.channels_last)
 
 
-def last_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """(name, layer) of the layer that gives the logits."""
-    kinds = (nn.Linear, nn.Conv2d)
-    return [(k, m) for k, m in network.named_modules() if isinstance(m, kinds)][-1]
+def check(classifier: Classifier, classes: int, shape: tuple[int, int, int]) -> None:
+    """Build the network and let two images of this shape, (channels, H, W), through it.
 
-
-def start_from(network: nn.Module, classifier: Classifier) -> None:
-    """Load `classifier.weights` into all layers but the last. Raises UserError as `build` does."""
-    assert classifier.weights is not None and classifier.torchvision_name is not None
-    try:
-        if classifier.weights == "imagenet":
-            best = torchvision_models.get_model_weights(classifier.torchvision_name)
-            state = next(iter(best)).DEFAULT.get_state_dict(
-                progress=False, check_hash=True, weights_only=True
-            )
-        else:
-            path = Path(classifier.weights).expanduser()
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    Raises UserError, as `build` does, or if it takes no such images or gives no such logits.
+    """
+    channels = torch.ones(shape[0])
+    model = build(classifier, classes, 0 * channels, channels, seed=0)
+    size = f"{shape[1]} x {shape[2]}"
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            logits = model(torch.full((2, *shape), 0.5))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200].rstrip(".")
+            raise UserError(
+                f"model.name: {classifier.name} cannot take images of {size} pixels ({reason}); "
+                "dataset.image_size scales them."
+            ) from None
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        got = f"{list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"model.weights: {classifier.weights} does not exist; it must be `imagenet` or the "
-            "path of a state dict."
-        ) from None
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"model.weights: {classifier.weights} for {classifier.name} cannot be had "
-            f"({' '.join(str(error).split())[:200]})."
-        ) from None
-    last = last_layer(network)[0]
-    state = {k: v for k, v in state.items() if not k.startswith(f"{last}.")}
-    expected = {k: v for k, v in network.state_dict().items() if not k.startswith(f"{last}.")}
-    wrong = sorted(
-        k for k in expected.keys() | state.keys()
-        if k not in expected or k not in state or expected[k].shape != state[k].shape
-    )  # fmt: skip
-    if wrong:
-        raise UserError(
-            f"model.weights: {classifier.weights} is no state dict of {classifier.name}: "
-            f"{len(wrong)} of its entries are missing, unknown or of another shape, the first "
-            f"{wrong[0]!r}."
+            f"model.name: {classifier.name} does not give one logit for each of {classes} classes "
+            f"while it trains, but {got} for 2 images."
         )
-    network.load_state_dict(state, strict=False)
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std of the middle of the images; a grey channel is repeated if the network takes
-    three."""
+    """(x - mean) / std of the middle of the images, scaled to `size` (height, width) if that is not
+    theirs; a grey channel is repeated if the network takes three."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Tensor, std: Tensor, channels: int, crop: int | None = None) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        std: Tensor,
+        channels: int,
+        crop: int | None = None,
+        size: tuple[int, int] | None = None,
+        mode: str = "bilinear",
+    ) -> None:
         super().__init__()
-        self.crop = crop
+        self.crop, self.size, self.mode = crop, size, mode
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
         self.channels = channels
@@ -108,6 +105,9 @@ class Normalise(nn.Module):
         if self.crop is not None:
             top, left = (max(0, n - self.crop) // 2 for n in images.shape[-2:])
             images = images[..., top : top + self.crop, left : left + self.crop]
+        if self.size is not None and images.shape[-2:] != self.size:
+            smooth = self.mode != "nearest-exact"
+            images = F.interpolate(images, self.size, mode=self.mode, antialias=smooth)
         x = (images - self.mean) / self.std
         return x if x.shape[1] == self.channels else x.expand(-1, self.channels, -1, -1)
 

@@ -6,10 +6,13 @@ from contextlib import contextmanager
 
 from autoaug_ray.errors import UserError
 
+ERRORS = (OSError, ValueError, KeyError, TypeError)
+"""What the libraries raise for a model that is not there or is none."""
+
 
 @contextmanager
-def loading(field: str, what: str) -> Iterator[None]:
-    """Loads a model; raises UserError, which names the `field` of `generate:`, if that fails.
+def loading(field: str, what: str, errors: tuple[type[Exception], ...] = ERRORS) -> Iterator[None]:
+    """Loads a model; raises UserError, which names the `field` of the study, for one of `errors`.
 
     The progress bars of transformers and diffusers are hidden, as far as these are imported: many
     workers write into one terminal. Missing packages are the caller's to explain.
@@ -21,9 +24,11 @@ def loading(field: str, what: str) -> Iterator[None]:
         logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except errors as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise UserError(f"generate.{field}: cannot load {what} ({reason}).") from None
+        raise UserError(f"{field}: cannot load {what} ({reason}).") from None
     finally:
         for logging in shown:
             logging.enable_progress_bar()
