@@ -15,9 +15,10 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
+from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Drawn, ImageKind, of_all_classes
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import image_ops
+from autoaug_ray.maths import image_ops, plans
 from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.settings import Settings
@@ -40,6 +41,11 @@ class Task(NamedTuple):
     mean: tuple[float, ...] = ()
     """Mean of each channel over the pool, in [0, 1]: the colour that the classifier's normalisation
     takes to zero, unless it starts from ImageNet's weights."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)"""
+        return self.height, self.width
 
     def plain(self) -> list[Any]:
         """As checkpoints and policies hold it; `policy.task_of` reads it."""
@@ -326,6 +332,13 @@ class Method(Settings, abc.ABC):
         Draws from `noise` only, on the images' device; tells `strength`, if given, what it did.
         """
 
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        """What `augment` does to images of the task's size, as plain data; see `maths.plans`.
+
+        Raises UserError, in one sentence, if it cannot be said so.
+        """
+        raise UserError(f"{self.name} does not say in plain data what it does (Method.plan).")
+
     def select(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:
         """The images (B, C, H, W) in [0, 1] of a batch that `augment` is given."""
         return as_float(batch.images)
@@ -391,6 +404,23 @@ class Staged(Method, abc.ABC):
     ) -> Tensor:
         """The policy alone; the contract is that of `augment`."""
 
+    @final
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        out = []
+        if self.flip != "none":
+            direction = "vertical" if self.flip == "vertical" else "horizontal"
+            out.append(plans.flip(direction, float(self.flip_chance(state))))
+        if self.crop:
+            out.append(plans.crop(self.crop))
+        out += self.transform_plan(state, task)
+        if self.cutout:
+            out.append(plans.cutout(self.cutout, state.mean_colour.tolist()))
+        return out
+
+    def transform_plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        """What `transform` does; the contract is that of `plan`."""
+        return super().plan(state, task)
+
     def flip_chance(self, state: Any) -> Tensor | float:
         """() the probability with which an image is mirrored, if it may be."""
         return 0.5
@@ -412,8 +442,10 @@ class Staged(Method, abc.ABC):
         """Images (B, C, H, W), those that `draw_flips` drew mirrored, and cropped."""
         x = images
         if flips is not None:
-            mirror = x.flip(-2 if self.flip == "vertical" else -1)
-            x = torch.where(flips[:, None, None, None], mirror, x)
+            dim = -2 if self.flip == "vertical" else -1
+            x = torch.where(flips[:, None, None, None], x.flip(dim), x)
+            if strength is not None:
+                strength.flip(flips, dim)
         if self.crop:
             corners = (2, len(x))
             at = torch.randint(2 * self.crop + 1, corners, generator=noise, device=x.device)
