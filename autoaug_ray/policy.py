@@ -8,19 +8,24 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from autoaug_ray import own_code
-from autoaug_ray.config import Run
 from autoaug_ray.errors import UserError
+from autoaug_ray.maths import plans
+from autoaug_ray.maths.strength import Motion
 from autoaug_ray.methods import method_class
 from autoaug_ray.methods.base import Method, Task
-from autoaug_ray.store.folder import load_state, save_state, write_whole
+from autoaug_ray.store.files import load_state, save_state, write_whole
 from autoaug_ray.store.places import Place, place
+from autoaug_ray.targets import Kind, from_pil, kind_of, like, moved, to_pil
+
+if TYPE_CHECKING:
+    from autoaug_ray.config import Run
 
 SCHEDULE_LENGTH = 20
 """States in an exported schedule, at most; evenly spaced over the epochs."""
@@ -29,17 +34,31 @@ SCHEDULE_LENGTH = 20
 class Policy(nn.Module):
     """What a method ended with, as a torchvision-v2-style transform.
 
-    Takes one image (C, H, W) or a batch (B, C, H, W), uint8 or float in [0, 1], of any size, and
-    gives the same shape and type; further arguments (labels) go through unchanged. Each image of a
-    batch draws its own parameters, on its own device, from torch's global generator there.
+    Takes one image (C, H, W) or a batch (B, C, H, W) of any size, uint8 or float in [0, 1], as a
+    tensor, a tv_tensors.Image or a PIL image, and gives the same shape and type. What goes through
+    with it, nested as it may be, is treated as torchvision's transforms do: masks, boxes and key
+    points of one image go where its pixels go, several images draw the same, labels stay; of plain
+    tensors, the first is the image if there is no other.
+
+    Each image of a batch draws its own parameters, on its own device, from torch's global generator
+    there. It has no parameters of its own: an optimiser finds nothing, and `.half()` or `.to()` of
+    a model that holds it change nothing.
+
+    Raises ValueError, in one sentence, for what it cannot serve.
     """
 
     def __init__(self, method: Method, task: Task, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.method, self.task = method, task
-        self.state: Any = method.start(task, seed=0, device=torch.device("cpu"))
-        self.state.load_state_dict(dict(state), strict=False)
+        made = method.start(task, seed=0, device=torch.device("cpu"))
+        made.load_state_dict(dict(state), strict=False)
+        self._state = (made.requires_grad_(False),)  # in a tuple, which torch does not look into
         self._generators: dict[torch.device, torch.Generator] = {}
+
+    @property
+    def state(self) -> Any:
+        """The method's state, as `method.init` makes it."""
+        return self._state[0]
 
     @property
     def alpha(self) -> Tensor | None:
@@ -50,26 +69,93 @@ class Policy(nn.Module):
         """
         return self.method.alpha(self.state)
 
-    @torch.no_grad()
-    def forward(self, image: Tensor, *rest: Any) -> Any:
-        if image.ndim not in (3, 4) or image.shape[-3] != self.task.channels:
-            raise ValueError(
-                f"expected ({self.task.channels}, H, W) or (B, {self.task.channels}, H, W) as "
-                f"in training, got {tuple(image.shape)}"
-            )
-        batch = image if image.ndim == 4 else image[None]
-        x = batch.float() / 255 if image.dtype == torch.uint8 else batch.float()
-        out = self.method.augment(self.state.to(image.device), x, self._generator(image.device))
-        if image.dtype == torch.uint8:
-            out = (out * 255).round()
-        out = out.to(image.dtype).view_as(image)
-        return (out, *rest) if rest else out
+    def plan(self) -> list[plans.Stage]:
+        """What it does to images of the training's size, as plain data; see `maths.plans`.
 
-    def _generator(self, device: torch.device) -> torch.Generator:
-        # Seeded from the global generator at every call, so that workers and seeds do their part.
-        seed = int(torch.randint(2**62, ()))
-        generator = self._generators.setdefault(device, torch.Generator(device))
-        return generator.manual_seed(seed)
+        Raises UserError, in one sentence, for a method of which that cannot be said.
+        """
+        return self.method.plan(self.state, self.task)
+
+    def extra_repr(self) -> str:
+        """The method, and a line for each thing that it does, in pixels, degrees and per cent."""
+        c, h, w = self.task[:3]
+        try:
+            lines = [plans.in_words(stage) for stage in self.plan()] or ["nothing"]
+        except UserError as error:
+            lines = [str(error)]
+        return "\n".join([f"{self.method.name}, on images ({c}, {h}, {w}):", *lines])
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        parts, tree = tree_flatten(inputs if len(inputs) != 1 else inputs[0])
+        kinds = [kind_of(part) for part in parts]
+        images = [i for i, kind in enumerate(kinds) if kind in ("image", "pil")]
+        images = images or [i for i, kind in enumerate(kinds) if kind == "tensor"][:1]
+        if not images:
+            raise ValueError(
+                "expected an image: a tensor, a tv_tensors.Image or a PIL image, got "
+                f"{', '.join(type(part).__name__ for part in parts) or 'nothing'}"
+            )
+        with_image: list[Kind] = ["mask", "boxes", "points"]
+        follows = [i for i, kind in enumerate(kinds) if kind in with_image]
+        seed = int(torch.randint(2**62, ()))  # so that workers and seeds do their part
+        motion = None
+        for i in images:
+            parts[i], found = self._one(parts[i], kinds[i], seed, bool(follows))
+            motion = motion or found
+        for i in follows:
+            assert motion is not None
+            parts[i] = moved(parts[i], kinds[i], motion)
+        return tree_unflatten(parts, tree)
+
+    def _one(self, image: Any, kind: Kind, seed: int, followed: bool) -> tuple[Any, Motion | None]:
+        """An image augmented, in the type that it came in, and where its pixels went if masks or
+        boxes must follow."""
+        pixels = from_pil(image) if kind == "pil" else image
+        self._check(pixels, followed)
+        batch = pixels if pixels.ndim == 4 else pixels[None]
+        if not len(batch):
+            return image, None
+        x = batch.float() / 255 if pixels.dtype == torch.uint8 else batch.float()
+        motion = Motion(x) if followed else None
+        generator = self._generators.setdefault(x.device, torch.Generator(x.device))
+        state = self.state.to(x.device)
+        out = self.method.augment(state, x, generator.manual_seed(seed), motion)
+        if pixels.dtype == torch.uint8:
+            out = (out * 255).round()
+        out = out.to(pixels.dtype).view_as(pixels)
+        if kind == "pil":
+            return to_pil(out), motion
+        return (like(out, image) if kind == "image" else out), motion
+
+    def _check(self, pixels: Tensor, followed: bool) -> None:
+        channels = self.task.channels
+        if pixels.ndim not in (3, 4) or pixels.shape[-3] != channels or not all(pixels.shape[-2:]):
+            raise ValueError(
+                f"expected ({channels}, H, W) or (B, {channels}, H, W) as "
+                f"in training, got {tuple(pixels.shape)}"
+            )
+        if pixels.dtype != torch.uint8:
+            if not pixels.is_floating_point():
+                raise ValueError(
+                    f"expected images of uint8, or of float in [0, 1], got {pixels.dtype}"
+                )
+            low, high = (float(v) for v in pixels.aminmax()) if pixels.numel() else (0.0, 1.0)
+            if not (low >= -1e-3 and high <= 1 + 1e-3):  # also if they are no numbers
+                raise ValueError(
+                    f"expected float images in [0, 1], got values from {low:g} to {high:g}; a "
+                    "policy stands after ToDtype(torch.float32, scale=True) and before Normalize"
+                )
+        if followed and pixels.ndim == 4:
+            raise ValueError(
+                "boxes, masks and key points go with one image (C, H, W), not with a batch "
+                f"{tuple(pixels.shape)}"
+            )
+        if followed and own_code.is_own(self.method.name):
+            raise ValueError(
+                f"{self.method.name} is a method of a user's own, which does not say where pixels "
+                "go, so that boxes, masks and key points cannot follow"
+            )
 
 
 def load_policy(path: str | Path, code: str | Path | None = None) -> Policy:
@@ -128,7 +214,7 @@ def in_schedule(epoch: int, epochs: int) -> bool:
 
 def export(
     folder: Place,
-    run: Run,
+    run: "Run",
     task: Task,
     state: Mapping[str, Any],
     schedule: list[tuple[float, dict[str, Tensor]]],
@@ -145,6 +231,8 @@ def export(
             "schedule": [[start, tensors] for start, tensors in schedule],
         },
     )
+    import yaml  # not above: whoever loads a policy does not need it
+
     text = yaml.safe_dump(
         {"label": run.label, "seed": run.seed, "image": task._asdict(), **summary,
          **({"left_out": method.left_out} if method.left_out else {}),

@@ -28,7 +28,9 @@ BELOW: dict[str, set[str]] = {
         "methods", "data", "models", "learner", "generate", "own_code",
         "settings", "errors",
     },
-    "policy": {"config", "methods", "store", "own_code", "errors"},
+    "targets": {"maths"},
+    "policy": {"targets", "config", "methods", "maths", "store", "own_code", "errors"},
+    "exports": {"policy", "maths", "errors"},
     "train": {
         "evaluation", "config", "methods", "maths", "store", "data", "models", "learner",
         "generate", "settings", "errors",
@@ -41,8 +43,8 @@ BELOW: dict[str, set[str]] = {
         "policy", "config", "methods", "maths", "store", "data", "settings", "errors",
     },
     "commands": {
-        "report", "schedule", "train", "policy", "config", "methods", "maths", "store", "data",
-        "models", "generate", "own_code", "settings", "errors",
+        "report", "schedule", "train", "exports", "policy", "config", "methods", "maths", "store",
+        "data", "models", "generate", "own_code", "settings", "errors",
     },
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",

@@ -8,14 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import autoaug_ray
 from autoaug_ray.commands import main, quickstart
 from autoaug_ray.errors import RunError, StorageError
 from autoaug_ray.report import wandb
+from autoaug_ray.store.files import save_state
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("run", "calibrate", "init", "pilot", "report", "methods", "schema", "bank")
+WORDS = ("run", "calibrate", "init", "pilot", "report", "export", "methods", "schema", "bank")
 HEAVY = {
     "torch", "torchvision", "kornia", "ray", "diffusers", "transformers", "accelerate", "scipy",
     "matplotlib", "plotly", "pandas", "wandb", "optuna",
@@ -58,6 +60,33 @@ def test_a_test_of_imports_sees_torch(tmp_path):
     status, heavy, _, error = run(path)
     assert status == 2 and "torch" in heavy and "ray" not in heavy
     assert error.startswith("error: methods.none.flip: unknown key")
+
+
+LOAD = """
+import json, sys
+import torch
+before = {name.split(".")[0] for name in sys.modules}
+from autoaug_ray import load_policy
+policy = load_policy(sys.argv[1])
+policy(torch.rand(2, 1, 28, 28))
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules} - before)))
+"""
+
+
+def test_a_policy_loads_and_warps_with_torch_pydantic_and_pillow_alone(tmp_path):
+    from autoaug_ray import policy
+    from autoaug_ray.methods.base import Task
+    from autoaug_ray.methods.bilevel import Bilevel
+
+    method, task = Bilevel(), Task(1, 28, 28, (5, 5))
+    state = policy.tensors(method.start(task, 0, torch.device("cpu")).state_dict())
+    saved = {"method": method.model_dump_json(), "shape": task.plain(), "state": state}
+    save_state(tmp_path / "policy.pt", saved)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "policy.pt")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert HEAVY & set(json.loads(done.stdout)) == {"PIL"}
 
 
 FINE = "dataset: {name: fashion-mnist-mini}\n"

@@ -27,7 +27,7 @@ from autoaug_ray.bench.scale import scale
 from autoaug_ray.bench.signal import signal
 from autoaug_ray.bench.tune import tune
 from autoaug_ray.errors import StorageError, UserError, exit_status
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 
 BENCHES: dict[str, Callable[..., Outcome]] = {
     "actors": actors,

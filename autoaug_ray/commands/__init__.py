@@ -354,6 +354,45 @@ def _report(
     return report.report_folder(folder, publish=wandb)
 
 
+@_words.command("export")
+def _export(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="POLICY", help="A policy.pt of a finished run, or its folder."),
+    ],
+    to: Annotated[
+        Literal["torchvision", "albumentations", "kornia", "json"],
+        typer.Option(help="Whose transform; json: its parameters, in px, degrees and %."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write it (default: beside it).")
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="The images' size (default: that of the training)."),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OP", help="Leave this op out; may be given several times."),
+    ] = None,
+    code: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.py", help="What defines the method, if it is your own."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> int:
+    """Write a policy for software that does not know of this package.
+
+    What has no equal there is said, and nothing is written.
+    """
+
+    from autoaug_ray.commands import export
+
+    return export.export(
+        path, to, out, code=code, size=size, without=tuple(without or ()), force=force
+    )
+
+
 @_words.command("methods")
 def _methods(
     name: Annotated[

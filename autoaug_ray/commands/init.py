@@ -15,9 +15,9 @@ from autoaug_ray.commands.calibrate import forecast_table
 from autoaug_ray.commands.propose import study_text
 from autoaug_ray.commands.run import new_console
 from autoaug_ray.data.inspect import Inspection, inspect
-from autoaug_ray.methods.base import Flip
+from autoaug_ray.methods.stage import Flip
 from autoaug_ray.schedule.calibrate import calibrate
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 
 SHOWN = 20
 """Number of classes that the table lists, the largest first."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import yaml
 
 from autoaug_ray.data.inspect import TEST_FRACTION, Inspection
-from autoaug_ray.methods.base import Flip
+from autoaug_ray.methods.stage import Flip
 
 SIZES = (28, 32, 64, 96, 128, 224)
 """Sides in pixels that are proposed."""

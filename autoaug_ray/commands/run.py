@@ -35,7 +35,8 @@ from autoaug_ray.schedule.queue import Done
 from autoaug_ray.store import bill, places
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.calibration import Calibration
-from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, place
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from autoaug_ray.generate.plan import (
     key_settings,
 )
 from autoaug_ray.generate.settings import Drawn, Generation, ImageKind, of_all_classes
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.places import Place, opened
 
 LOSSLESS = 64

@@ -26,7 +26,7 @@ from autoaug_ray.generate import pipeline, resize
 from autoaug_ray.generate.pipeline import ROWS, Pipeline
 from autoaug_ray.generate.prompts import TEMPLATES, token_name
 from autoaug_ray.generate.settings import Generation
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.places import Place
 
 

@@ -11,7 +11,8 @@ Two families:
   per sample, as torchvision's `_apply_op` defines it for uint8 images and nearest neighbours.
 
 Formulas come from torchvision and code from kornia, where kornia means the same thing. It does not
-always: each docstring names the kornia function that was *not* used, and why.
+always: each docstring names the kornia function that was *not* used, and why. It is imported where
+it is used, since it takes longer to import than a policy takes to load.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from kornia import enhance
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
 
@@ -238,6 +238,8 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     `adjust_brightness_accumulative` multiplies.
     """
     _need("factor", factor, (len(images),))
+    from kornia import enhance
+
     return enhance.adjust_brightness_accumulative(images, factor)
 
 
@@ -249,6 +251,8 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     the whole image, that is brightness again; `adjust_contrast_with_mean_subtraction` is contrast.
     """
     _need("factor", factor, (len(images),))
+    from kornia import enhance
+
     return enhance.adjust_contrast_with_mean_subtraction(images, factor)
 
 
@@ -260,6 +264,8 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     grey (differences up to 0.8); `adjust_saturation_with_gray_subtraction` is torchvision's.
     """
     _need("factor", factor, (len(images),))
+    from kornia import enhance
+
     return enhance.adjust_saturation_with_gray_subtraction(images, factor)
 
 
@@ -273,6 +279,8 @@ def adjust_hue(images: Tensor, turns: Tensor) -> Tensor:
     _need("turns", turns, (len(images),))
     if images.shape[1] == 1:
         return images
+    from kornia import enhance
+
     return enhance.adjust_hue(images, turns * (2 * math.pi))
 
 
@@ -396,6 +404,8 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    from kornia import enhance
+
     # kornia's convolution refuses images without an interior; torchvision leaves them alone.
     return enhance.sharpness(images, factor) if min(images.shape[2:]) > 2 else images
 
@@ -423,6 +433,8 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
+    from kornia import enhance
+
     # kornia's truncates to levels too, but takes whole ones exactly.
     return enhance.equalize(_levels(images) / 255)
 

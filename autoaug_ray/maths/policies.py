@@ -20,8 +20,8 @@ from torch import Generator, Tensor
 from autoaug_ray.maths.image_ops import OPS, apply_ops, cutout
 from autoaug_ray.maths.strength import Strength
 
-_WARPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-_FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
+WARPS = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+FACTORS = ("Brightness", "Color", "Contrast", "Sharpness")
 
 
 def _check_int(field: str, value: object, low: int, high: float = math.inf) -> None:
@@ -40,8 +40,8 @@ def magnitude_bins(num_bins: int, size: tuple[int, int], wide: bool = False) -> 
     """
     shear, degrees, factor, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
     height, width = (32.0, 32.0) if wide else (150.0 / 331.0 * size[0], 150.0 / 331.0 * size[1])
-    ends = dict(zip(_WARPS, (shear, shear, width, height, degrees), strict=True))
-    ends |= dict.fromkeys(_FACTORS, factor)
+    ends = dict(zip(WARPS, (shear, shear, width, height, degrees), strict=True))
+    ends |= dict.fromkeys(FACTORS, factor)
     rows = {name: torch.linspace(0.0, end, num_bins) for name, end in ends.items()}
     rows["Posterize"] = 8 - (torch.arange(num_bins) / ((num_bins - 1) / bits)).round()
     rows["Solarize"] = torch.linspace(255.0, 0.0, num_bins) / 255
@@ -61,7 +61,7 @@ def standard_bins(num_bins: int, size: tuple[int, int]) -> Tensor:
     level, top = torch.arange(num_bins), num_bins - 1
     share = level / top
     rows = dict.fromkeys(("ShearX", "ShearY"), 0.3 * share)
-    rows |= dict.fromkeys(_FACTORS, 1.8 * share - 0.9)
+    rows |= dict.fromkeys(FACTORS, 1.8 * share - 0.9)
     rows["TranslateX"] = (10 * level // top) * (size[1] / 32)
     rows["TranslateY"] = (10 * level // top) * (size[0] / 32)
     rows["Rotate"] = (30 * level // top).float()
@@ -79,7 +79,7 @@ def with_random_sign(
     op: Tensor,  # (B,) on the generator's device, as is `magnitude` (B,)
     magnitude: Tensor,
     generator: Generator,
-    two_way: tuple[str, ...] = _WARPS + _FACTORS,
+    two_way: tuple[str, ...] = WARPS + FACTORS,
 ) -> Tensor:
     """(B,): the magnitudes, those of ops in `two_way` with a sign that a fair coin flips."""
     flips = torch.tensor([name in two_way for name in OPS], device=op.device)[op]
@@ -103,7 +103,7 @@ def _apply(
     magnitude: Tensor,
     generator: Generator,
     strength: Strength | None,
-    two_way: tuple[str, ...] = _WARPS + _FACTORS,
+    two_way: tuple[str, ...] = WARPS + FACTORS,
 ) -> Tensor:
     """Apply the ops, those in `two_way` with a magnitude whose sign a fair coin flips."""
     magnitude = with_random_sign(op, magnitude, generator, two_way)
@@ -185,7 +185,7 @@ class OneOp:
         if level is None:
             level = _draw(self.num_bins, images, generator)
         magnitude = bins.to(generator.device)[op, level.to(op)]
-        signed = _WARPS if standard else _WARPS + _FACTORS
+        signed = WARPS if standard else WARPS + FACTORS
         return _apply(images, op, magnitude, generator, strength, signed)
 
 
@@ -242,7 +242,7 @@ class TimmRandAugment:
 
 def _timm_rows(share: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     """Magnitudes (n,) of every op of timm's increasing space at a `share` (n,) of 10."""
-    rows = dict.fromkeys(("ShearX", "ShearY"), 0.3 * share) | dict.fromkeys(_FACTORS, 0.9 * share)
+    rows = dict.fromkeys(("ShearX", "ShearY"), 0.3 * share) | dict.fromkeys(FACTORS, 0.9 * share)
     rows |= {"TranslateX": 0.45 * size[1] * share, "TranslateY": 0.45 * size[0] * share}
     rows |= {"Rotate": 30 * share, "Posterize": 4 - (4 * share).trunc()}
     return rows | {"Solarize": (256 - (256 * share).trunc()) / 255}
@@ -293,7 +293,7 @@ class AugMix:
             op = torch.where(slot < depth, op, OPS.index("Identity"))
             level = torch.rand(len(x), generator=generator, device=device)
             rows = _augmix_rows(0.1 + (self.severity - 0.1) * level, (x.shape[2], x.shape[3]))
-            magnitude = with_random_sign(op, _of_own_op(rows, op), generator, _WARPS)
+            magnitude = with_random_sign(op, _of_own_op(rows, op), generator, WARPS)
             x = apply_ops(x, op.to(x.device), magnitude.to(x.device), mode="bilinear")
         weights = (mixture.T.to(images) * share)[:, :, None, None, None]
         augmented = (weights * x.view(self.chains, *images.shape)).sum(0)
@@ -431,12 +431,12 @@ class PopulationPolicy:
         self, images: Tensor, generator: Generator, strength: Strength | None = None
     ) -> Tensor:
         device, size = generator.device, (images.shape[2], images.shape[3])
-        op, probability, magnitude = self._entries(size)
+        op, probability, magnitude = self.entries(size)
         chosen = self._choose(len(images), probability.to(device), generator)
         for slot in chosen.unbind(1):
             op_here, magnitude_here = op.to(device)[slot], magnitude.to(device)[slot]
             # Factors get no sign: 0.1 to 1.72 already lies on both sides of 1.
-            images = _apply(images, op_here, magnitude_here, generator, strength, _WARPS)
+            images = _apply(images, op_here, magnitude_here, generator, strength, WARPS)
             is_cutout = slot % len(PBA_OPS) == PBA_OPS.index("Cutout")
             side = torch.where(is_cutout, magnitude_here, 0.0).long()
             row, column = _draw(size[0], images, generator), _draw(size[1], images, generator)
@@ -446,7 +446,7 @@ class PopulationPolicy:
                 strength.color(before, images)
         return images
 
-    def _entries(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    def entries(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Op index, probability and magnitude, (31,) each; the last entry does nothing."""
         # For apply_ops, Cutout is Identity: it needs a place besides a magnitude.
         names = [*PBA_OPS, *PBA_OPS, "Identity"]
@@ -488,4 +488,4 @@ def _pba_magnitude(name: str, level: int, size: tuple[int, int]) -> float:
         "TranslateY": level * height / 32,
         "Cutout": 2.0 * level * min(height, width) / 32,
     }
-    return (scales | dict.fromkeys(_FACTORS, 0.18 * level - 0.9)).get(name, 0.0)
+    return (scales | dict.fromkeys(FACTORS, 0.18 * level - 0.9)).get(name, 0.0)

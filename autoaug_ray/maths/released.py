@@ -6,7 +6,6 @@ which is a second brightness; hue multiplies, so red never moves and the circle 
 """
 
 import torch
-from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor, nn
 
 from autoaug_ray.maths import augmenter
@@ -59,6 +58,8 @@ class ReleasedAugmenter(augmenter.AbstractAugmenter):
             x = (x * (1 + p["brightness"])).clamp(0, 1)
             x = (x + p["contrast"]).clamp(0, 1)
         if "hue" in p:
+            from kornia.color import hsv_to_rgb, rgb_to_hsv  # slow to import
+
             h, s, v = rgb_to_hsv(x).split(1, dim=1)
             turn = 2 * torch.pi
             s = (s * (1 + p["saturation"])).clamp(0, 1)

@@ -30,8 +30,8 @@ def sampling_grid(matrix: Tensor, height: int, width: int) -> Tensor:
 class Strength:
     """What one augmentation call really did to each sample; comparable across methods.
 
-    The ops report to it while they run. Nothing in it carries a gradient. Mirror flips are not
-    reported: a mirrored image moves every pixel far, and is yet the weakest of changes.
+    The ops report to it while they run. Nothing in it carries a gradient. Mirror flips count for
+    nothing: a mirrored image moves every pixel far, and is yet the weakest of changes.
     """
 
     def __init__(self, images: Tensor) -> None:
@@ -54,6 +54,9 @@ class Strength:
         bottom = before.new_tensor([0.0, 0.0, 1.0]).expand(len(step), 1, 3)
         self._matrix[at] = before @ torch.cat([step, bottom], dim=1)
 
+    def flip(self, flips: Tensor, dim: int) -> None:
+        """The samples `flips` (B,) have been mirrored along dimension -1 or -2."""
+
     def color(self, before: Tensor, after: Tensor, which: Tensor | None = None) -> None:
         """Add mean |after - before| per sample; both (B or n, C, H, W), no warp in between."""
         at = slice(None) if which is None else which
@@ -74,3 +77,28 @@ class Strength:
     def color_change(self) -> Tensor:
         """(B,) in [0, 1] units per pixel and channel: the sum over the colour ops of the call."""
         return self._color.clone()
+
+
+class Motion(Strength):
+    """Where the pixels of one image have gone, for the boxes and masks that go with it."""
+
+    def __init__(self, image: Tensor) -> None:
+        """Start from no motion of `image` (1, C, H, W)."""
+        super().__init__(image)
+        self.warps: list[Tensor] = []
+        """The matrices (1, 2, 3), flips included, in the order in which they were applied."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """(3, 3) all of them in one, normalised output -> input."""
+        return self._matrix[0]
+
+    def warp(self, matrix: Tensor, which: Tensor | None = None) -> None:
+        super().warp(matrix, which)
+        self.warps.append(matrix.detach())
+
+    def flip(self, flips: Tensor, dim: int) -> None:
+        if bool(flips[0]):
+            mirror = torch.eye(2, 3, device=flips.device)
+            mirror[0 if dim == -1 else 1] *= -1
+            self.warp(mirror[None])

@@ -11,7 +11,8 @@ from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import policies
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import NextMeta, Staged
+from autoaug_ray.methods.base import NextMeta
+from autoaug_ray.methods.stage import Staged
 from autoaug_ray.settings.training import Training
 
 VIEWS = 3

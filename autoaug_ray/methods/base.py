@@ -11,21 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
+from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Drawn, ImageKind, of_all_classes
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import image_ops
+from autoaug_ray.maths import plans
 from autoaug_ray.maths.alignment import Average
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.erasing import Erase, Holes
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.training import Training
 from autoaug_ray.store.places import Place
 
-Flip = Literal["none", "horizontal", "vertical"]
 NextMeta = Callable[[int], Split]
 """A number of images -> so many of the epoch's meta images, cycling through them."""
 
@@ -41,6 +40,11 @@ class Task(NamedTuple):
     mean: tuple[float, ...] = ()
     """Mean of each channel over the pool, in [0, 1]: the colour that the classifier's normalisation
     takes to zero, unless it starts from ImageNet's weights."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)"""
+        return self.height, self.width
 
     def plain(self) -> list[Any]:
         """As checkpoints and policies hold it; `policy.task_of` reads it."""
@@ -333,6 +337,13 @@ class Method(Settings, abc.ABC):
         Draws from `noise` only, on the images' device; tells `strength`, if given, what it did.
         """
 
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        """What `augment` does to images of the task's size, as plain data; see `maths.plans`.
+
+        Raises UserError, in one sentence, if it cannot be said so.
+        """
+        raise UserError(f"{self.name} does not say in plain data what it does (Method.plan).")
+
     def select(self, state: Any, batch: Split, noise: torch.Generator) -> Tensor:
         """The images (B, C, H, W) in [0, 1] of a batch that `augment` is given."""
         return as_float(batch.images)
@@ -357,121 +368,6 @@ class Method(Settings, abc.ABC):
     def predict(self, learner: Learner, images: Tensor, state: Any) -> Tensor:
         """Logits (B, classes) at test time, for images in [0, 1]."""
         return learner.logits(images)
-
-
-class Staged(Method, abc.ABC):
-    """A method whose policy has before and after it what the CIFAR protocols do to every image.
-
-    Flip, then crop; the policy; then cutout and erasing. The classes below it differ in `transform`
-    alone, and draw the numbers of the stage in one order: those of the flip, the crops, their own,
-    the cutout, the erasing. What is switched off draws none.
-    """
-
-    flip: Flip = "horizontal"
-    """Mirror each image with probability one half."""
-    crop: int = Field(0, ge=0, le=1000)
-    """Pixels, +-, in x and in y, by which images are shifted, in whole pixels and independently;
-    what comes into sight is black. 4 is torchvision's RandomCrop(32, padding=4)."""
-    resized_crop: tuple[float, float] | None = None
-    """Shares of the area, from and to, of a part of the image, from 3:4 to 4:3, that is enlarged to
-    the image's size. [0.08, 1.0] is torchvision's RandomResizedCrop (Szegedy et al. 2015)."""
-    cutout: int = Field(0, ge=0, le=1000, multiple_of=2)
-    """Side in pixels of a square whose centre is uniform over the image, and which is cut at the
-    border (DeVries and Taylor 2017). It has the mean colour of the pool: there, the zeros are
-    painted after normalisation. On CIFAR-10, 16 is usual."""
-    erase: Erase | None = None
-    """Random erasing; {} is the paper's."""
-
-    @field_validator("resized_crop")
-    @classmethod
-    def _shares(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 < value[0] <= value[1] <= 1:
-            raise ValueError(f"must be [low, high] with 0 < low <= high <= 1, got {list(value)}")
-        return value
-
-    def check_images(self, channels: int, height: int, width: int) -> None:
-        side = min(height, width)
-        if self.crop >= side:
-            raise ValueError(f"crop must be less than the {side} pixels of a side, got {self.crop}")
-        if self.cutout > side:
-            raise ValueError(f"cutout must be at most {side}, the image's side, got {self.cutout}")
-
-    @final
-    def augment(
-        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
-    ) -> Tensor:
-        x = self.before(images, self.draw_flips(state, images, noise), noise, strength)
-        x = self.transform(state, x, noise, strength)
-        return self.after(state, x, self.draw_holes(x, noise), strength)
-
-    @abc.abstractmethod
-    def transform(
-        self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
-    ) -> Tensor:
-        """The policy alone; the contract is that of `augment`."""
-
-    def flip_chance(self, state: Any) -> Tensor | float:
-        """() the probability with which an image is mirrored, if it may be."""
-        return 0.5
-
-    def draw_flips(self, state: Any, images: Tensor, noise: torch.Generator) -> Tensor | None:
-        """(B,) which images are mirrored; None if none may be."""
-        if self.flip == "none":
-            return None
-        chance = self.flip_chance(state)
-        return torch.rand(len(images), generator=noise, device=images.device) < chance
-
-    def before(
-        self,
-        images: Tensor,
-        flips: Tensor | None,
-        noise: torch.Generator,
-        strength: Strength | None = None,
-    ) -> Tensor:
-        """Images (B, C, H, W), those that `draw_flips` drew mirrored, and cropped."""
-        x = images
-        if flips is not None:
-            mirror = x.flip(-2 if self.flip == "vertical" else -1)
-            x = torch.where(flips[:, None, None, None], mirror, x)
-        if self.crop:
-            corners = (2, len(x))
-            at = torch.randint(2 * self.crop + 1, corners, generator=noise, device=x.device)
-            x = image_ops.pad_crop(x, self.crop, at[0], at[1], strength)
-        if self.resized_crop is not None:
-            size = (x.shape[2], x.shape[3])
-            box = image_ops.draw_crops(len(x), size, self.resized_crop, noise)
-            x = image_ops.resized_crop(x, box, strength)
-        return x
-
-    def draw_holes(self, images: Tensor, noise: torch.Generator) -> Holes:
-        """What `after` paints over in images (B, C, H, W)."""
-        centre = None
-        if self.cutout:
-            drawn = [
-                torch.randint(side, (len(images),), generator=noise, device=images.device)
-                for side in images.shape[2:]
-            ]
-            centre = torch.stack(drawn, dim=1)
-        if self.erase is None:
-            return Holes(centre)
-        return Holes(centre, *self.erase.draw(images, noise))
-
-    def after(
-        self, state: Any, images: Tensor, holes: Holes, strength: Strength | None = None
-    ) -> Tensor:
-        """The policy's images (B, C, H, W) without the squares and boxes of `draw_holes`."""
-        if not self.cutout and self.erase is None:
-            return images
-        x, colour = images, state.mean_colour.to(images)[:, None, None]
-        if holes.centre is not None:
-            row, column = holes.centre.unbind(1)
-            x = image_ops.cutout(x, row, column, torch.full_like(row, self.cutout), colour)
-        if holes.box is not None:
-            erased = image_ops.inside(holes.box, (x.shape[2], x.shape[3]))[:, None]
-            x = torch.where(erased, colour if holes.noise is None else holes.noise, x)
-        if strength is not None:
-            strength.color(images, x)
-        return x
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from autoaug_ray.data import Split
-from autoaug_ray.errors import RunError
+from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate.settings import ImageKind
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import alignment, hypergradient
+from autoaug_ray.maths import alignment, hypergradient, plans
 from autoaug_ray.maths.augmenter import (
     AbstractAugmenter,
     Augmenter,
@@ -32,12 +32,13 @@ from autoaug_ray.maths.gumbel import discrete, gumbel
 from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.released import ReleasedAugmenter
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Flip, NextMeta, Staged, Task, annealed, as_float
+from autoaug_ray.methods.base import NextMeta, Task, annealed, as_float
 from autoaug_ray.methods.bilevel_state import BilevelState, FlipState, Past
 from autoaug_ray.methods.generative import EditKind, edited
 from autoaug_ray.methods.mixture_state import MixtureState
 from autoaug_ray.methods.predefined import Predefined
 from autoaug_ray.methods.protocols import DEFAULTS, FREE, GROUPS, PLAIN, Protocol
+from autoaug_ray.methods.stage import Flip, Staged
 from autoaug_ray.settings.training import Training
 
 NETWORK_LR = 0.1
@@ -267,12 +268,22 @@ class Bilevel(Staged):
         z = state.augmenter.draw(len(x), noise)
         return state.augmenter.apply_to(x, state.augmenter(z), strength)
 
+    def transform_plan(self, state: BilevelState, task: Task) -> list[plans.Stage]:
+        if self.edits or (self.protocol == "release" and "color" in self.group):
+            what = "edits, drawn by class" if self.edits else "the colours of protocol: release"
+            raise UserError(f"bilevel has {what}, which no plain transform can do.")
+        fixed = self._fixed.transform_plan(state, task)
+        return [*fixed, plans.learned(state.augmenter, task.size)]
+
     def _jittered(
         self, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
+        return self._fixed.augment(None, images, noise, strength)
+
+    @property
+    def _fixed(self) -> Predefined:
         c = self.jitter
-        fixed = Predefined(flip="none", translate=0, brightness=c, contrast=c, saturation=c)
-        return fixed.augment(None, images, noise, strength)
+        return Predefined(flip="none", translate=0, brightness=c, contrast=c, saturation=c)
 
     @property
     def kinds(self) -> tuple[ImageKind, ...]:

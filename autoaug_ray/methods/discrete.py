@@ -12,15 +12,10 @@ from torch import Tensor
 
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import policies
+from autoaug_ray.maths import plans, policies
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import (
-    NextMeta,
-    PopulationSearch,
-    Staged,
-    Stateless,
-    Task,
-)
+from autoaug_ray.methods.base import NextMeta, PopulationSearch, Stateless, Task
+from autoaug_ray.methods.stage import Staged
 
 Policy = Callable[[Tensor, torch.Generator, Strength | None], Tensor]
 
@@ -35,6 +30,9 @@ class _Discrete(Staged, abc.ABC):
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
         return self.policy_of(state)(images, noise, strength)
+
+    def transform_plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        return [plans.of_policy(self.policy_of(state), task.size)]
 
 
 class RandAugment(_Discrete):
@@ -129,7 +127,11 @@ def _in_words(steps: policies.SubPolicy) -> str:
 class PopulationState(Stateless):
     """Which of the schedule's policies is in force; follows from the learner's progress."""
 
-    policy: tuple[int, ...] = ()
+    policy: Tensor  # (60,) integers, on the CPU: what is exported is what training ended with
+
+    def __init__(self, policy: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("policy", torch.tensor(policy))
 
 
 def explore(policy: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
@@ -174,19 +176,17 @@ class PopulationBased(_Discrete):
             policies.PopulationPolicy(policy)
 
     def init(self, task: Task, seed: int, device: torch.device) -> PopulationState:
-        state = PopulationState()
-        state.policy = self._at(0.0)
-        return state
+        return PopulationState(self._at(0.0))
 
     def _at(self, progress: float) -> tuple[int, ...]:
         started = [policy for start, policy in self.schedule if start <= progress]
         return started[-1] if started else self.policy
 
     def policy_of(self, state: PopulationState) -> Policy:
-        return policies.PopulationPolicy(state.policy)
+        return policies.PopulationPolicy(tuple(state.policy.tolist()))
 
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: PopulationState
     ) -> dict[str, Tensor]:
-        state.policy = self._at(learner.progress)
+        state.policy.copy_(torch.tensor(self._at(learner.progress)))
         return super().step(learner, batch, next_meta, state)

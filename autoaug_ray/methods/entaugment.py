@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import policies
+from autoaug_ray.maths import plans, policies
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import NextMeta, Staged, Task
+from autoaug_ray.methods.base import NextMeta, Task
+from autoaug_ray.methods.stage import Staged
 
 TOP = 30
 """The strongest level."""
@@ -99,6 +100,9 @@ class EntAugment(Staged):
         n = len(state.levels)
         whose = torch.randint(n, (len(images),), generator=noise, device=images.device)
         return self._policy(state.levels[whose])(images, noise, strength)
+
+    def transform_plan(self, state: EntAugmentState, task: Task) -> list[plans.Stage]:
+        return [plans.of_policy(self._policy(None if state.warm else state.levels), task.size)]
 
     def _policy(self, level: Tensor | None) -> policies.OneOp:
         """At levels (B,); at random ones if None, of which the code has one fewer."""

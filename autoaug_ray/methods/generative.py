@@ -16,7 +16,7 @@ from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.settings import Drawn, ImageKind
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import alignment, hypergradient
+from autoaug_ray.maths import alignment, hypergradient, plans
 from autoaug_ray.maths.gumbel import discrete, gumbel, likelihood_ratio, relaxed
 from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.strength import Strength
@@ -25,7 +25,7 @@ from autoaug_ray.methods.discrete import RandAugment, TrivialAugment
 from autoaug_ray.methods.mixture_state import AlignmentState, MixtureState, reinforce
 from autoaug_ray.methods.predefined import NoAugmentation, Predefined
 from autoaug_ray.settings.training import Training
-from autoaug_ray.store.folder import load_state
+from autoaug_ray.store.files import load_state
 from autoaug_ray.store.places import Place
 
 EditKind = Literal["fixed", "local", "transfer"]
@@ -85,6 +85,9 @@ class OnTop(Method, abc.ABC):
     ) -> Tensor:
         return self.then.augment(state, images, noise, strength)
 
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        return self.then.plan(state, task)
+
 
 class _Mixture(OnTop, abc.ABC):
     """Every image of a batch is the real one or an edit of it; then comes what is done to both."""
@@ -102,6 +105,12 @@ class _Mixture(OnTop, abc.ABC):
         log_alpha = state.log_alpha[batch.labels]
         kind = discrete(log_alpha, gumbel(log_alpha, noise))
         return edited(batch, kind, noise), kind
+
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        raise UserError(
+            f"{self.name} draws generated images by their class, which no transform can: "
+            "autoaug-ray bank export writes them as files."
+        )
 
     def alpha(self, state: Any) -> Tensor:
         return state.log_alpha.detach().exp()  # type: ignore[no-any-return]

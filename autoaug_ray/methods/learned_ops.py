@@ -25,12 +25,13 @@ from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
-from autoaug_ray.maths import alignment, hypergradient
+from autoaug_ray.maths import alignment, hypergradient, plans
 from autoaug_ray.maths.image_ops import OPS, apply_ops
 from autoaug_ray.maths.policies import magnitude_bins, with_random_sign
 from autoaug_ray.maths.recompute import SameDraws
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Aligned, NextMeta, Staged, Task, annealed, as_float
+from autoaug_ray.methods.base import Aligned, NextMeta, Task, annealed, as_float
+from autoaug_ray.methods.stage import Staged
 
 BINS = 31
 """Bins of strength that each op has, as in TrivialAugment."""
@@ -223,6 +224,16 @@ class LearnedOps(Staged):
         for cell, magnitude in zip(drawn.cell.unbind(1), drawn.magnitude.unbind(1), strict=True):
             images = apply_ops(images, state.index[cell // BINS], magnitude, strength)
         return images
+
+    def transform_plan(self, state: OpsState, task: Task) -> list[plans.Stage]:
+        p = state.log_p().detach().exp().cpu()
+        chance = p.sum(1)
+        return [plans.ops([
+            (float(chance[k]),
+             [plans.step(op, 1.0, state.bins[k].cpu(), (p[k] / chance[k]).tolist(),
+                        op in plans.TWO_WAY)])
+            for k, op in enumerate(self.ops)
+        ], self.num_ops)]  # fmt: skip
 
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: OpsState

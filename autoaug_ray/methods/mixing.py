@@ -12,10 +12,11 @@ from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
 from autoaug_ray.maths import mixing, policies
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Flip, Method, NextMeta, Staged
+from autoaug_ray.methods.base import Method, NextMeta
 from autoaug_ray.methods.erasing import Erase
 from autoaug_ray.methods.generative import OnTop, Then
 from autoaug_ray.methods.predefined import Predefined
+from autoaug_ray.methods.stage import Flip, Staged
 
 
 class _Mixing(Method, abc.ABC):

@@ -6,10 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from autoaug_ray.maths import image_ops
-from autoaug_ray.maths.augmenter import AFFINE, BOUNDS, Group, parameter_names, transform
+from autoaug_ray.maths import image_ops, plans
+from autoaug_ray.maths.augmenter import AFFINE, BOUNDS, COLOR, Group, parameter_names, transform
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Method, Staged
+from autoaug_ray.methods.base import Method, Task
+from autoaug_ray.methods.stage import Staged
 
 
 class NoAugmentation(Method):
@@ -21,6 +22,9 @@ class NoAugmentation(Method):
         self, state: Any, images: Tensor, noise: torch.Generator, strength: Strength | None = None
     ) -> Tensor:
         return images
+
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        return []
 
 
 def _uniform(n: int, spread: Tensor, noise: torch.Generator) -> Tensor:
@@ -77,8 +81,7 @@ class Predefined(Staged):
     ) -> Tensor:
         x = images
         low, high = torch.tensor(self.scale).log().tolist()
-        cropped = self.crop or self.resized_crop
-        shift = (0.0 if cropped else 4.0) if self.translate is None else self.translate
+        shift = self._shift
         spread = torch.tensor([shift, shift, self.rotate, (high - low) / 2, self.shear])
         if spread.any() or low:
             dx, dy, angle, zoom, shear = _uniform(len(x), spread, noise).unbind(1)
@@ -90,12 +93,7 @@ class Predefined(Staged):
                 size=(images.shape[-2], images.shape[-1]),
             )
             x = image_ops.warp(x, matrix, strength=strength)
-        jitter = {
-            k: v
-            for k in ("brightness", "contrast", "saturation", "hue")
-            if (v := getattr(self, k)) > 0
-        }
-        if jitter:
+        if jitter := self._jitter:
             drawn = _uniform(len(x), torch.tensor(list(jitter.values())), noise)
             x = transform(x, drawn, list(jitter), strength)
         if self.lighting:
@@ -104,6 +102,24 @@ class Predefined(Staged):
             if strength is not None:
                 strength.color(before, x)
         return x
+
+    @property
+    def _shift(self) -> float:
+        if self.translate is None:
+            return 0.0 if self.crop or self.resized_crop else 4.0
+        return self.translate
+
+    @property
+    def _jitter(self) -> dict[str, float]:
+        return {k: v for k in COLOR if (v := getattr(self, k)) > 0}
+
+    def transform_plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        out = []
+        if self._shift or self.rotate or self.shear or self.scale != (1.0, 1.0):
+            out.append(plans.affine(self._shift, self.rotate, self.scale, self.shear))
+        if self._jitter:
+            out.append(plans.color(self._jitter))
+        return out + ([plans.lighting(self.lighting)] if self.lighting else [])
 
 
 class RandomAffine(Staged):
@@ -133,6 +149,9 @@ class RandomAffine(Staged):
         spread = torch.tensor([getattr(self, k) for k in AFFINE])
         return transform(images, _uniform(len(images), spread, noise), AFFINE, strength)
 
+    def transform_plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        return plans.uniform(AFFINE, [getattr(self, k) for k in AFFINE], task.size)
+
 
 class ValidatedMagnitude(Staged):
     """One scalar for all parameters of a group (section 5.1): uniform within +-magnitude of bound.
@@ -152,3 +171,7 @@ class ValidatedMagnitude(Staged):
         names = parameter_names(self.group, images.shape[1])
         spread = self.magnitude * torch.tensor([BOUNDS[k] for k in names])
         return transform(images, _uniform(len(images), spread, noise), names, strength)
+
+    def transform_plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        names = parameter_names(self.group, task.channels)
+        return plans.uniform(names, [self.magnitude * BOUNDS[k] for k in names], task.size)

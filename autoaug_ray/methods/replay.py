@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
+from autoaug_ray.maths import plans
 from autoaug_ray.maths.augmenter import parameter_names
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta, Task
@@ -112,6 +113,9 @@ class Replay(Method):
     ) -> Tensor:
         method: Bilevel = state.method
         return method.augment(state, images, noise, strength)
+
+    def plan(self, state: Any, task: Task) -> list[plans.Stage]:
+        return state.method.plan(state, task)  # type: ignore[no-any-return]
 
     def step(
         self, learner: Learner, batch: Split, next_meta: NextMeta, state: Any

@@ -7,10 +7,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from autoaug_ray.data import Split
+from autoaug_ray.errors import UserError
 from autoaug_ray.learner import Learner
+from autoaug_ray.maths import plans
 from autoaug_ray.maths.augmenter import BOUNDS, parameter_names, transform
 from autoaug_ray.maths.strength import Strength
-from autoaug_ray.methods.base import Learning, NextMeta, Staged, Task, as_float
+from autoaug_ray.methods.base import Learning, NextMeta, Task, as_float
+from autoaug_ray.methods.stage import Staged
 
 
 class Localisation(nn.Module):
@@ -70,6 +73,12 @@ class STN(Staged):
         strength: Strength | None = None,
     ) -> Tensor:
         return self._align(state, images, strength)
+
+    def transform_plan(self, state: STNState, task: Task) -> list[plans.Stage]:
+        raise UserError(
+            "stn looks at each image to say how it is moved, also at test time, which no plain "
+            "transform can."
+        )
 
     def _align(self, state: STNState, images: Tensor, strength: Strength | None = None) -> Tensor:
         return transform(images, state.network(images), state.network.names, strength)

@@ -34,7 +34,8 @@ from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report.results import StudyResults, collect
 from autoaug_ray.report.runs import Row
-from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Remote, listed, place
 
 MODES = ("off", "offline", "online")

@@ -10,7 +10,7 @@ from autoaug_ray.report import case_figures, figures, html, mixes
 from autoaug_ray.report.cases import Across
 from autoaug_ray.report.compare import learned_mixes, told_apart_by_class
 from autoaug_ray.report.results import StudyResults
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.places import Place
 
 

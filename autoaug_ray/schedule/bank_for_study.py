@@ -17,7 +17,8 @@ from autoaug_ray.generate.plan import Pool, edits_per_source
 from autoaug_ray.generate.settings import EDITS, Drawn, Generation, ImageKind
 from autoaug_ray.generate.sheet import sheet
 from autoaug_ray.schedule.queue import is_searched
-from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place
 
 SHOWN = 12

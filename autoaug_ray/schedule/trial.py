@@ -21,7 +21,8 @@ from autoaug_ray.generate.bank import shared_bank
 from autoaug_ray.schedule.memory import does_not_fit
 from autoaug_ray.schedule.share import Part, WorkerLost, shared
 from autoaug_ray.schedule.ship_data import Handed, take
-from autoaug_ray.store.folder import Folder, load_state, save_state
+from autoaug_ray.store.files import load_state, save_state
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.meter import Meter, out_of_memory
 from autoaug_ray.store.places import place
 

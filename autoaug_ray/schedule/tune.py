@@ -24,7 +24,8 @@ from autoaug_ray.schedule.queue import RunQueue, population_of, queues_of
 from autoaug_ray.schedule.schedulers import PerEntry
 from autoaug_ray.schedule.ship_data import Handed, pack
 from autoaug_ray.schedule.trial import REUSE_ACTORS, trial
-from autoaug_ray.store.folder import Folder, write_whole
+from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, Remote
 
 RETRIES = 2

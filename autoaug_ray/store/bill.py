@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.store import meter
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 IDLE = ("warm_up", "other")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoaug_ray.store.folder import write_whole
+from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.places import Place
 
 

@@ -14,8 +14,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-
 from autoaug_ray.errors import StorageError, UserError
 
 SCHEMES = ("s3", "gs", "abfs")
@@ -30,6 +28,7 @@ HOPELESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "credentials")
 T = TypeVar("T")
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyarrow import fs
 
 
@@ -121,7 +120,7 @@ class Remote:
 
         self._patiently(delete)
 
-    def open_input(self) -> pa.NativeFile:
+    def open_input(self) -> "pa.NativeFile":
         return self._patiently(lambda: self._system.open_input_file(self.path))
 
     def _below(self, kind: str) -> list["Remote"]:
@@ -188,6 +187,8 @@ def check(root: Place) -> None:
     """Raises UserError if the place cannot be written and read."""
     if isinstance(root, Path):
         return
+    from pyarrow import ArrowException
+
     probe = root / "probe"
     try:
         with probe._system.open_output_stream(probe.path) as file:
@@ -195,13 +196,13 @@ def check(root: Place) -> None:
         with probe._system.open_input_file(probe.path) as file:
             same = file.readall() == b"probe"
         probe._system.delete_file(probe.path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ArrowException) as error:
         raise UserError(f"storage {root}: cannot be used ({_brief(error)}).") from None
     if not same:
         raise UserError(f"storage {root}: it does not give back what was written.")
 
 
-def opened(file: Place) -> Path | pa.NativeFile:
+def opened(file: Place) -> "Path | pa.NativeFile":
     """The file for readers that read only parts of it, as pyarrow's do."""
     return file.open_input() if isinstance(file, Remote) else file
 

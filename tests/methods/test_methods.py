@@ -456,6 +456,6 @@ def test_each_policy_of_a_schedule_is_in_force_from_the_very_step_that_it_names(
         setup.learner.begin_step()
         setup.method.step(setup.learner, batches(16), next_meta, setup.state)
         setup.learner.end_step()
-        in_force.append(setup.state.policy[0])
+        in_force.append(int(setup.state.policy[0]))
     half = setup.learner.total_steps // 2
     assert len(in_force) == 2 * half and in_force == [1] * half + [2] * half

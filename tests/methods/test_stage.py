@@ -22,7 +22,8 @@ from autoaug_ray.maths import image_ops, policies
 from autoaug_ray.maths.image_ops import OPS
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods import METHODS, bilevel, method_class
-from autoaug_ray.methods.base import Staged, Task
+from autoaug_ray.methods.base import Task
+from autoaug_ray.methods.stage import Staged
 from autoaug_ray.settings.training import Training
 
 CPU = torch.device("cpu")

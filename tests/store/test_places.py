@@ -20,7 +20,8 @@ from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.settings import EDITS
 from autoaug_ray.store import meter, places
-from autoaug_ray.store.folder import Folder, append_line, load_state, save_state, write_whole
+from autoaug_ray.store.files import load_state, save_state, write_whole
+from autoaug_ray.store.folder import Folder, append_line
 from autoaug_ray.store.places import Remote, listed, place, read_all, relative
 
 BUCKET = "autoaug"

@@ -1,0 +1,1 @@
+"""Policies for other software: plain torchvision, kornia, Albumentations, and parameters."""
