@@ -16,7 +16,7 @@ from autoaug_ray.store import calibration
 from autoaug_ray.store.calibration import KindOfStep, Training
 from autoaug_ray.store.folder import Folder
 
-LONG = {"epochs": 60, "batch_size": 32}
+LONG = {"epochs": 120, "batch_size": 32}
 """A training with more steps than five calibrations."""
 OUTER, PLAIN = "meta_loss, train_loss", "train_loss"
 

@@ -410,6 +410,7 @@ def test_only_the_words_and_edits_of_the_classes_that_are_drawn_are_made(tmp_pat
     assert {e.key for e in made.edits} < {e.key for e in bank.read_plan(more).edits}
 
 
+@pytest.mark.nightly
 def test_real_models_make_the_same_bytes_here_and_there(tmp_path):
     pytest.importorskip("diffusers")
     import tiny_blip2

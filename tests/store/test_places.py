@@ -226,6 +226,7 @@ def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
             store.start()
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_study_on_a_store_is_the_study_on_a_disk(store, real_study, capsys):
     uri, path = store.uri("runs"), str(real_study.yaml)
