@@ -9,6 +9,7 @@ from autoaug_ray import config, policy, train
 from autoaug_ray.bench.alpha import Planted
 from autoaug_ray.commands import smoke
 from autoaug_ray.methods.base import Task
+from autoaug_ray.report import runs
 
 SPACES = sorted((Path(__file__).parent.parent / "search_spaces").glob("*.yaml"))
 
@@ -34,6 +35,24 @@ def test_a_row_that_is_autogenda_searches_as_its_paper_does(path):
             assert search == ("first_order", "gumbel", "sgd", 1e-3, 1.0), entry.label
             if method.of is None:
                 assert method.training("search", study.train).steps(pool=1) == 10_000, entry.label
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)
+def test_no_run_that_a_study_asks_for_is_foreign_to_its_report(path):
+    """Also a search that is longer than the final training; a foreign run is in no cost."""
+    for study in config.load(path):
+        for entry in study.entries:
+            for choices in entry.extremes():
+                method = entry.method(choices)
+                own = method.searches_in_own_run
+                for phase in ("search", "final"):
+                    run = study.run(
+                        entry, phase, seed=study.seeds[0], choices=choices,
+                        whole_pool=own and phase == "search",
+                    )  # fmt: skip
+                    row = {"settings": run.model_dump_json()}
+                    found = runs.choices_of(study, entry, row)
+                    assert found is not None and choices.items() <= found.items(), entry.label
 
 
 @pytest.mark.parametrize("path", SPACES, ids=lambda p: p.stem)

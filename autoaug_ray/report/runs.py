@@ -59,7 +59,7 @@ def read_runs(study: Study, folder: Folder) -> Runs:
     for key, rows in runs.items():
         rows.sort(key=lambda row: row["epoch"])
         label, last = rows[0]["label"], rows[-1]
-        choices = _choices(study, entries.get(label), last)
+        choices = choices_of(study, entries.get(label), last)
         if choices is None:
             foreign.add(key)
         elif last["phase"] == "search":
@@ -121,10 +121,10 @@ def _lost(
     }
 
 
-def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
+def choices_of(study: Study, entry: Entry | None, row: Row) -> Row | None:
     """What the run of a row chose within its entry; None if it is no run of this study."""
     run = json.loads(row["settings"])
-    asked = study.model_dump(mode="json", include={"dataset", "model", "train"})
+    asked = study.model_dump(mode="json", include={"dataset", "model"})
     if entry is None or any(run[k] != v for k, v in asked.items()):
         return None
     if run["val_fraction"] not in (None, study.val_fraction):
@@ -142,5 +142,7 @@ def _choices(study: Study, entry: Entry | None, row: Row) -> Row | None:
     except UserError:
         return None
     if method.model_dump(mode="json") != run["method"]:
+        return None
+    if method.training(run["phase"], study.train).model_dump(mode="json") != run["train"]:
         return None
     return {k: v for k, v in choices.items() if k not in of.found_per_seed}
