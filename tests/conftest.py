@@ -71,10 +71,13 @@ def ray_runs():
 
 @pytest.fixture(autouse=True)
 def ray_is_marked(request):
-    """Fails a test that starts Ray in its own process and does not carry the marker."""
-    ran_before = ray_runs()
+    """Fails a test without the marker that starts Ray in its own process, or needs the study that
+    is to be run in one process only."""
+    marked, ran_before = request.node.get_closest_marker("ray"), ray_runs()
+    if "real_study" in request.fixturenames and not marked:
+        pytest.fail("this test needs real_study: mark it with pytest.mark.ray")
     yield
-    if ray_runs() and not ran_before and not request.node.get_closest_marker("ray"):
+    if ray_runs() and not ran_before and not marked:
         pytest.fail("this test starts Ray: mark it with pytest.mark.ray")
 
 

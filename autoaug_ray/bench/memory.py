@@ -13,7 +13,7 @@ from torch.nn.functional import cosine_similarity
 from autoaug_ray import models
 from autoaug_ray.bench import Outcome, device_of, now
 from autoaug_ray.bench.hypergradient import (
-    STILL,
+    EACH_STEP,
     Batch,
     Place,
     Variant,
@@ -109,9 +109,14 @@ def memory(
 def counted(batch: int, way: Mapping[str, Any]) -> int:
     """Bytes of the tensors at a time of a hypergradient of K = 1 with so many images of 224 x 224
     pixels, at most; nothing is computed. The augmentation is one factor for all images."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        channel = torch.zeros(3), torch.ones(3)
-        model = models.build(COUNTED, 1000, *channel, seed=0)
+    # A module of fake tensors cannot be given another memory format.
+    model = models.build(COUNTED, 1000, torch.zeros(3), torch.ones(3), seed=0)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for module in model.modules():
+            tensors: Any
+            for tensors in (module._parameters, module._buffers):
+                kept = {k: fake.from_tensor(t) for k, t in tensors.items() if t is not None}
+                tensors.update(kept)
         training = Training(batch_size=batch, **way)
         learner = Learner(model, training, total_steps=1, noise=torch.Generator())
         x, y = torch.rand(batch, 3, 224, 224), torch.zeros(batch, dtype=torch.long)
@@ -147,7 +152,7 @@ def _counted_table(f: Mapping[str, Any]) -> Table:
 def _measured(place: Place, batch: Batch) -> tuple[Step, Any]:
     """A step from the present point, and its hypergradient (n,); the time is of another one, as
     counting takes time as well."""
-    variant = Variant("", method := Bilevel(lr=STILL), method.step, True)
+    variant = Variant("", method := Bilevel(**EACH_STEP), method.step, True)
     h = theta_gradient(place, variant, [batch])
     begin = now(place.device)
     theta_gradient(place, variant, [batch])

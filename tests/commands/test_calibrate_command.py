@@ -79,6 +79,7 @@ def test_a_difference_is_told_with_its_cause(tiny):
     assert "finder, search 2.00 and 1.00: what is found after" in after
 
 
+@pytest.mark.ray
 def test_a_run_begins_with_its_calibration(real_study):
     said, folder = real_study.done.stdout, Folder(real_study.root)
     found = calibration.read(folder.calibration)

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from autoaug_ray import config, data
-from autoaug_ray.commands import main
+from autoaug_ray.commands import init, main
 from autoaug_ray.commands.propose import SIZES, nearest, study_text
 from autoaug_ray.data.inspect import inspect
 from autoaug_ray.errors import UserError
+from autoaug_ray.store.calibration import Calibration
 
 
 def draw_class(place, count, *, size=(20, 30), mode="RGB", seed=0, ending="png"):
@@ -26,6 +27,13 @@ def pets(tmp_path):
     draw_class(tmp_path / "pets/cat", 12)
     draw_class(tmp_path / "pets/dog", 8, ending="jpg")
     return tmp_path / "pets"
+
+
+@pytest.fixture
+def untimed(monkeypatch):
+    """The proposal alone, for tests that ask nothing of how long its steps take."""
+    nothing = Calibration(time=0.0, entries=(), left_out={})
+    monkeypatch.setattr(init, "calibrate", lambda study: nothing)
 
 
 def study_of(folder, *, gpu=False, flip="horizontal"):
@@ -62,6 +70,7 @@ def test_a_folder_is_looked_at_a_study_is_written_and_its_steps_are_timed(
     assert splits.train.images.shape == (16, 3, 28, 28)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_study_is_replaced_only_if_asked_to(pets, tmp_path, monkeypatch, capsys):
     path = tmp_path / "other.yaml"
     path.write_text("mine")
@@ -89,6 +98,7 @@ def test_a_folder_with_parts(tmp_path):
     assert (len(splits.train), len(splits.test)) == (18, 4)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_copies_are_counted_and_told_apart(tmp_path, capsys, monkeypatch):
     for part in ("train", "test"):
         for name in ("cat", "dog"):
@@ -109,6 +119,7 @@ def test_copies_are_counted_and_told_apart(tmp_path, capsys, monkeypatch):
     assert "copies of images of another class: mine/train/dog/copy.png." in said
 
 
+@pytest.mark.usefixtures("untimed")
 def test_what_cannot_be_read_is_named_and_left_out(pets, tmp_path, capsys, monkeypatch):
     (pets / "cat/000.png").write_bytes(b"no image")
     whole = (pets / "dog/007.jpg").read_bytes()
@@ -125,6 +136,7 @@ def test_what_cannot_be_read_is_named_and_left_out(pets, tmp_path, capsys, monke
     assert len(splits.train) + len(splits.test) == 18
 
 
+@pytest.mark.usefixtures("untimed")
 def test_more_than_eight_bits_are_warned_of(pets, tmp_path, capsys, monkeypatch):
     deep = np.arange(600, dtype=np.uint16).reshape(30, 20) * 100
     Image.fromarray(deep).save(pets / "cat/deep.png")
@@ -135,6 +147,7 @@ def test_more_than_eight_bits_are_warned_of(pets, tmp_path, capsys, monkeypatch)
     assert "20 in colour, 1 grey" in said
 
 
+@pytest.mark.usefixtures("untimed")
 def test_only_the_largest_classes_are_listed(tmp_path, capsys, monkeypatch):
     for i in range(23):
         draw_class(tmp_path / f"mine/c{i:02}", 3 + (i == 22), size=(8, 8))

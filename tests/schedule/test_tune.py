@@ -304,7 +304,8 @@ def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed():
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     (tmp_path / "long.yaml").write_text(
-        "dataset: {name: fashion-mnist-mini}\ntrain: {epochs: 500}\nseeds: 1\nmethods: {none: }\n"
+        "dataset: {name: fashion-mnist-mini}\ntrain: {epochs: 200, iters_per_epoch: 2}\nseeds: 1\n"
+        "methods: {none: }\n"  # so short that it is not calibrated first
     )
     process = subprocess.Popen(
         [*RUN_ALL, str(tmp_path / "long.yaml"), "--out", str(tmp_path / "runs")],
