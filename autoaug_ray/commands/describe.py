@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray.config import INNER, Resources, Search, Study
@@ -19,6 +20,8 @@ NUMBERS = {
     "minimum": "at least {}", "exclusiveMinimum": "above {}",
     "maximum": "at most {}", "exclusiveMaximum": "below {}",
 }  # fmt: skip
+EXTRA: Mapping[str, type[Settings]] = {"search": Search, "resources": Resources}
+"""What an entry may say beside its hyperparameters."""
 Schema = dict[str, Any]
 
 
@@ -27,7 +30,7 @@ def print_methods(name: str | None, console: Console) -> int:
     if name is None:
         table = Table("method", "what it is", box=None, padding=(0, 2, 0, 0))
         for known in METHODS:
-            table.add_row(known, _summary(method_class(known)))
+            table.add_row(known, escape(_summary(method_class(known))))
         console.print(table)
         console.print("\nautoaug-ray methods NAME tells a method's keys.")
         return 0
@@ -44,7 +47,8 @@ def print_methods(name: str | None, console: Console) -> int:
         if key != "name":
             needed = key in schema.get("required", ())
             default = "(needed)" if needed else _default(node)
-            table.add_row(key, default, _words(node, schema), " ".join(said.get(key, "").split()))
+            told = default, _words(node, schema), " ".join(said.get(key, "").split())
+            table.add_row(key, *map(escape, told))
     console.print(table)
     return 0
 
@@ -142,10 +146,6 @@ def study_schema() -> Schema:
         "additionalProperties": False,
         "$defs": defs,
     }
-
-
-EXTRA: Mapping[str, type[Settings]] = {"search": Search, "resources": Resources}
-"""What an entry may say beside its hyperparameters."""
 
 
 def _own_defs(cls: type[Settings], defs: Schema) -> Schema:

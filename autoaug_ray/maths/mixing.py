@@ -16,8 +16,9 @@ class Chances(NamedTuple):
     cutmix: float
     """Chance that it is then by CutMix, and not by mixup."""
     mixup_alpha: float
+    """By mixup, an image keeps a share Beta(alpha, alpha)."""
     cutmix_alpha: float
-    """Of a mixed image, Beta(alpha, alpha) is the share that it keeps."""
+    """By CutMix, an image keeps a share Beta(alpha, alpha) of its area."""
 
 
 class Drawn(NamedTuple):

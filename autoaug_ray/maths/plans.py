@@ -26,8 +26,8 @@ _UNITS = {
     **dict.fromkeys(("TranslateX", "TranslateY", "Cutout"), "px"),
     "Rotate": "degrees", "Posterize": "bits", "Solarize": "levels",
 }  # fmt: skip
-"""Of the ops that have a magnitude: % of a pixel per pixel, or of change of a factor; levels of
-255, from which on a pixel is inverted."""
+"""The unit of every op's magnitude, if it has one: % of a pixel per pixel, or of change of a
+factor; levels of 255, from which on a pixel is inverted."""
 
 
 def flip(direction: str, probability: float) -> Stage:

@@ -381,7 +381,7 @@ def rank(blocks: Sequence[Mapping[str, float]], control: str) -> Ranking:
     i = names.index(control)
     others = [j for j in range(k) if j != i]
     spread = math.sqrt(k * (k + 1) / (6 * n))
-    # Of a difference of two mean ranks, in many blocks (Demsar 2006, section 3.2.2).
+    # Normal in many blocks (Demsar 2006, section 3.2.2).
     alone = 2 * stats.norm.sf(np.abs(means[others] - means[i]) / spread)
     corrected = holm(list(map(float, alone)))
     q = float(stats.studentized_range.ppf(LEVEL, k, math.inf)) / math.sqrt(2)

@@ -16,7 +16,7 @@ from autoaug_ray.methods.stage import Staged
 from autoaug_ray.settings.training import Training
 
 VIEWS = 3
-"""Of each image: as it is, and two of its mixtures."""
+"""Each image is seen so many times: as it is, and as two of its mixtures."""
 
 
 def divergence(logits: Tensor) -> Tensor:

@@ -1,13 +1,23 @@
 """Random erasing, a part of the stage that methods share, and what that stage paints over."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from autoaug_ray.maths import image_ops
 from autoaug_ray.settings import Settings
+
+
+def _in_order(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < value[0] <= value[1] <= 1:
+        raise ValueError("must be [low, high] with 0 < low <= high <= 1")
+    return value
+
+
+Shares = Annotated[tuple[float, float], AfterValidator(_in_order)]
+"""Shares of an image's area, from and to."""
 
 
 class Erase(Settings):
@@ -21,16 +31,11 @@ class Erase(Settings):
     """
 
     chance: float = Field(0.5, gt=0, le=1)
-    """Of an image to be erased."""
-    area: tuple[float, float] = (0.02, 0.4)
+    """How often an image is erased."""
+    area: Shares = (0.02, 0.4)
     """Share of the image's area, uniform between the two."""
     fill: Literal["noise", "mean"] = "noise"
     """noise: every value is uniform in [0, 1]; mean: the mean colour of the pool."""
-
-    def model_post_init(self, context: Any) -> None:
-        low, high = self.area
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"area must be [low, high] with 0 < low <= high <= 1, got {self.area}")
 
     def draw(self, images: Tensor, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """For images (B, C, H, W) boxes (B, 4), of no size where nothing is erased, and the noise

@@ -209,7 +209,7 @@ class AutoGenDA(_Mixture):
     tau: float = Field(1.0, gt=0, le=100)
     """Temperature of the Gumbel-softmax relaxation (eq. 4)."""
     optimiser: Literal["sgd", "adam"] = "sgd"
-    """Of the logits of alpha; sgd is the paper's."""
+    """What moves the logits of alpha; sgd is the paper's."""
     lr: float = Field(1e-3, gt=0, le=100)
     """Learning rate of the logits of alpha."""
     every: int = Field(1, ge=1, le=10_000)

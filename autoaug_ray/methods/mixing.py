@@ -13,7 +13,7 @@ from autoaug_ray.learner import Learner
 from autoaug_ray.maths import mixing, policies
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta
-from autoaug_ray.methods.erasing import Erase
+from autoaug_ray.methods.erasing import Erase, Shares
 from autoaug_ray.methods.generative import OnTop, Then
 from autoaug_ray.methods.predefined import Predefined
 from autoaug_ray.methods.stage import Flip, Staged
@@ -31,7 +31,7 @@ class _Mixing(Method, abc.ABC):
     """Whether each image has its own share, place and choice, or all of a batch have the same.
     batch is what the papers' codes, torchvision and timm do by default."""
     chance: float = Field(1.0, gt=0, le=1)
-    """Of an image (a batch) to be mixed at all; in CutMix's code 0.5 on CIFAR, 1 on ImageNet."""
+    """How often an image (a batch) is mixed at all; CutMix's code: 0.5 on CIFAR, 1 on ImageNet."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of a label that all classes have in equal parts, in the loss of the training."""
 
@@ -137,10 +137,10 @@ class TimmRecipe(_Mixing, Staged):
 
     name: Literal["timm_recipe"] = "timm_recipe"
     flip: Flip = "horizontal"
-    resized_crop: tuple[float, float] | None = (0.08, 1.0)
+    resized_crop: Shares | None = (0.08, 1.0)
     erase: Erase | None = Erase(chance=0.25, area=(0.02, 1 / 3))
     magnitude: float = Field(9.0, ge=0, le=10)
-    """Of timm's RandAugment."""
+    """The magnitude of timm's RandAugment."""
     mixup_alpha: float = Field(0.8, ge=0.05, le=100)
     """By mixup, an image keeps a share Beta(alpha, alpha)."""
     cutmix_alpha: float = Field(1.0, ge=0.05, le=100)

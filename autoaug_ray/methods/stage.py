@@ -4,14 +4,14 @@ import abc
 from typing import Any, Literal, final
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths import image_ops, plans
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, Task
-from autoaug_ray.methods.erasing import Erase, Holes
+from autoaug_ray.methods.erasing import Erase, Holes, Shares
 
 Flip = Literal["none", "horizontal", "vertical"]
 
@@ -29,7 +29,7 @@ class Staged(Method, abc.ABC):
     crop: int = Field(0, ge=0, le=1000)
     """Pixels, +-, in x and in y, by which images are shifted, in whole pixels and independently;
     what comes into sight is black. 4 is torchvision's RandomCrop(32, padding=4)."""
-    resized_crop: tuple[float, float] | None = None
+    resized_crop: Shares | None = None
     """Shares of the area, from and to, of a part of the image, from 3:4 to 4:3, that is enlarged to
     the image's size. [0.08, 1.0] is torchvision's RandomResizedCrop (Szegedy et al. 2015)."""
     cutout: int = Field(0, ge=0, le=1000, multiple_of=2)
@@ -38,13 +38,6 @@ class Staged(Method, abc.ABC):
     painted after normalisation. On CIFAR-10, 16 is usual."""
     erase: Erase | None = None
     """Random erasing; {} is the paper's."""
-
-    @field_validator("resized_crop")
-    @classmethod
-    def _shares(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
-        if value is not None and not 0 < value[0] <= value[1] <= 1:
-            raise ValueError(f"must be [low, high] with 0 < low <= high <= 1, got {list(value)}")
-        return value
 
     def check_images(self, channels: int, height: int, width: int) -> None:
         side = min(height, width)

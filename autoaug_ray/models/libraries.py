@@ -43,8 +43,9 @@ class Wanted(NamedTuple):
     mode: str = "bilinear"
     """How torch.nn.functional.interpolate scales to it."""
     mean: tuple[float, ...] | None = None
-    """Of each channel in [0, 1], as in the images that its weights were trained on."""
+    """The mean of each channel in [0, 1] over the images that its weights were trained on."""
     std: tuple[float, ...] | None = None
+    """The standard deviation of each, likewise."""
 
 
 class Logits(nn.Module):

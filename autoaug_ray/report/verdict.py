@@ -104,7 +104,7 @@ def candidates(results: StudyResults) -> list[EntryResult]:
 
 
 def simplest(entries: Entries, results: StudyResults) -> EntryResult:
-    """Of the entries than which no other one is clearly cheaper: the reference, else one that
+    """Among the entries than which no other one is clearly cheaper: the reference, else one that
     neither searches nor learns, else that of the lowest mean cost."""
     cheap = [r for r in entries if not any(cheaper(other, r) for other in entries)]
 

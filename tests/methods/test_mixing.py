@@ -112,7 +112,7 @@ def test_each_image_or_each_batch_draws_by_turns():
     mixed_up = drawn.kept < 1
     assert not (cut & mixed_up).any()
     assert mixed_up.double().mean() == pytest.approx(0.45, abs=0.03)
-    # Of boxes, some are too small to be one pixel high.
+    # Some boxes are too small to be one pixel high.
     assert cut.double().mean() == pytest.approx(0.15, abs=0.03)
     kinds = set()
     for seed in range(40):
