@@ -76,6 +76,7 @@ def run_studies(
     places.check(root)
     mode = wandb or tracker.default_mode()
     console = new_console()
+    say = partial(console.print, markup=False, soft_wrap=True)
     failed = False
     to_come: dict[transfer.Case, Study] = {}
     for cases in studies:
@@ -93,7 +94,7 @@ def run_studies(
             _dry_run(ready, console)
         else:
             if out is None:
-                cluster.join()
+                cluster.join(say=say)
                 cluster.check_alone(OUT)
             failed |= carry_out(ready, root, kept, console, mode)
         failed |= bool(left_out)
@@ -246,8 +247,8 @@ def run_cases(
     from autoaug_ray.schedule.progress import Progress
     from autoaug_ray.schedule.tune import execute
 
-    cluster.join()
     say = partial(console.print, markup=False, soft_wrap=True)
+    cluster.join(say=say)
     with Bill(_bills(studies[0], folders[0]), cluster.look):
         studies = fill_bank(studies, bank, say)
         for study, folder in zip(studies, folders, strict=True):

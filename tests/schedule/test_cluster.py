@@ -50,6 +50,32 @@ def test_the_cluster_that_runs_here_is_joined_unless_another_is_named(head, monk
     assert cluster.address() == "10.0.0.1:6379"
 
 
+def test_an_address_that_another_user_left_is_not_followed(head, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    stat = Path.stat
+    owner = {cluster.HEAD: 1234, cluster.HEAD.parent: 4321}
+
+    def owned(path, **how):
+        found = list(stat(path, **how))
+        found[4] = owner.get(path, found[4])  # st_uid
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", owned)
+    assert cluster.address() == "local"
+    owner[cluster.HEAD] = 4321
+    assert cluster.address() == head
+    owner[cluster.HEAD.parent] = 1234
+    assert cluster.address() == "local"
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(nowhere, monkeypatch, where):
+    monkeypatch.setenv("RAY_ADDRESS", where)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS: no Ray cluster answers at {where}; give"):
+        cluster.join()
+
+
 def test_a_head_without_ray_is_never_this_machine_alone(nowhere, monkeypatch):
     monkeypatch.setenv(cluster.KUBERAY, "1")
     with pytest.raises(UserError, match="pod of KubeRay, but no Ray answers here"):
