@@ -1,5 +1,6 @@
 """`autoaug-ray run`: studies -> one Tune run each -> a report each."""
 
+import contextlib
 import math
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from autoaug_ray.schedule.bank_for_study import (
 )
 from autoaug_ray.schedule.calibration_task import calibrate_on_workers
 from autoaug_ray.schedule.queue import Done
-from autoaug_ray.store import bill, places
+from autoaug_ray.store import bill, driver, places
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.files import write_whole
@@ -249,7 +250,10 @@ def run_cases(
 
     say = partial(console.print, markup=False, soft_wrap=True)
     cluster.join(say=say)
-    with Bill(_bills(studies[0], folders[0]), cluster.look):
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            held.enter_context(driver.alone(folder.root, say))
+        held.enter_context(Bill(_bills(studies[0], folders[0]), cluster.look))
         studies = fill_bank(studies, bank, say)
         for study, folder in zip(studies, folders, strict=True):
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())

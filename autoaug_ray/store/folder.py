@@ -9,6 +9,7 @@
       ledger/                the meter's
       outcomes.jsonl         how every run that has ended did so (see autoaug_ray.schedule.queue)
       bill/, bill.txt        what the machines cost meanwhile (see store.bill), and in words
+      driver.lock, driver.json     the process that runs the study (see store.driver)
       bank_faults.txt        what went wrong with the generated images that the study mixes
       summary.parquet        one row per entry (see autoaug_ray.report.results)
       report.html, *.png     the page and its figures
