@@ -253,6 +253,9 @@ def run_cases(
     with contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(driver.alone(folder.root, say))
+        for study, folder in zip(studies, folders, strict=True):
+            classes = data.source_of(study.dataset).classes
+            folder.note_data(data.fingerprint(study.dataset), classes)
         held.enter_context(Bill(_bills(studies[0], folders[0]), cluster.look))
         studies = fill_bank(studies, bank, say)
         for study, folder in zip(studies, folders, strict=True):
