@@ -32,7 +32,7 @@ from autoaug_ray.schedule.bank_for_study import (
     write_sheet,
 )
 from autoaug_ray.schedule.calibration_task import calibrate_on_workers
-from autoaug_ray.schedule.queue import Done
+from autoaug_ray.schedule.queue import Done, is_searched
 from autoaug_ray.store import bill, driver, places
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.calibration import Calibration
@@ -318,7 +318,8 @@ def introduce(study: Study, console: Console) -> None:
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )
-    counts = torch.bincount(splits.train.labels).tolist()
+    counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
+    _check_validation(study, splits, min(counts))
     tail = f" of {max(counts)} to {min(counts)} training images"
     points = 100 * resolution(len(splits.test))
     tests = f"{len(splits.test)} test images (they tell about {points:.2g} points apart)"
@@ -337,6 +338,24 @@ def introduce(study: Study, console: Console) -> None:
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
     models.check(study.model, len(splits.classes), splits.train.shape)
+
+
+def _check_validation(study: Study, splits: data.Splits, least: int) -> None:
+    """Raise UserError if a search would have nothing to choose by, or its trainings lack a class.
+
+    `least`: training images of the smallest class.
+    """
+    searched = [entry.label for entry in study.entries if is_searched(entry)]
+    if not searched:
+        return
+    if splits.val and least:
+        return
+    lack = "a class without training images" if splits.val else "no image for validation"
+    raise UserError(
+        f"val_fraction: {study.val_fraction:g} leaves {lack}, of {len(splits.train)} + "
+        f"{len(splits.val or ())} images in {len(splits.classes)} classes; the search of "
+        f"methods.{searched[0]} needs both."
+    )
 
 
 def _check_images(study: Study, shape: tuple[int, int, int]) -> None:
