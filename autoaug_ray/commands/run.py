@@ -246,10 +246,13 @@ def run_cases(
     from autoaug_ray.report import wandb as tracker
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
-    from autoaug_ray.schedule.tune import execute
+    from autoaug_ray.schedule.tune import check_resources, execute
 
     say = partial(console.print, markup=False, soft_wrap=True)
     cluster.join(say=say)
+    for study in studies:
+        if kinds_of(study):  # images that may take hours, before a training asks for anything
+            check_resources(study)
     with contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(driver.alone(folder.root, say))
