@@ -152,6 +152,16 @@ def test_ray_takes_the_shipped_yaml(name):
         assert any(f" {version}==" in words for words in tree["setup_commands"])
 
 
+def test_aws_opens_one_port_to_one_address_and_encrypts_every_disk():
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    (rule,) = tree["provider"]["security_group"]["IpPermissions"]
+    (source,) = rule["IpRanges"]
+    assert rule["FromPort"] == rule["ToPort"] == 22 and source["CidrIp"].endswith("/32")
+    for node in tree["available_node_types"].values():
+        assert all(d["Ebs"]["Encrypted"] for d in node["node_config"]["BlockDeviceMappings"])
+    assert "**/.env*" in tree["rsync_exclude"]
+
+
 @pytest.mark.parametrize("name", ("aws", "gcp"))
 def test_no_trial_runs_on_the_head(name):
     types = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())["available_node_types"]
@@ -177,8 +187,10 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
     tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
     assert tree["metadata"]["image"] == "ami-EDIT"
     with moto.mock_aws():
-        profile = tree["metadata"]["profile"]["Name"]
-        boto3.client("iam", "us-east-1").create_instance_profile(InstanceProfileName=profile)
+        for profile in ("profile", "worker_profile"):
+            boto3.client("iam", "us-east-1").create_instance_profile(
+                InstanceProfileName=tree["metadata"][profile]["Name"]
+            )
         ec2 = boto3.client("ec2", tree["provider"]["region"])
         instances = {}
         for name, node in tree["available_node_types"].items():
@@ -188,6 +200,10 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
         "head": "m7i.xlarge", "gpu": "g6.xlarge",
     }  # fmt: skip
     assert [n for n, i in instances.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu"]
+    for instance in instances.values():
+        assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    profiles = {name: i["IamInstanceProfile"]["Arn"] for name, i in instances.items()}
+    assert profiles["head"].endswith("-head") and profiles["gpu"].endswith("-worker")
 
 
 @pytest.mark.parametrize("on_spot", (0, 2, 5))

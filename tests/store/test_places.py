@@ -216,6 +216,14 @@ def test_an_unusable_store_is_said_before_any_work(store, capsys):
     assert "unknown kind 's4'; allowed:" in capsys.readouterr().err
 
 
+def test_a_bucket_that_is_gone_is_not_waited_for(store):
+    root = place(store.uri("x").replace(BUCKET, "nobody-made-this", 1))
+    with pytest.raises(
+        StorageError, match="nobody-made-this/x/a.* cannot be used .*NO_SUCH_BUCKET"
+    ):
+        write_whole(root / "a", b"1")
+
+
 def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
     root = place(store.uri("outage"))
     write_whole(root / "before", b"1")
