@@ -53,6 +53,8 @@ class Search(Settings):
     samples: int = Field(1, ge=1, le=100_000)
     """Draws of the random ranges for each combination of the grids."""
     scheduler: Literal["fifo", "asha"] = "fifo"
+    """asha stops the worse trials early. Which ones depends on which arrived first, as in its paper
+    (Li et al. 2020), so that another run of the same study may choose another setting."""
     grace_epochs: int = Field(2, ge=1)
     """ASHA: epochs a trial runs before it may be stopped."""
     reduction: int = Field(3, ge=2)

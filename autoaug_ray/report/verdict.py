@@ -270,9 +270,11 @@ def _about_search(use: EntryResult, results: StudyResults) -> list[str]:
     if not use.choices:
         return []
     trials = len(results.searches.get(use.label, ()))
+    asha = results.study.entry(use.label).search.scheduler == "asha"
     return [
         f"All seeds of {use.label} train with what one search of {trials} trials chose: the "
-        "interval is that of this choice, and another search may choose another."
+        "interval is that of this choice, and another search may choose another"
+        + (", also one of the same study, as ASHA stops trials by their arrival." if asha else ".")
     ]
 
 
