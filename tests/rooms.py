@@ -46,6 +46,10 @@ BELOW: dict[str, set[str]] = {
         "report", "schedule", "train", "exports", "policy", "config", "methods", "maths", "store",
         "data", "models", "generate", "own_code", "settings", "errors",
     },
+    "python": {
+        "commands", "report", "schedule", "config", "methods", "store", "data", "settings",
+        "errors",
+    },
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",
         "data", "models", "learner", "generate", "settings", "errors",

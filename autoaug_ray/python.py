@@ -1,0 +1,123 @@
+"""The commands from Python, as in a notebook: `run` a study, `compare` methods on a folder."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from autoaug_ray.config import Study
+from autoaug_ray.errors import UserError
+from autoaug_ray.methods import METHODS, method_class
+from autoaug_ray.settings.tree import read_yaml
+
+if TYPE_CHECKING:
+    from autoaug_ray.methods.stage import Flip
+    from autoaug_ray.report.results import StudyResults
+
+
+@overload
+def run(study: Study, **options: Any) -> "StudyResults": ...
+@overload
+def run(study: Sequence[Study], **options: Any) -> "dict[str, StudyResults]": ...
+def run(
+    study: Study | Sequence[Study],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    bank: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    wandb: str | None = None,
+) -> "StudyResults | dict[str, StudyResults]":
+    """Run a study, or cases of one (`load_studies`), write the pages, and return what they say.
+
+    It is the command `autoaug-ray run`, with its options and what it prints. A Ray that runs in
+    this process is used and left running; else one is started and ended. Of cases, the results are
+    a dict by their names. Runs that failed are `results.failures`. Raises UserError for what is
+    wrong with the study or the place, StorageError if the place cannot be used any more.
+    """
+    from autoaug_ray.commands.run import OUT, run_studies
+    from autoaug_ray.report.results import load_results
+    from autoaug_ray.schedule import cluster
+    from autoaug_ray.store.places import place
+
+    cases = [study] if isinstance(study, Study) else list(study)
+    names = [(one.name, one.case) for one in cases]
+    if len({name for name, _ in names}) != 1 or len(set(names)) < len(names):
+        raise UserError(f"study must be one study, or different cases of one, got {names}.")
+    with cluster.left_as_found():
+        run_studies(
+            [cases], out=_text(out), bank=_text(bank), resume=resume, dry_run=False, wandb=wandb,
+            named=False,
+        )  # fmt: skip
+    root = place(_text(out) or OUT) / cases[0].name
+    found = {one.case: load_results(root / one.case if one.case else root) for one in cases}
+    return found[study.case] if isinstance(study, Study) else found
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def compare(
+    folder: str | os.PathLike[str],
+    methods: Sequence[str] | Mapping[str, Any] | None = None,
+    *,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    flip: "Flip" = "horizontal",
+    **options: Any,
+) -> "StudyResults":
+    """Run the study that `autoaug-ray init` proposes for a folder of images; see `run`.
+
+    `methods`: names, with the settings that are proposed, or as in a study, labels with settings;
+    without it, those that are proposed. `none`, the unit of cost, is always among them. `seeds` and
+    `epochs` take the place of the proposed ones, `flip` says how images may be mirrored, and
+    `options` are those of `run`. Raises UserError.
+    """
+    return run(proposal(folder, methods, seeds=seeds, epochs=epochs, flip=flip), **options)
+
+
+def proposal(
+    folder: str | os.PathLike[str],
+    methods: Sequence[str] | Mapping[str, Any] | None = None,
+    *,
+    seeds: int | None = None,
+    epochs: int | None = None,
+    flip: "Flip" = "horizontal",
+) -> Study:
+    """The study that `compare` runs, to look at or to change. Raises UserError."""
+    import torch
+
+    from autoaug_ray.commands.propose import study_text
+    from autoaug_ray.data.inspect import inspect
+
+    found = inspect(Path(folder).expanduser())
+    gpu, cpus = torch.cuda.is_available(), os.cpu_count() or 1
+    tree = read_yaml(study_text(found, gpu=gpu, cpus=cpus, flip=flip), "the proposal")
+    if methods is not None:
+        tree["methods"] = {"none": None} | _chosen(methods, tree["methods"])
+    if seeds is not None:
+        tree["seeds"] = seeds
+    if epochs is not None:
+        tree["train"]["epochs"] = epochs
+    return Study.from_dict(tree, name=found.root.resolve().name)
+
+
+def _chosen(
+    methods: Sequence[str] | Mapping[str, Any], proposed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """label -> settings; of a name alone, those that are proposed or, as all of these have them,
+    flip and sampler. A name that is unknown is left for the study to refuse."""
+    if isinstance(methods, Mapping):
+        return dict(methods)
+    shared = {k: v for k, v in proposed["predefined"].items() if k in ("flip", "sampler")}
+
+    def settings(name: str) -> dict[str, Any]:
+        fields = method_class(name).model_fields if name in METHODS else {}
+        found = {k: v for k, v in shared.items() if k in fields}
+        if "then" in fields:  # it stands on top of a policy, of which the flip is
+            policy = fields["then"].get_default()
+            flipped = {"name": policy.name, "flip": shared["flip"]}
+            found["then"] = policy.model_dump(mode="json", exclude_defaults=True) | flipped
+        return found
+
+    return {name: proposed[name] if name in proposed else settings(name) for name in methods}
