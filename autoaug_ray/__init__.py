@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from autoaug_ray.config import load as load_studies
     from autoaug_ray.errors import UserError
     from autoaug_ray.policy import Policy, load_policy
-    from autoaug_ray.python import compare, proposal, run
+    from autoaug_ray.python import compare, run
     from autoaug_ray.report.results import EntryResult, StudyResults, load_results
 
 __version__ = "0.1.0"
 __all__ = [
     "EntryResult", "Policy", "Study", "StudyResults", "UserError", "compare", "load_policy",
-    "load_results", "load_studies", "proposal", "run",
+    "load_results", "load_studies", "run",
 ]  # fmt: skip
 
 _PLACES = {
@@ -27,7 +27,6 @@ _PLACES = {
     "load_policy": "policy:load_policy",
     "load_results": "report.results:load_results",
     "load_studies": "config:load",
-    "proposal": "python:proposal",
     "run": "python:run",
 }
 """What is imported from here -> the module and its name there."""

@@ -64,42 +64,33 @@ def compare(
     seeds: int | None = None,
     epochs: int | None = None,
     flip: "Flip" = "horizontal",
+    resume: bool = False,
     **options: Any,
 ) -> "StudyResults":
-    """Run the study that `autoaug-ray init` proposes for a folder of images; see `run`.
+    """Run the study that `autoaug-ray init` proposes for a folder of images.
 
-    `methods`: names, with the settings that are proposed, or as in a study, labels with settings;
-    without it, those that are proposed. `none`, the unit of cost, is always among them. `seeds` and
-    `epochs` take the place of the proposed ones, `flip` says how images may be mirrored, and
-    `options` are those of `run`. Raises UserError.
+    The proposal is written to runs/NAME.yaml, after the folder's name; with `resume` the one that
+    is there is used. `methods`: names, with the settings that are proposed, or as in a study,
+    labels with settings; without it, those that are proposed. `none`, the unit of cost, is always
+    among them. `seeds` and `epochs` take the place of the proposed ones, `flip` says how images may
+    be mirrored, and `options` are those of `run`. Raises UserError, as `run` does.
     """
-    return run(proposal(folder, methods, seeds=seeds, epochs=epochs, flip=flip), **options)
+    from autoaug_ray.commands.init import propose_study
+    from autoaug_ray.commands.run import OUT
 
-
-def proposal(
-    folder: str | os.PathLike[str],
-    methods: Sequence[str] | Mapping[str, Any] | None = None,
-    *,
-    seeds: int | None = None,
-    epochs: int | None = None,
-    flip: "Flip" = "horizontal",
-) -> Study:
-    """The study that `compare` runs, to look at or to change. Raises UserError."""
-    import torch
-
-    from autoaug_ray.commands.propose import study_text
-    from autoaug_ray.data.inspect import inspect
-
-    found = inspect(Path(folder).expanduser())
-    gpu, cpus = torch.cuda.is_available(), os.cpu_count() or 1
-    tree = read_yaml(study_text(found, gpu=gpu, cpus=cpus, flip=flip), "the proposal")
+    images = Path(folder).expanduser()
+    path = Path(OUT, f"{images.resolve().name}.yaml")
+    if not (resume and path.exists()):
+        path.parent.mkdir(exist_ok=True)
+        propose_study(images, path, flip)
+    tree = read_yaml(path.read_text(), f"{path} is not valid YAML")
     if methods is not None:
         tree["methods"] = {"none": None} | _chosen(methods, tree["methods"])
     if seeds is not None:
         tree["seeds"] = seeds
     if epochs is not None:
         tree["train"]["epochs"] = epochs
-    return Study.from_dict(tree, name=found.root.resolve().name)
+    return run(Study.from_dict(tree, name=path.stem), resume=resume, **options)
 
 
 def _chosen(

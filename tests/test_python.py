@@ -9,6 +9,7 @@ from PIL import Image
 
 import autoaug_ray
 from autoaug_ray import python
+from autoaug_ray.commands import init
 from autoaug_ray.commands import run as command
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
@@ -123,27 +124,44 @@ def photos(tmp_path_factory):
     return root
 
 
-def test_a_comparison_has_what_init_proposes_for_a_folder(photos):
-    whole = autoaug_ray.proposal(photos)
+@pytest.fixture
+def proposed(photos, tmp_path, monkeypatch):
+    """The study that a comparison of the photographs would run, and its options."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(init, "calibrate", lambda study: None)
+    monkeypatch.setattr(init, "forecast_table", lambda *_: "")
+    monkeypatch.setattr(python, "run", lambda study, **options: (study, options))
+    return lambda *methods, **options: autoaug_ray.compare(photos, *methods, **options)
+
+
+def test_a_comparison_is_of_what_init_proposes_for_a_folder(proposed, photos):
+    whole, options = proposed(out="o")
+    path = Path("runs", f"{photos.name}.yaml")
+    assert whole == Study.from_yaml(path) and options == {"out": "o", "resume": False}
     assert whole.name == photos.name and whole.dataset.root == str(photos)
-    some = autoaug_ray.proposal(photos, ["bilevel", "mixup"], seeds=2, epochs=3, flip="vertical")
+    some, _ = proposed(["bilevel", "mixup"], seeds=2, epochs=3, flip="vertical")
     assert [e.label for e in some.entries] == ["none", "bilevel", "bilevel learn:off", "mixup"]
     assert (some.seeds, some.train.epochs) == ((0, 1), 3)
     assert some.entry("bilevel").first_method.group == whole.entry("bilevel").first_method.group
     assert some.entry("mixup").first_method.then.flip == "vertical"
     assert some.entry("mixup").first_method.then.crop == 4  # its own default
-    own = autoaug_ray.proposal(photos, {"mine": {"method": "predefined", "translate": 2}})
+    own, _ = proposed({"mine": {"method": "predefined", "translate": 2}})
     assert own.entry("mine").first_method.translate == 2 and own.reference == "none"
     with pytest.raises(UserError, match=r"unknown method 'bilvel' \(did you mean bilevel\?\)"):
-        autoaug_ray.proposal(photos, ["bilvel"])
+        proposed(["bilvel"])
+
+
+def test_a_comparison_that_goes_on_has_the_proposal_that_is_there(proposed, photos):
+    proposed()
+    path = Path("runs", f"{photos.name}.yaml")
+    path.write_text(path.read_text().replace("seeds: 5", "seeds: 4"))
+    assert len(proposed(resume=True)[0].seeds) == 4
+    assert len(proposed()[0].seeds) == 5
+
+
+def test_a_comparison_of_no_folder_says_so(proposed):
     with pytest.raises(UserError, match="is not a folder"):
-        autoaug_ray.proposal(photos / "gone")
-
-
-def test_a_comparison_runs_its_proposal(photos, monkeypatch):
-    monkeypatch.setattr(python, "run", lambda study, **options: (study, options))
-    ran = autoaug_ray.compare(photos, ["predefined"], seeds=1, out="o")
-    assert ran == (autoaug_ray.proposal(photos, ["predefined"], seeds=1), {"out": "o"})
+        autoaug_ray.compare("gone")
 
 
 def test_what_the_package_offers_is_there():
