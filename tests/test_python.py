@@ -13,6 +13,7 @@ from autoaug_ray.commands import init
 from autoaug_ray.commands import run as command
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
+from autoaug_ray.schedule import cluster
 from autoaug_ray.store.files import write_whole
 
 
@@ -63,6 +64,27 @@ def test_cases_of_a_study_are_run_together_and_named_in_the_results(calls, tmp_p
     assert [one.study.case for one in found.values()] == ["a", "b"]
     single = autoaug_ray.run(studies("a")[0], out=tmp_path / "single")
     assert single.study.case == "a" and single.root.name == "a"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_ray_is_left_as_it_was_found(before, calls, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: before)
+    monkeypatch.setattr(cluster, "leave", lambda: left.append(len(calls)))
+    autoaug_ray.run(studies(), out=tmp_path)
+    with pytest.raises(FileExistsError):  # also if it fails
+        autoaug_ray.run(studies(), out=tmp_path)
+    assert left == ([] if before else [1, 2])
+
+
+@pytest.mark.nightly
+@pytest.mark.ray
+def test_a_ray_that_runs_is_used_and_goes_on(tmp_path, tiny):
+    cluster.join()
+    results = autoaug_ray.run(tiny({"none": {}}), out=tmp_path)
+    assert cluster.ray.is_initialized() and results.entries[0].seeds == (0,)
+    with pytest.raises(UserError, match="holds rows of an earlier run; add --resume"):
+        autoaug_ray.run(tiny({"none": {}}), out=tmp_path)
 
 
 @pytest.mark.parametrize("names", [(), ("x", "y"), ("x", "x")])

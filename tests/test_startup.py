@@ -17,7 +17,18 @@ from autoaug_ray.report import wandb
 from autoaug_ray.store.files import save_state
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("run", "calibrate", "init", "pilot", "report", "export", "methods", "schema", "bank")
+WORDS = (
+    "run",
+    "calibrate",
+    "init",
+    "pilot",
+    "report",
+    "export",
+    "methods",
+    "models",
+    "schema",
+    "bank",
+)
 HEAVY = {
     "torch", "torchvision", "kornia", "ray", "diffusers", "transformers", "accelerate", "scipy",
     "matplotlib", "plotly", "pandas", "wandb", "optuna",

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from autoaug_ray import __version__
 from autoaug_ray.commands import bank_words
-from autoaug_ray.commands.options import PLAIN, Cases, Changes, DataFolder, Seeds, Studies
+from autoaug_ray.commands.options import PLAIN, AsJson, Cases, Changes, DataFolder, Seeds, Studies
 from autoaug_ray.errors import UserError, did_you_mean, exit_status
 
 if TYPE_CHECKING:
@@ -302,16 +302,20 @@ def _report(
             "WANDB_PROJECT (default: autoaug_ray); needs pip install 'autoaug_ray[wandb-report]'.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Write a study's pages anew, without training anything.
 
     The folder has all they need. With --wandb, W&B also gets the trainings that
     it lacks, and a report of its own: accuracy against device-hours, the table, curves, settings.
+    With --json, the answer and the rows of summary.parquet are printed instead, for each case.
     """
 
     from autoaug_ray.commands import report
 
-    return report.report_folder(folder, publish=wandb)
+    if as_json and wandb:
+        raise UserError("--json only prints; leave out --wandb.")
+    return report.print_results(folder) if as_json else report.report_folder(folder, publish=wandb)
 
 
 @_words.command("export")
@@ -353,18 +357,44 @@ def _export(
     )
 
 
+def _method_names(incomplete: str) -> list[str]:
+    from autoaug_ray.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
 @_words.command("methods")
 def _methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A method, to be told its keys.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A method, to be told its keys.", autocompletion=_method_names
+        ),
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """What can be compared: all methods, or the keys of one."""
     from rich.console import Console
 
     from autoaug_ray.commands import describe
 
-    return describe.print_methods(name, Console())
+    return describe.print_methods(name, Console(), as_json=as_json)
+
+
+@_words.command("models")
+def _models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="A part of a name, or as in torchvision:resnet*."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """What can be trained: all classifiers and the keys of model:, or those that fit PATTERN."""
+    from rich.console import Console
+
+    from autoaug_ray.commands import describe
+
+    return describe.print_models(pattern, Console(), as_json=as_json)
 
 
 @_words.command("schema")

@@ -43,3 +43,4 @@ DataFolder = Annotated[
         help="The folder with all datasets, in place of data/: a root data/coco is DIR/coco.",
     ),
 ]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program.")]
