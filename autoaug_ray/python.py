@@ -30,12 +30,14 @@ def run(
     """Run a study, or cases of one (`load_studies`), write the pages, and return what they say.
 
     It is the command `autoaug-ray run`, with its options and what it prints. A Ray that runs in
-    this process is used and left running; else one is started and ended. Of cases, the results are
-    a dict by their names. Runs that failed are `results.failures`. Raises UserError for what is
-    wrong with the study or the place, StorageError if the place cannot be used any more.
+    this process is used and left running; else one is started and ended. Of cases, none of which is
+    left out, the results are a dict by their names. Runs that failed are `results.failures`. Raises
+    UserError for what is wrong with a study or the place, StorageError if the place cannot be used
+    any more.
     """
     from autoaug_ray.commands.run import OUT, run_studies
     from autoaug_ray.report.results import load_results
+    from autoaug_ray.report.wandb import MODES
     from autoaug_ray.schedule import cluster
     from autoaug_ray.store.places import place
 
@@ -43,10 +45,12 @@ def run(
     names = [(one.name, one.case) for one in cases]
     if len({name for name, _ in names}) != 1 or len(set(names)) < len(names):
         raise UserError(f"study must be one study, or different cases of one, got {names}.")
+    if wandb not in (None, *MODES):
+        raise UserError(f"wandb must be one of {', '.join(MODES)}, got {wandb!r}.")
     with cluster.left_as_found():
         run_studies(
             [cases], out=_text(out), bank=_text(bank), resume=resume, dry_run=False, wandb=wandb,
-            named=False,
+            named=True,
         )  # fmt: skip
     root = place(_text(out) or OUT) / cases[0].name
     found = {one.case: load_results(root / one.case if one.case else root) for one in cases}

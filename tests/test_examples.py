@@ -82,6 +82,8 @@ def test_a_plain_loop_augments_batches(example, policy, images):
     assert seen == [(12, 3, 32, 32)] * 2 and 0 < loss < 2
 
 
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("default")  # its own
 def test_lightning_augments_training_batches_alone(example, policy, images, tmp_path):
     pytest.importorskip("lightning")
     module, seen = example("with_lightning")
@@ -92,7 +94,8 @@ def test_lightning_augments_training_batches_alone(example, policy, images, tmp_
     assert seen == [(12, 3, 32, 32)] and 0 <= accuracy <= 1
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("default")  # its own
 def test_the_trainer_augments_training_images_alone(example, policy, images, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
@@ -132,8 +135,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path):
         if isinstance(last, ast.Expr):
             tree.body[-1] = ast.parse(f"shown.append({ast.unparse(last.value)})").body[0]
         lines.append(ast.unparse(tree))
-    lines.append("pages = [getattr(s, '_repr_html_', s.__repr__)() for s in shown]")
-    lines.append("assert all(pages) and 'data:image/png' in pages[0] and '<table' in pages[0]")
+    lines.append("pages = [getattr(s, '_repr_html_', lambda: '')() or repr(s) for s in shown]")
+    lines.append("assert 'data:image/png' in pages[0] and '<table' in pages[0], pages")
     lines.append("import ray")
     lines.append("assert not ray.is_initialized()")
     lines.append("print(len(pages), 'shown')")

@@ -46,7 +46,7 @@ def studies(*cases):
     return [Study.from_dict(tree, name="hand", case=case) for case in cases]
 
 
-OPTIONS = {"bank": None, "resume": False, "dry_run": False, "wandb": None, "named": False}
+OPTIONS = {"bank": None, "resume": False, "dry_run": False, "wandb": None, "named": True}
 
 
 def test_a_study_is_run_by_the_command_and_its_results_are_read(calls, tmp_path):
@@ -64,6 +64,12 @@ def test_cases_of_a_study_are_run_together_and_named_in_the_results(calls, tmp_p
     assert [one.study.case for one in found.values()] == ["a", "b"]
     single = autoaug_ray.run(studies("a")[0], out=tmp_path / "single")
     assert single.study.case == "a" and single.root.name == "a"
+
+
+def test_a_mode_of_w_and_b_is_one_of_three(calls):
+    with pytest.raises(UserError, match="wandb must be one of off, offline, online, got 'no'"):
+        autoaug_ray.run(studies(), wandb="no")
+    assert not calls
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -125,8 +131,9 @@ def test_results_show_themselves_in_a_notebook_with_everything_escaped(tmp_path)
     tags = [tag for tag, _ in page.tags]
     assert "script" not in tags and hostile in page.text and tags.count("img") == 1
     assert tags.count("tr") == len(entries) + 2  # names of the columns, and of the index
-    (axes,) = results.plot().axes
-    assert axes.get_xscale() == "log"
+    figure = results.plot()
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log" and figure._repr_png_()[:4] == b"\x89PNG"
 
 
 def test_without_a_cost_there_is_nothing_to_plot(tmp_path):

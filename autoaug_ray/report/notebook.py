@@ -1,9 +1,13 @@
 """The results of a study in a notebook: its verdict, a table and the figure."""
 
 import base64
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.figure import Figure
+
+from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import Comparison
 from autoaug_ray.report import compare, figures
 from autoaug_ray.report.results import EntryResult, StudyResults
@@ -43,6 +47,16 @@ def _row(entry: EntryResult, c: Comparison | None, p_value: float | None) -> dic
         "cost": entry.relative_cost,
         "cost ±": entry.relative_cost_half_width,
     }
+
+
+def plot(results: StudyResults) -> Figure:
+    """The figure of accuracy against cost. Raises UserError where no cost is known yet."""
+    figure = figures.accuracy_vs_cost(results.entries)
+    if figure is None:
+        raise UserError(f"{results.name}: no entry has a cost yet, so there is nothing to plot.")
+    # Without pyplot, which nothing here imports, a notebook would show its name alone.
+    vars(figure)["_repr_png_"] = partial(figures.png, figure)
+    return figure
 
 
 def page(results: StudyResults) -> str:

@@ -289,11 +289,9 @@ class StudyResults:
 
         Raises UserError where no cost is known yet.
         """
-        from autoaug_ray.report.figures import accuracy_vs_cost
+        from autoaug_ray.report import notebook
 
-        if (figure := accuracy_vs_cost(self.entries)) is None:
-            raise UserError(f"{self.name}: no entry has a cost yet, so there is nothing to plot.")
-        return figure
+        return notebook.plot(self)
 
     def _repr_html_(self) -> str:
         from autoaug_ray.report import notebook
