@@ -46,6 +46,10 @@ BELOW: dict[str, set[str]] = {
         "report", "schedule", "train", "exports", "policy", "config", "methods", "maths", "store",
         "data", "models", "generate", "own_code", "settings", "errors",
     },
+    "python": {
+        "commands", "report", "schedule", "config", "methods", "store", "settings", "errors",
+    },
+    "examples": {"load_policy"},  # what everybody else may import
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",
         "data", "models", "learner", "generate", "settings", "errors",
@@ -59,8 +63,9 @@ EDGES: dict[str, set[str]] = {
     "wandb": {"report/wandb.py"},
     "wandb_workspaces": {"report/wandb.py"},
     "diffusers": {"generate/"},
-    "transformers": {"generate/", "models/libraries.py"},
-    "timm": {"models/libraries.py"},
+    "transformers": {"generate/", "models/libraries.py", "examples/"},
+    "lightning": {"examples/"},
+    "timm": {"models/libraries.py", "models/listing.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
 }

@@ -87,8 +87,8 @@ def run_studies(
         for folder in _folders(cases, root):
             if folder.rows.exists() and not (resume or dry_run):
                 raise UserError(
-                    f"{folder.root} holds rows of an earlier run; add --resume to go on with it, "
-                    "or --out for another folder."
+                    f"{folder.root} holds rows of an earlier run; add --resume (resume=True in "
+                    "Python) to go on with it, or --out for another folder."
                 )
         ready, left_out = introduce_all(cases, console, named=named)
         if dry_run:
