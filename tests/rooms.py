@@ -18,7 +18,8 @@ BELOW: dict[str, set[str]] = {
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
     "models": {"settings", "errors"},
-    "learner": {"maths", "settings", "errors"},
+    "recipe": {"maths", "models", "settings"},
+    "learner": {"recipe", "maths", "settings", "errors"},
     "generate": {"store", "data", "models", "settings", "errors"},
     "methods": {
         "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
@@ -60,7 +61,7 @@ EDGES: dict[str, set[str]] = {
     "wandb_workspaces": {"report/wandb.py"},
     "diffusers": {"generate/"},
     "transformers": {"generate/", "models/libraries.py"},
-    "timm": {"models/libraries.py"},
+    "timm": {"models/libraries.py", "models/layers.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
 }
