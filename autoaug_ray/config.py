@@ -329,6 +329,11 @@ def study(
             f"reference is {checked.reference!r}, which is no label of methods; "
             f"known: {', '.join(labels)}."
         )
+    if checked.train.lr_decay < 1 and checked.model.frozen:
+        raise UserError(
+            f"train.lr_decay: {checked.train.lr_decay} is for several layers, but with "
+            f"{'head_only' if checked.model.head_only else 'freeze_backbone'} one alone learns."
+        )
     for entry in entries:
         _check_entry(entry, checked)
     checked.generate.check({kind for entry in entries for kind in entry.first_method.kinds})

@@ -18,7 +18,8 @@ BELOW: dict[str, set[str]] = {
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
     "models": {"settings", "errors"},
-    "learner": {"maths", "settings", "errors"},
+    "recipe": {"maths", "models", "settings"},
+    "learner": {"recipe", "maths", "settings", "errors"},
     "generate": {"store", "data", "models", "settings", "errors"},
     "methods": {
         "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
@@ -65,7 +66,7 @@ EDGES: dict[str, set[str]] = {
     "diffusers": {"generate/"},
     "transformers": {"generate/", "models/libraries.py", "examples/"},
     "lightning": {"examples/"},
-    "timm": {"models/libraries.py", "models/listing.py"},
+    "timm": {"models/libraries.py", "models/listing.py", "models/layers.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
 }

@@ -340,7 +340,9 @@ def introduce(study: Study, console: Console) -> None:
     _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
-    models.check(study.model, len(splits.classes), splits.train.shape)
+    study.train.check(len(splits.train))
+    layer_wise = study.train.lr_decay < 1
+    models.check(study.model, len(splits.classes), splits.train.shape, layer_wise=layer_wise)
 
 
 def _check_validation(study: Study, splits: data.Splits, least: int) -> None:

@@ -47,6 +47,7 @@ def smaller(study: Study, place: Path) -> Study:
                     "epochs": 1, "iters_per_epoch": 2, "batch_size": 8, "precision": "fp32",
                     "compile": False, "accumulate": min(2, study.train.accumulate),
                     "recompute": False, "hypergradient_precision": "fp32",
+                    "ema": study.train.ema and 0.5,
                 }
             ),
             "val_fraction": 0.25,

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
@@ -65,7 +64,7 @@ def _losses_at(
     out = torch.zeros_like(images[:, 0, 0, 0])
     for part, _ in learner.parts(len(labels)):
         logits = learner.logits_at(images[part], weights)
-        out[part] = F.cross_entropy(logits, labels[part], reduction="none")
+        out[part] = learner.cross_entropy(logits, labels[part], each=True)
     return out
 
 
@@ -389,7 +388,7 @@ class AutoGenDA(_Mixture):
         before, same_draws = torch.zeros_like(images[:, 0, 0, 0]), SameDraws()
 
         def criterion(logits: Tensor, part: slice) -> Tensor:
-            each = F.cross_entropy(logits, labels[part], reduction="none")
+            each = learner.cross_entropy(logits, labels[part], each=True)
             before[part] = each.detach()
             return each.mean()
 
@@ -430,10 +429,12 @@ class AutoGenDA(_Mixture):
             with torch.no_grad():
                 images = self.augment(state, edited(batch, kind, noise), noise)
             train_loss = learner.loss_at(
-                images, batch.labels, weights=likelihood_ratio(log_alpha, kind), real_pass=True
-            )
+                images, batch.labels,
+                weights=likelihood_ratio(log_alpha, kind), real_pass=True, smoothed=True,
+            )  # fmt: skip
         else:
-            train_loss = learner.loss_at(self._blended(state, batch, noise), batch.labels)
+            blended = self._blended(state, batch, noise)
+            train_loss = learner.loss_at(blended, batch.labels, smoothed=True)
         h = hypergradient.unrolled(
             [train_loss],
             learner.loss_at(as_float(meta.images), meta.labels),

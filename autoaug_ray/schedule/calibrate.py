@@ -299,6 +299,8 @@ def tensors_of(setup: train.Setup) -> Iterator[Tensor]:
     """What is in memory between the steps of a run, without its dataset."""
     learner, state = setup.learner, setup.state
     modules, optimisers = [learner.model, state], [learner.optimiser]
+    if learner.ema is not None:
+        modules.append(learner.ema)
     if getattr(state, "optimiser", None) is not None:
         optimisers.append(state.optimiser)
     for module in modules:
