@@ -43,8 +43,8 @@ BELOW: dict[str, set[str]] = {
         "policy", "config", "methods", "maths", "store", "data", "settings", "errors",
     },
     "commands": {
-        "report", "schedule", "train", "exports", "policy", "config", "methods", "maths", "store",
-        "data", "models", "generate", "own_code", "settings", "errors",
+        "report", "schedule", "train", "evaluation", "exports", "policy", "config", "methods",
+        "maths", "store", "data", "models", "generate", "own_code", "settings", "errors",
     },
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",

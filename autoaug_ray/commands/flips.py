@@ -11,7 +11,8 @@ import torch
 
 from autoaug_ray import config, data, train
 from autoaug_ray.config import Study
-from autoaug_ray.data import Splits, stratified
+from autoaug_ray.data import Splits
+from autoaug_ray.data.splits import stratified
 from autoaug_ray.evaluation import evaluate
 from autoaug_ray.maths.statistics import Comparison, compare, in_points
 from autoaug_ray.methods.stage import Flip
@@ -95,7 +96,8 @@ def measure(dataset: Dataset) -> Comparison:
         part.take(stratified(part.labels, min(most, len(part)), seed=0)).load()
         for part, most in ((splits.train, MOST_TRAINED), (splits.val, MOST_HELD_OUT))
     )
-    splits = Splits(trained, trained, held_out, held_out, splits.classes)
+    # In the place of the test set, of which no image is here.
+    splits = Splits(trained, trained, None, held_out, splits.classes)
     tree = {
         "dataset": {"name": "folder"},
         "model": {"name": "cnn", "width": 8},
@@ -127,4 +129,4 @@ def _right(study: Study, label: str, seed: int, splits: Splits) -> bytes:
     run = study.run(study.entry(label), "search", seed=seed, choices={})
     setup = train.prepare(run, device, train.DataUsed(splits, {}, {}))
     train.learn(setup, 1, *train.epoch_batches(setup, 1), Meter(device=device))
-    return evaluate(setup.method, setup.learner, splits.val, setup.state).right
+    return evaluate(setup.method, setup.learner, splits.test, setup.state).right

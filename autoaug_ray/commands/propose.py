@@ -77,18 +77,19 @@ def size_of(found: Inspection, *, gpu: bool, trained: bool) -> Line:
     return str(size), f"pixels; the median image has {found.side:.0f}"
 
 
-def recipe(pool: int, *, gpu: bool, backbone: str | None) -> Recipe:
+def recipe(pool: int, *, gpu: bool, backbone: Classifier | None) -> Recipe:
     """The training that suits so many images, from random weights or from those of a backbone."""
+    lines: tuple[Line, ...] = ()
     if backbone is None:
         batch = 32 if pool < 1000 else 64 if pool < 10_000 else 128
-        target, lines = STEPS_ON_GPU if gpu else STEPS, ()
+        target: float = STEPS_ON_GPU if gpu else STEPS
     else:
         batch = 32 if pool < 5000 or not gpu else 64
         target = next(steps for most, steps in TUNING_STEPS if pool <= most)
         target = target if gpu else min(target, TUNING_STEPS_ON_CPU)
         lines = (
             ("optimiser: adam", "the usual for trained weights"),
-            (f"lr: {TUNING_RATES.get(backbone, TUNING_RATE)}", "at its peak: they move little"),
+            (f"lr: {TUNING_RATES.get(backbone.name, TUNING_RATE)}", "the peak; they move little"),
             ("weight_decay: 0", "few steps need none"),
         )  # fmt: skip
     steps = max(1, pool // batch)
@@ -111,7 +112,7 @@ def study_text(
     """
     name = found.root.resolve().name
     size, why_size = size_of(found, gpu=gpu, trained=backbone is not None)
-    training = recipe(found.pool, gpu=gpu, backbone=backbone and backbone.name)
+    training = recipe(found.pool, gpu=gpu, backbone=backbone)
     model, why_model = _model(int(size), found.pool, gpu)
     if backbone is not None:
         model = f'{{name: "{backbone.name}", weights: {backbone.weights}}}'

@@ -14,6 +14,7 @@ from autoaug_ray.data.files import read_image
 from autoaug_ray.data.inspect import inspect
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import compare
+from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.store.calibration import Calibration
 
 
@@ -229,8 +230,8 @@ def test_photographs_get_a_trained_network_and_a_fine_tuning(tmp_path):
 
 def test_fine_tuning_is_the_shorter_the_fewer_the_images():
     tuned, fresh = (
-        [recipe(n, gpu=True, backbone=name) for n in (200, 5_000, 50_000)]
-        for name in ("torchvision:resnet50", None)
+        [recipe(n, gpu=True, backbone=backbone) for n in (200, 5_000, 50_000)]
+        for backbone in (Classifier(name="torchvision:resnet50", weights="imagenet"), None)
     )
     steps = [[r.steps * r.epochs for r in some] for some in (tuned, fresh)]
     assert steps[0] == sorted(steps[0]) and steps[0][0] < steps[0][-1]
