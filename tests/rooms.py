@@ -44,8 +44,8 @@ BELOW: dict[str, set[str]] = {
         "policy", "config", "methods", "maths", "store", "data", "settings", "errors",
     },
     "commands": {
-        "report", "schedule", "train", "exports", "policy", "config", "methods", "maths", "store",
-        "data", "models", "generate", "own_code", "settings", "errors",
+        "report", "schedule", "train", "evaluation", "exports", "policy", "config", "methods",
+        "maths", "store", "data", "models", "generate", "own_code", "settings", "errors",
     },
     "python": {
         "commands", "report", "schedule", "config", "methods", "store", "settings", "errors",
