@@ -252,7 +252,12 @@ def _about_pre_training(entries: Entries, results: StudyResults) -> list[str]:
         if kinds <= {"identity"}:
             continue
         of = f"{study.generate.model}, pre-trained on pictures that may show these classes"
-        if study.generate.model == "embedded":
+        if study.generate.folder is not None:
+            of = (
+                f"{study.generate.folder}, made elsewhere by something that may have seen pictures "
+                "of these classes, test images among them"
+            )
+        elif study.generate.model == "embedded":
             same = study.dataset.name.startswith("fashion-mnist")
             classes = "of these classes" if same else "of ten kinds of clothes"
             of = f"a generator pre-trained on 30,000 other pictures {classes}"
