@@ -261,7 +261,11 @@ def _about_pre_training(entries: Entries, results: StudyResults) -> list[str]:
             same = study.dataset.name.startswith("fashion-mnist")
             classes = "of these classes" if same else "of ten kinds of clothes"
             of = f"a generator pre-trained on 30,000 other pictures {classes}"
-        out.append(f"The images that {r.label} mixes in come from {of}: that is in its accuracy.")
+        unpaid = study.generate.folder is not None and study.generate.seconds_per_image is None
+        out.append(
+            f"The images that {r.label} mixes in come from {of}: that is in its accuracy"
+            f"{', and making them is in no cost' if unpaid else ''}."
+        )
     if study.model.weights is not None:
         out.append(
             f"Every training started from {study.model.weights} weights, which may have seen "

@@ -13,6 +13,7 @@ from hand import Hand
 from PIL import Image
 
 from autoaug_ray import config, data, train
+from autoaug_ray.commands.smoke import smaller
 from autoaug_ray.data import Dataset, Source, Split
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import own
@@ -185,6 +186,18 @@ def test_what_the_bank_exports_is_somebodys_folder(tmp_path, monkeypatch):
     assert met(drawn, pool.labels) == met(made, pool.labels)
 
 
+def test_large_ones_are_kept_to_the_pixel_too(tmp_path):
+    images = planted_bank.make_pool().images.repeat(1, 1, 12, 12)
+    labels, names = torch.tensor([0, 0, 1, 1]), tuple(content_hash(i) for i in images)
+    bank = Bank(tmp_path)
+    read = own.OwnImages("synth", images, labels, names, ("cat", "dog"), 4)
+    bank.write_own(read)
+    assert bank.verify() == []
+    (path,) = bank.own_files()
+    path.rename(path.with_stem("own-" + "0" * 28))
+    assert bank.verify() == [f"own/own-{'0' * 28}.parquet: its name is not the hash of its images"]
+
+
 def refusal(study):
     with pytest.raises(UserError) as error:
         own_images(study)
@@ -231,6 +244,12 @@ def test_copies_are_left_out_and_named(photos, synth, tmp_path):
     write_sheet(study, folder, tmp_path / "bank")
     with Image.open(folder.root / "sheet.png") as sheet:
         assert sheet.width > 1000
+
+
+def test_a_smoke_run_has_stand_ins_for_them(photos, synth, tmp_path):
+    small = smaller(study_of(photos, synth), tmp_path / "small")
+    read = own_images(small)
+    assert read.folder != str(synth) and set(read.counts) == {2}
 
 
 @pytest.mark.parametrize(
