@@ -258,9 +258,10 @@ def _about_pre_training(entries: Entries, results: StudyResults) -> list[str]:
                 "of these classes, test images among them"
             )
         elif study.generate.model == "embedded":
-            same = study.dataset.name.startswith("fashion-mnist")
-            classes = "of these classes" if same else "of ten kinds of clothes"
-            of = f"a generator pre-trained on 30,000 other pictures {classes}"
+            of = "a generator pre-trained on 30,000 " + {
+                "fashion-mnist-mini": "other pictures of these classes",
+                "fashion-mnist": "pictures that are half of this very training set",
+            }.get(study.dataset.name, "other pictures of ten kinds of clothes")
         unpaid = study.generate.folder is not None and study.generate.seconds_per_image is None
         out.append(
             f"The images that {r.label} mixes in come from {of}: that is in its accuracy"

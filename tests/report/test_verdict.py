@@ -198,6 +198,15 @@ def test_what_a_generator_was_pre_trained_on_is_said(hand: Hand) -> None:
         "pictures of these classes: that is in its accuracy."
     ) in said.notes
     assert not any("pre-trained" in note for note in verdict(study).notes)
+    full = study.study.dataset.model_copy(update={"name": "fashion-mnist"})
+    said = verdict(
+        replace(
+            study,
+            finals=study.finals | {"predefined": {0: [row]}},
+            study=study.study.model_copy(update={"dataset": full}),
+        )
+    )
+    assert any("30,000 pictures that are half of this very training set" in n for n in said.notes)
 
 
 def test_class_balanced_batches_are_no_part_of_a_policy(hand: Hand, tmp_path: Path) -> None:
