@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoaug_ray import data
 from autoaug_ray.data import AnySplit, Dataset, Edits
-from autoaug_ray.data.files import ImageFiles, images_in
+from autoaug_ray.data.files import IMAGE_ENDINGS, ImageFiles, images_in
 from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.generate import bank_files
 from autoaug_ray.generate.plan import content_hash
@@ -88,8 +88,7 @@ def _listed(folder: str, classes: tuple[str, ...]) -> tuple[File, ...]:
             f"with classes out of {_some(classes)}."
         )
     paths = [(path, _label(p, classes)) for p in folders for path in images_in(p)]
-    loose = [p for p in inside if str(p) in {*images_in(root)}]
-    if loose:
+    if loose := [p for p in inside if p.suffix.lower() in IMAGE_ENDINGS and p.is_file()]:
         raise UserError(f"generate.folder: {loose[0]} is in no folder of a class; move it to one.")
     if not paths:
         raise UserError(f"generate.folder: {root} holds no image in any folder of a class.")
