@@ -336,7 +336,9 @@ def study(
         )
     for entry in entries:
         _check_entry(entry, checked)
-    checked.generate.check({kind for entry in entries for kind in entry.first_method.kinds})
+    checked.generate.check(
+        {e.label: {k for c in e.extremes() for k in e.method(c).kinds} for e in entries}
+    )
     try:
         check_labels(labels, checked.ranked, checked.published)
     except ValueError as error:

@@ -28,6 +28,7 @@ from autoaug_ray.schedule.bank_for_study import (
     fill_bank,
     forecast_bank,
     kinds_of,
+    own_images,
     write_faults,
     write_sheet,
 )
@@ -337,6 +338,12 @@ def introduce(study: Study, console: Console) -> None:
     _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
+    if images := own_images(study):
+        fewest, most = min(images.counts), max(images.counts)
+        number = f"{len(images.labels)} images of one's own, {fewest} to {most} of a class"
+        console.print(f"{images.folder}: {number}", markup=False)
+        for line in images.faults():
+            console.print(line, markup=False)
     study.train.check(len(splits.train))
     layer_wise = study.train.lr_decay < 1
     models.check(study.model, len(splits.classes), splits.train.shape, layer_wise=layer_wise)

@@ -27,7 +27,7 @@ from autoaug_ray.settings.training import Training
 from autoaug_ray.store.files import load_state
 from autoaug_ray.store.places import Place
 
-EditKind = Literal["fixed", "local", "transfer"]
+EditKind = Literal["fixed", "local", "transfer", "own"]
 Then = Annotated[
     NoAugmentation | Predefined | RandAugment | TrivialAugment, Field(discriminator="name")
 ]
@@ -120,7 +120,8 @@ class Mix(_Mixture):
 
     DAFusion is {identity: 0.5, fixed: 0.5}; GIT, as AutoGenDA compares with it, the same for
     classes below a quarter of the largest; AutoGenDA without its search (appendix D) is a third
-    each.
+    each. {identity: 0.5, own: 0.5} does with one's own generated images what DAFusion does with its
+    edits; but such an image takes the place of any of its class, and is no edit of it.
     """
 
     name: Literal["mix"] = "mix"
@@ -180,7 +181,8 @@ class AutoGenDA(_Mixture):
 
     name: Literal["autogenda"] = "autogenda"
     edits: tuple[EditKind, ...] = ("local", "transfer")
-    """Kinds of generated images that are mixed with the real ones."""
+    """Kinds of generated images that are mixed with the real ones; [own], of somebody's own making,
+    is ours."""
     alpha_table: Alpha | None = None
     """(classes, 1 + edits) probabilities, identity first; None: learned first, for each seed."""
     of: str | None = None

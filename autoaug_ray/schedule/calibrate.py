@@ -334,7 +334,9 @@ class _Sources:
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def variants(self, plan_key: str, drawn: Drawn, shape: Any, hashes: Sequence[str]) -> Edits:
+    def variants(
+        self, plan_key: str, drawn: Drawn, shape: Any, hashes: Sequence[str], labels: torch.Tensor
+    ) -> Edits:
         run = self.run
         splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed)
         images = splits.train.load().images
