@@ -104,6 +104,8 @@ DataFolder = Annotated[
         help="The folder with all datasets, in place of data/: a root data/coco is DIR/coco.",
     ),
 ]  # fmt: skip
+GROUP_BY = """Files below DIR in whose path its group 1 (or whole match) is the same, as in frames
+of one video, stay on one side of each split."""
 _Edit = StrEnum("_Edit", ["fixed", "local", "transfer"])
 PlanKey = Annotated[str, typer.Argument(metavar="PLAN", help="A plan's key, or its beginning.")]
 
@@ -274,6 +276,7 @@ def _init(
         Literal["horizontal", "vertical", "none"],
         typer.Option(help="How training images may be mirrored; none for text and digits."),
     ] = "horizontal",
+    group_by: Annotated[str | None, typer.Option(metavar="REGEX", help=GROUP_BY)] = None,
 ) -> int:
     """Propose a study of a folder of images, with reasons."""
 
@@ -282,7 +285,7 @@ def _init(
         raise UserError(f"{path} exists; --force replaces it, --study names another file.")
     from autoaug_ray.commands import init
 
-    return init.propose_study(folder, path, flip)
+    return init.propose_study(folder, path, flip, group_by)
 
 
 @_words.command("pilot")

@@ -14,35 +14,41 @@ from autoaug_ray import config
 from autoaug_ray.commands.calibrate import forecast_table
 from autoaug_ray.commands.propose import study_text
 from autoaug_ray.commands.run import new_console
-from autoaug_ray.data.inspect import Inspection, inspect
+from autoaug_ray.data import alike, groups
+from autoaug_ray.data.files import some
+from autoaug_ray.data.inspect import Inspection, Picture, inspect
 from autoaug_ray.methods.stage import Flip
 from autoaug_ray.schedule.calibrate import calibrate
 from autoaug_ray.store.files import write_whole
 
 SHOWN = 20
 """Number of classes that the table lists, the largest first."""
-NAMED = 5
-"""Number of files that a sentence names, if it is about more."""
 FEW = 5
 """A class with fewer images may have none in the test set."""
 
 
-def propose_study(folder: Path, path: Path, flip: Flip) -> int:
+def propose_study(folder: Path, path: Path, flip: Flip, group_by: str | None = None) -> int:
     """Describe the images, write the study to `path`, time its methods; the exit status."""
     console = new_console()
     say = partial(console.print, markup=False)
     with console.status(f"reading {folder}"):
         found = inspect(folder)
-    where = "CLASS/*" if found.flat else " ".join(f"{part}/CLASS/*" for part in found.parts)
-    say(f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}")
+    say(
+        f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in "
+        f"{found.where}"
+    )
     console.print(_counts(found))
     for line in _facts(found):
         say(line)
     for line in _warnings(found):
         say(f"warning: {line}", style="yellow")
+    if group_by is not None:
+        parts = [[p.path for p in found.pictures if p.part == part] for part in found.parts]
+        _, note = groups.of_parts(parts, found.root, group_by)
+        say(note)
 
     gpu = torch.cuda.is_available()
-    text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=flip)
+    text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=flip, group_by=group_by)
     write_whole(path, text.encode())
     say(f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...")
     (study,) = config.load(path)
@@ -91,26 +97,37 @@ def _facts(found: Inspection) -> Iterator[str]:
         f"({found.imbalance:.1f} : 1)"
     )
     yield f"copies      {len(found.copies) or 'none'} (files of the same bytes as another one)"
+    if found.alike is None:
+        yield f"alike       not compared, as there are more than {alike.MOST:,} images"
+    else:
+        yield f"alike       {len(found.alike) or 'none'} (look the same as another one)"
     yield f"unreadable  {len(found.unreadable) or 'none'}"
 
 
 def _warnings(found: Inspection) -> Iterator[str]:
     if found.unreadable:
-        yield f"cannot be read, and will be left out: {_some(found.unreadable)}."
+        yield f"cannot be read, and will be left out: {some(found.unreadable)}."
     if leaks := [b.path for a, b in found.copies if a.part != b.part]:
         yield (
             "copies of images of an earlier part, which will be recognised rather than "
-            f"classified: {_some(leaks)}."
+            f"classified: {some(leaks)}."
         )
     if torn := [b.path for a, b in found.copies if a.label != b.label]:
-        yield f"copies of images of another class: {_some(torn)}."
-    # Pillow cuts their values off at 255.
-    if deep := [p.path for p in found.pictures if p.mode[0] in "IF"]:
-        yield f"more than 8 bits, of which all above 255 would be white: {_some(deep)}."
+        yield f"copies of images of another class: {some(torn)}."
+    across = [(a, b) for a, b in found.alike or () if a.part != b.part]
+    if across:
+        yield f"look the same as images of an earlier part: {_pairs(across)}."
+    if within := [(a, b) for a, b in found.alike or () if a.part == b.part]:
+        yield (
+            "look the same as another image, such as the next frame of a video; --group-by keeps "
+            f"images that belong together on one side of each split: {_pairs(within)}."
+        )
+    if dim := [p.path for p in found.pictures if p.dim]:
+        yield f"nearly black, as they use few of the values of more than 8 bits: {some(dim)}."
+    yield from found.unread
     if found.flat and (few := [c for c, n in found.counts("").items() if n < FEW]):
-        yield f"with fewer than {FEW} images a class may have none in the test set: {_some(few)}."
+        yield f"with fewer than {FEW} images a class may have none in the test set: {some(few)}."
 
 
-def _some(names: Sequence[object]) -> str:
-    shown = ", ".join(map(str, names[:NAMED]))
-    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+def _pairs(same: Sequence[tuple[Picture, Picture]]) -> str:
+    return some([f"{b.path} (as {a.path})" for a, b in same])

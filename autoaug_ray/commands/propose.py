@@ -14,11 +14,17 @@ LARGEST_ON_CPU = 64
 EPOCHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200)
 STEPS, STEPS_ON_GPU = 1000, 8000
 """Steps that a proposed training takes on a CPU, where networks are small, and on a GPU."""
+VARIED = 1.2
+"""Images are not stretched if width / height differs by this factor between them."""
+CROPPED = 2 / 3
+"""They are cropped if at least this share of each is kept, and else letterboxed."""
 UNEVEN = 5.0
 """Batches are balanced if the largest class has this many times the images of the smallest."""
 
 
-def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
+def study_text(
+    found: Inspection, *, gpu: bool, cpus: int, flip: Flip, group_by: str | None = None
+) -> str:
     """The YAML of a study of the folder, for a machine with `cpus` cores and perhaps a GPU."""
     name = found.root.resolve().name
     size = nearest(found.side, SIZES)
@@ -47,8 +53,11 @@ def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
         dataset.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
     if found.unreadable:
         dataset.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
+    if group_by is not None:
+        (line,) = yaml.safe_dump({"group_by": group_by}, width=10_000).splitlines()
+        dataset.append((line, "files of one group stay on one side of each split"))
     why = "all images are grey" if channels == 1 else "not all images are grey"
-    dataset += [(f"image_size: {size}", why_size), (f"channels: {channels}", why)]
+    dataset += [(f"image_size: {size}", why_size), *_fit(found), (f"channels: {channels}", why)]
 
     train = [
         (f"batch_size: {batch}", f"{found.pool} images train: {steps} steps an epoch"),
@@ -104,6 +113,18 @@ FLIP_NOTE = """
 #
 # flip: horizontal mirrors half of the training images. Where left and right mean something, as in
 # text and digits, write this file again with `--flip none --force`."""
+
+
+def _fit(found: Inspection) -> list[tuple[str, str]]:
+    """The line that says how images of different shapes become squares; none if they are alike."""
+    low, middle, high = found.shapes
+    if high / low < VARIED:
+        return []
+    why = f"width / height from {low:.2f} to {high:.2f}: stretched, shapes would vary"
+    kept = min(middle, 1 / middle)
+    if min(low, 1 / high) >= CROPPED:
+        return [("fit: crop", f"{why}; the middle is kept, {kept:.0%} of the median image")]
+    return [("fit: letterbox", f"{why}, and cropped, more than a third would be lost")]
 
 
 def _model(size: float, pool: int, gpu: bool) -> tuple[str, str]:
