@@ -45,17 +45,7 @@ def study_text(
     learned_flip = "none" if flip == "none" else "learned"
     note = "" if flip == "none" else FLIP_NOTE
 
-    dataset = [
-        ("name: folder", ""),
-        (yaml.safe_dump({"root": str(found.root)}, allow_unicode=True, width=10_000).strip(), ""),
-    ]
-    if found.flat:
-        dataset.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
-    if found.unreadable:
-        dataset.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
-    if group_by is not None:
-        (line,) = yaml.safe_dump({"group_by": group_by}, width=10_000).splitlines()
-        dataset.append((line, "files of one group stay on one side of each split"))
+    dataset = _files(found, group_by)
     why = "all images are grey" if channels == 1 else "not all images are grey"
     dataset += [(f"image_size: {size}", why_size), *_fit(found), (f"channels: {channels}", why)]
 
@@ -113,6 +103,22 @@ FLIP_NOTE = """
 #
 # flip: horizontal mirrors half of the training images. Where left and right mean something, as in
 # text and digits, write this file again with `--flip none --force`."""
+
+
+def _files(found: Inspection, group_by: str | None) -> list[tuple[str, str]]:
+    """The lines that say which files are read, and how they are split."""
+    dataset = [
+        ("name: folder", ""),
+        (yaml.safe_dump({"root": str(found.root)}, allow_unicode=True, width=10_000).strip(), ""),
+    ]
+    if found.flat:
+        dataset.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
+    if found.unreadable:
+        dataset.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
+    if group_by is not None:
+        (line,) = yaml.safe_dump({"group_by": group_by}, width=10_000).splitlines()
+        dataset.append((line, "files of one group stay on one side of each split"))
+    return dataset
 
 
 def _fit(found: Inspection) -> list[tuple[str, str]]:

@@ -69,7 +69,8 @@ def frequency(
                 parts = np.array_split(ranks - 1, GROUPS)
                 values = np.ma.stack([values[:, part].mean(1) for part in parts], axis=1)
                 x = np.array([part.mean() + 1 for part in parts]) + aside * count / GROUPS * 0.1
-            mean, low, high = values.mean(0), values.min(0), values.max(0)
+            found_by_rank = (values.mean(0), values.min(0), values.max(0))
+            mean, low, high = (np.ma.filled(v, np.nan) for v in found_by_rank)
             alone: dict[str, Any] = {"ls": ""} if count <= FEW else {}
             _ranges(below, x, mean, low, high, style[label], lw=1.3, label=label, **alone)
         below.set_title("Test accuracy per class")
