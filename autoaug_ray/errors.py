@@ -4,8 +4,11 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
+
+NAMED = 5
+"""Files or classes that a sentence names, if it is about more."""
 
 
 class UserError(ValueError):
@@ -62,3 +65,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` for the known word that is closest to a wrong one, if one is close."""
     close = get_close_matches(word, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def some(names: Sequence[object]) -> str:
+    """The first of these names, and how many there are besides."""
+    shown = ", ".join(map(str, names[:NAMED]))
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -14,10 +14,11 @@ FIVE = 5
 
 
 class Accuracy(NamedTuple):
-    """Shares in [0, 1]; a class without images has 0."""
+    """Shares in [0, 1]."""
 
     mean_accuracy: float
-    class_accuracy: list[float]
+    class_accuracy: list[float | None]
+    """One for each class; None for a class without images."""
     top5: float | None
     """Share of images whose class is among the five likeliest; None with five classes or fewer."""
     right: bytes
@@ -36,12 +37,14 @@ def evaluate(method: Method, learner: Learner, split: AnySplit, state: nn.Module
             if logits.shape[1] > FIVE:
                 likeliest = logits.topk(FIVE, dim=1).indices
                 among.append((likeliest == batch.labels[:, None]).any(1))
-    correct = torch.cat(parts).float()
-    correct_counts = torch.bincount(split.labels, weights=correct)
-    counts = torch.bincount(split.labels)
+    correct = torch.cat(parts).double()  # as many right are as accurate, to the last bit
+    classes = logits.shape[1]
+    right = torch.bincount(split.labels, weights=correct, minlength=classes)
+    counts = torch.bincount(split.labels, minlength=classes)
+    by_class = (right / counts).tolist()
     return Accuracy(
         float(correct.mean()),
-        (correct_counts / counts.clamp_min(1)).tolist(),
-        float(torch.cat(among).float().mean()) if among else None,
+        [share if n else None for share, n in zip(by_class, counts.tolist(), strict=True)],
+        float(torch.cat(among).double().mean()) if among else None,
         correct.bool().cpu().numpy().tobytes(),
     )

@@ -237,7 +237,7 @@ def epoch_batches(
     method, splits, seed = setup.method, setup.splits, setup.config.seed
     deal_number = epoch if method.resplits_each_epoch else 1
     train_index, meta_index = roles(
-        method, setup.config.train, splits.train.labels, seed, deal_number
+        method, setup.config.train, splits.train.labels, seed, deal_number, splits.groups
     )
     order = epoch if method.reshuffles_each_epoch else 1
     cycle = balanced if method.sampler == "balanced" else shuffled
@@ -418,14 +418,24 @@ def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Ge
 
 
 def roles(
-    method: Method, training: Training, labels: Tensor, seed: int, epoch: int
+    method: Method,
+    training: Training,
+    labels: Tensor,
+    seed: int,
+    epoch: int,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Indices of the pool in the (train, meta) role, as the method's protocol deals them.
 
-    `labels` (n,) are those of the pool; `epoch` numbers the deal.
+    `labels` and `groups` (n,) are those of the pool; `epoch` numbers the deal.
     """
     if not method.uses_meta:
         return deal(len(labels), 0.0, seed, epoch)
+    if groups is not None:
+        share = method.meta_fraction or training.meta_fraction
+        by_class = method.meta_fraction is not None
+        drawn_by = seed_of(seed, f"roles/{epoch}")
+        return data.apart(labels.cpu(), groups, share, seed=drawn_by, every_class=by_class)
     if method.meta_fraction is None:
         return deal(len(labels), training.meta_fraction, seed, epoch)
     return deal_by_class(labels.cpu(), method.meta_fraction, seed, epoch)

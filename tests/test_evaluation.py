@@ -34,3 +34,14 @@ def test_a_final_run_tells_it_once(final_run):
     *before, last = [epoch.row for epoch in train.run(final_run("none"))]
     assert all(row["test_top5"] is None for row in before)
     assert last["test_accuracy"] < last["test_top5"] <= 1
+
+
+def test_a_class_without_test_images_has_no_accuracy():
+    labels = torch.tensor([0, 0, 2, 2, 2])
+    split = data.Split(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), labels)
+    logits = torch.eye(4)[[0, 1, 2, 2, 0]]  # the last class is untested, too
+    method = SimpleNamespace(predict=lambda learner, x, state: logits)
+    learner = SimpleNamespace(evaluated=contextlib.nullcontext)
+    found = evaluate(method, learner, split, None)
+    assert found.class_accuracy == [0.5, None, 2 / 3, None]  # not as near as float32 would be
+    assert found.mean_accuracy == 3 / 5

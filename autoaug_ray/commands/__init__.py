@@ -66,6 +66,8 @@ class _RunByDefault(TyperGroup):
 
 _words = typer.Typer(cls=_RunByDefault, **PLAIN)
 _words.add_typer(bank_words.words, name="bank")
+GROUP_BY = """Files below DIR in whose path its group 1 (or whole match) is the same, as in frames
+of one video, stay on one side of each split."""
 
 
 def _show_version(asked: bool) -> None:
@@ -237,6 +239,7 @@ def _init(
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="Of the study, here: 90s, 30m or 2h.")
     ] = None,
+    group_by: Annotated[str | None, typer.Option(metavar="REGEX", help=GROUP_BY)] = None,
 ) -> int:
     """Propose a study of a folder of images, with reasons."""
 
@@ -245,7 +248,7 @@ def _init(
         raise UserError(f"{path} exists; --force replaces it, --study names another file.")
     from autoaug_ray.commands import init
 
-    return init.propose_study(folder, path, flip, budget)
+    return init.propose_study(folder, path, flip, budget, group_by)
 
 
 @_words.command("pilot")

@@ -20,8 +20,9 @@ from autoaug_ray.commands.pilot_rule import searching
 from autoaug_ray.commands.propose import backbones, size_of, study_text
 from autoaug_ray.commands.run import new_console, tell_apart
 from autoaug_ray.config import Study
-from autoaug_ray.data import folders
-from autoaug_ray.data.inspect import Inspection, inspect
+from autoaug_ray.data import alike, folders, groups
+from autoaug_ray.data.inspect import Inspection, Picture, inspect
+from autoaug_ray.errors import some
 from autoaug_ray.methods.stage import Flip
 from autoaug_ray.models.at_hand import first_at_hand
 from autoaug_ray.schedule.calibrate import calibrate
@@ -33,13 +34,13 @@ TURNS = 3
 """Turns in which the steps of every method are timed: a person waits."""
 SHOWN = 20
 """Number of classes that the table lists, the largest first."""
-NAMED = 5
-"""Number of files that a sentence names, if it is about more."""
 FEW = 5
 """A class with fewer images may have none in the test set."""
 
 
-def propose_study(folder: Path, path: Path, flip: Flip | None, budget: str | None) -> int:
+def propose_study(
+    folder: Path, path: Path, flip: Flip | None, budget: str | None, group_by: str | None = None
+) -> int:
     """Describe the images and write a study of them to `path`, with its forecast; the exit status.
 
     `flip` None: as a few short trainings say. `budget`: the time, as in 30m, that the whole study
@@ -51,10 +52,10 @@ def propose_study(folder: Path, path: Path, flip: Flip | None, budget: str | Non
     with console.status(f"reading {folder}"):
         found = inspect(folder)
     gpu, cpus = torch.cuda.is_available(), os.cpu_count() or 1
-    draft = partial(study_text, found, gpu=gpu, cpus=cpus)
+    draft = partial(study_text, found, gpu=gpu, cpus=cpus, group_by=group_by)
     dataset = _loaded(draft(flips=asked_for("none")), path).dataset
     held_back = folders.test_files(dataset) if found.flat else []
-    _describe(found, console, len(held_back))
+    _describe(found, console, len(held_back), group_by)
 
     with console.status("looking for trained weights"):
         backbone, why = _backbone(found, gpu)
@@ -115,11 +116,13 @@ def _backbone(found: Inspection, gpu: bool) -> tuple[Classifier | None, str]:
     return backbone, f"{backbone.name}, with {why}"
 
 
-def _describe(found: Inspection, console: Console, held_back: int) -> None:
+def _describe(found: Inspection, console: Console, held_back: int, group_by: str | None) -> None:
     """Print what is in the folder; `held_back`: the test images that are cut from a flat one."""
     say = partial(console.print, markup=False)
-    where = "CLASS/*" if found.flat else " ".join(f"{part}/CLASS/*" for part in found.parts)
-    say(f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}")
+    say(
+        f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in "
+        f"{found.where}"
+    )
     console.print(_counts(found))
     for line in _facts(found):
         say(line)
@@ -127,6 +130,10 @@ def _describe(found: Inspection, console: Console, held_back: int) -> None:
     say(f"test set    {tests} images ({tell_apart(tests)})")
     for line in _warnings(found):
         say(f"warning: {line}", style="yellow")
+    if group_by is not None:
+        parts = [[p.path for p in found.pictures if p.part == part] for part in found.parts]
+        _, note = groups.of_parts(parts, found.root, group_by)
+        say(note)
 
 
 def _counts(found: Inspection) -> Table:
@@ -165,26 +172,37 @@ def _facts(found: Inspection) -> Iterator[str]:
         f"({found.imbalance:.1f} : 1)"
     )
     yield f"copies      {len(found.copies) or 'none'} (files of the same bytes as another one)"
+    if found.alike is None:
+        yield f"alike       not compared, as there are more than {alike.MOST:,} images"
+    else:
+        yield f"alike       {len(found.alike) or 'none'} (look the same as another one)"
     yield f"unreadable  {len(found.unreadable) or 'none'}"
 
 
 def _warnings(found: Inspection) -> Iterator[str]:
     if found.unreadable:
-        yield f"cannot be read, and will be left out: {_some(found.unreadable)}."
+        yield f"cannot be read, and will be left out: {some(found.unreadable)}."
     if leaks := [b.path for a, b in found.copies if a.part != b.part]:
         yield (
             "copies of images of an earlier part, which will be recognised rather than "
-            f"classified: {_some(leaks)}."
+            f"classified: {some(leaks)}."
         )
     if torn := [b.path for a, b in found.copies if a.label != b.label]:
-        yield f"copies of images of another class: {_some(torn)}."
-    # Pillow cuts their values off at 255.
-    if deep := [p.path for p in found.pictures if p.mode[0] in "IF"]:
-        yield f"more than 8 bits, of which all above 255 would be white: {_some(deep)}."
+        yield f"copies of images of another class: {some(torn)}."
+    across = [(a, b) for a, b in found.alike or () if a.part != b.part]
+    if across:
+        yield f"look the same as images of an earlier part: {_pairs(across)}."
+    if within := [(a, b) for a, b in found.alike or () if a.part == b.part]:
+        yield (
+            "look the same as another image, such as the next frame of a video; --group-by keeps "
+            f"images that belong together on one side of each split: {_pairs(within)}."
+        )
+    if dim := [p.path for p in found.pictures if p.dim]:
+        yield f"nearly black, as they use few of the values of more than 8 bits: {some(dim)}."
+    yield from found.unread
     if found.flat and (few := [c for c, n in found.counts("").items() if n < FEW]):
-        yield f"with fewer than {FEW} images a class may have none in the test set: {_some(few)}."
+        yield f"with fewer than {FEW} images a class may have none in the test set: {some(few)}."
 
 
-def _some(names: Sequence[object]) -> str:
-    shown = ", ".join(map(str, names[:NAMED]))
-    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+def _pairs(same: Sequence[tuple[Picture, Picture]]) -> str:
+    return some([f"{b.path} (as {a.path})" for a, b in same])

@@ -22,6 +22,10 @@ EPOCHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200)
 STEPS, STEPS_ON_GPU = 1000, 8000
 """Steps that a proposed training from random weights takes on a CPU, where networks are small, and
 on a GPU."""
+VARIED = 1.2
+"""Images are not stretched if width / height differs by this factor between them."""
+CROPPED = 2 / 3
+"""They are cropped if at least this share of each is kept, and else letterboxed."""
 UNEVEN = 5.0
 """Batches are balanced if the largest class has this many times the images of the smallest."""
 PHOTOGRAPH = 48.0
@@ -104,11 +108,12 @@ def study_text(
     flips: Flips,
     backbone: Classifier | None = None,
     plan: Plan | None = None,
+    group_by: str | None = None,
 ) -> str:
     """The YAML of a study of the folder, for a machine with `cpus` cores and perhaps a GPU.
 
     `backbone`: a trained network, whose weights can be had. `plan`: what of the study fits in a
-    budget; None: all of it.
+    budget; None: all of it. `group_by`: the pattern by which files stay together; None: each alone.
     """
     name = found.root.resolve().name
     size, why_size = size_of(found, gpu=gpu, trained=backbone is not None)
@@ -134,7 +139,7 @@ def study_text(
             "#",
             *(f"# {line}" for line in wrap(f"flip: {flips.why}.", 98)),
             "dataset:",
-            *_beside(_dataset_lines(found, size, why_size), "  "),
+            *_beside(_dataset_lines(found, size, why_size, group_by), "  "),
             *_beside(top),
             "train:",
             *_beside(_train_lines(found, training, plan.epochs, gpu), "  "),
@@ -149,16 +154,19 @@ def study_text(
     )
 
 
-def _dataset_lines(found: Inspection, size: str, why_size: str) -> list[Line]:
+def _dataset_lines(found: Inspection, size: str, why_size: str, group_by: str | None) -> list[Line]:
     root = yaml.safe_dump({"root": str(found.root)}, allow_unicode=True, width=10_000).strip()
     lines = [("name: folder", ""), (root, "")]
     if found.flat:
         lines.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
     if found.unreadable:
         lines.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
+    if group_by is not None:
+        (line,) = yaml.safe_dump({"group_by": group_by}, width=10_000).splitlines()
+        lines.append((line, "files of one group stay on one side of each split"))
     why = "all images are grey" if found.grey else "not all images are grey"
     channels = f"channels: {1 if found.grey else 3}"
-    return [*lines, (f"image_size: {size}", why_size), (channels, why)]
+    return [*lines, (f"image_size: {size}", why_size), *_fit(found), (channels, why)]
 
 
 def _train_lines(found: Inspection, training: Recipe, epochs: int, gpu: bool) -> list[Line]:
@@ -204,6 +212,18 @@ def _methods(found: Inspection, size: int, flips: Flips) -> list[Line]:
             "Learned while the classifier trains; brings its control, the same without learning.",
         ),
     ]
+
+
+def _fit(found: Inspection) -> list[Line]:
+    """The line that says how images of different shapes become squares; none if they are alike."""
+    low, middle, high = found.shapes
+    if high / low < VARIED:
+        return []
+    why = f"width / height from {low:.2f} to {high:.2f}: stretched, shapes would vary"
+    kept = min(middle, 1 / middle)
+    if min(low, 1 / high) >= CROPPED:
+        return [("fit: crop", f"{why}; the middle is kept, {kept:.0%} of the median image")]
+    return [("fit: letterbox", f"{why}, and cropped, more than a third would be lost")]
 
 
 def _model(size: float, pool: int, gpu: bool) -> Line:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from autoaug_ray import own_code
+from autoaug_ray.data.groups import apart, by_files
 from autoaug_ray.data.splits import (
     AnySplit,
     Edits,
@@ -42,14 +43,14 @@ from autoaug_ray.data.splits import (
     draws,
     stratified,
 )
-from autoaug_ray.errors import UserError
+from autoaug_ray.errors import UserError, some
 from autoaug_ray.maths import image_ops
 from autoaug_ray.settings.dataset import Dataset, Imbalance, Shift
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
-    "batches", "by_class", "concatenate", "draws", "fingerprint", "give", "load", "source_of",
-    "whole",
+    "apart", "batches", "by_class", "concatenate", "draws", "fingerprint", "give", "load",
+    "source_of", "whole",
 ]  # fmt: skip
 
 SOURCES: dict[str, str] = {
@@ -93,12 +94,14 @@ def load(
         kept = _kept(dataset, pool.labels, len(source.classes), seed if dataset.redraw else 0)
         source = replace(source, pool=pool, held_out=None).keep(kept)
     pool, val = source.pool, source.held_out
+    in_train = torch.arange(len(pool))
     if val_fraction is None:
         if val is not None:
             pool, val = concatenate(pool, val), None
+            in_train = torch.arange(len(pool))
     elif val is None:
-        rest, chosen = _set_apart(source, val_fraction, seed=1)
-        pool, val = pool.take(rest), pool.take(chosen)
+        in_train, chosen = _set_apart(source, dataset, val_fraction, seed=1)
+        pool, val = pool.take(in_train), pool.take(chosen)
 
     def shown(split: AnySplit, shifted: int | None) -> AnySplit:
         split = _loaded_if_small(split, dataset)
@@ -112,25 +115,32 @@ def load(
         return split.to(device)
 
     train = shown(pool, None)
+    # Patches of one photograph share the roles of an epoch, as in BACH's paper.
+    kept_together = source.groups if dataset.group_by is not None else None
     return Splits(
         train=train,
         meta=train if dataset.shift == Shift() else shown(pool, 0),
         val=None if val is None else shown(val, 1),
         test=shown(source.test, 2),
         classes=source.classes,
+        groups=None if kept_together is None else kept_together[in_train],
     )
 
 
-def _set_apart(source: Source, fraction: float, *, seed: int) -> tuple[Tensor, Tensor]:
+def _set_apart(
+    source: Source, dataset: Dataset, fraction: float, *, seed: int
+) -> tuple[Tensor, Tensor]:
     """Indices of (the rest of the pool, `fraction` of every class); groups stay whole."""
     labels = source.pool.labels
+    if dataset.group_by is not None and source.groups is not None:
+        return apart(labels, source.groups[: len(labels)], fraction, seed=seed)
     if source.groups is None:
         chosen = stratified(labels, round(len(labels) * fraction), seed=seed)
     else:
         numbers, group = source.groups.unique(return_inverse=True)
         group_labels = torch.empty_like(numbers).scatter(0, group, labels)
-        groups = stratified(group_labels, round(len(numbers) * fraction), seed=seed)
-        chosen = torch.isin(group, groups).nonzero().flatten()
+        whole_groups = stratified(group_labels, round(len(numbers) * fraction), seed=seed)
+        chosen = torch.isin(group, whole_groups).nonzero().flatten()
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[chosen] = False
     return rest.nonzero().flatten(), chosen
@@ -270,13 +280,15 @@ def _opened(dataset: Dataset) -> Source:
         raise UserError(
             f"dataset {dataset.name} must return a data.Source, got {type(source).__name__}."
         )
+    if dataset.group_by is not None and source.groups is None:
+        source = by_files(source, dataset)
     if dataset.train_size is not None:
         source = source.keep(_subset(source.pool, dataset.train_size, "train_size"))
     test = source.test
     if dataset.test_size is not None:
         test = test.take(_subset(test, dataset.test_size, "test_size"))
     if dataset.closed_test:
-        rest, chosen = _set_apart(source, STANDS_IN, seed=2)
+        rest, chosen = _set_apart(source, dataset, STANDS_IN, seed=2)
         source, test = source.keep(rest), source.pool.take(chosen)
     pool = source.pool
     counts = torch.bincount(pool.labels, minlength=len(source.classes))
@@ -284,7 +296,15 @@ def _opened(dataset: Dataset) -> Source:
         raise UserError(
             f"dataset {dataset.name}: no training image of class {source.classes[missing[0]]!r}."
         )
-    return replace(source, test=test)
+    tested = torch.bincount(test.labels, minlength=len(source.classes))
+    untested = [source.classes[i] for i in (tested == 0).nonzero().flatten().tolist()]
+    notes = source.notes
+    if untested:
+        notes += (
+            f"No test image of {len(untested)} classes, which are in no mean over the classes: "
+            f"{some(untested)}.",
+        )
+    return replace(source, test=test, notes=notes)
 
 
 def _bytes(split: AnySplit) -> int:

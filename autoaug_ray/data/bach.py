@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
 
-from autoaug_ray.data.files import UNREADABLE, ImageFiles, find_place, images_in, none_empty
+from autoaug_ray.data.files import ImageFiles, find_place, images_in, none_empty, opened
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
 from autoaug_ray.settings.dataset import Dataset
@@ -65,11 +64,8 @@ def _equal_size(paths: Sequence[str]) -> tuple[int, int]:
     """
     sizes: dict[tuple[int, int], str] = {}
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.setdefault(image.size, path)
-        except UNREADABLE as error:
-            raise UserError(f"{path} cannot be read as an image ({error}).") from None
+        with opened(path, path) as image:
+            sizes.setdefault(image.size, path)
     if len(sizes) > 1:
         (a, b), (one, other) = list(sizes)[:2], list(sizes.values())[:2]
         raise UserError(

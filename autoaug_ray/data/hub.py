@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from autoaug_ray.data.files import Fit, read_image
+from autoaug_ray.data.files import read_image
+from autoaug_ray.data.folders import PARTS
 from autoaug_ray.data.splits import Reader, Source, Stored
 from autoaug_ray.errors import UserError
-from autoaug_ray.settings.dataset import Dataset
-
-VAL = ("validation", "valid", "val")
+from autoaug_ray.settings.dataset import Dataset, Fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +58,7 @@ def hub(dataset: Dataset) -> Source:
     splits = _opened(root)
     import datasets  # an optional extra; without it, `_opened` raised
 
-    held_out = next((name for name in VAL if name in splits), None)
+    held_out = next((name for name in PARTS["val"] if name in splits), None)
     used = [name for name in ("train", held_out, "test") if name is not None]
     image, label = columns = [
         _only_column(splits["train"].features, kind, root)

@@ -1,9 +1,10 @@
-"""What is in a folder of images: classes, sizes, colours, copies, and files that cannot be read."""
+"""What is in a folder of images: classes, sizes, colours, copies, and files that are not read."""
 
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -11,12 +12,22 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from autoaug_ray.data.files import IMAGE_ENDINGS, UNREADABLE, class_folders, digest
-from autoaug_ray.data.folders import has_parts
+from autoaug_ray.data import alike
+from autoaug_ray.data.files import (
+    IMAGE_ENDINGS,
+    as_seen,
+    class_folders,
+    digest,
+    listed,
+    opened,
+)
+from autoaug_ray.data.folders import PARTS, has_parts, not_read, part_folders
 from autoaug_ray.errors import UserError
 
 GREY = 4
 """Levels of 255 by which the channels of a grey image may differ, after JPEG."""
+DIM = 32
+"""Deep images of which no pixel reaches this level of 255 are nearly black."""
 TEST_FRACTION = 0.2
 
 
@@ -27,11 +38,14 @@ class Picture(NamedTuple):
     label: str
     width: int
     height: int
-    mode: str
-    """Pillow's name of the colour mode."""
+    """As it is seen, turned as its EXIF orientation says."""
     grey: bool
+    dim: bool
+    """Whether it has more than 8 bits, but uses few of their values: nearly black with 8."""
     digest: bytes
     """SHA-256 of the file's bytes."""
+    thumbnail: np.ndarray
+    """What `alike` compares."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,16 @@ class Inspection:
     pictures: tuple[Picture, ...]
     """The images that can be read."""
     unreadable: tuple[Path, ...]
+    places: dict[str, str]
+    """train, val, test -> the name of the folder that holds it; empty for a folder without
+    parts."""
+    unread: tuple[str, ...]
+    """Notes on files and folders that are no part of the dataset."""
+
+    @property
+    def where(self) -> str:
+        """How the images lie in the root."""
+        return " ".join(f"{n}/CLASS/*" for n in self.places.values()) or "CLASS/*"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -76,6 +100,14 @@ class Inspection:
         return median(math.sqrt(p.width * p.height) for p in self.pictures)
 
     @property
+    def shapes(self) -> tuple[float, float, float]:
+        """Width / height of the images: the 5th percentile, the median and the 95th."""
+        low, middle, high = np.quantile(
+            [p.width / p.height for p in self.pictures], (0.05, 0.5, 0.95)
+        )
+        return float(low), float(middle), float(high)
+
+    @property
     def grey(self) -> bool:
         """Whether every image is grey, in whatever mode it is stored."""
         return all(p.grey for p in self.pictures)
@@ -87,19 +119,36 @@ class Inspection:
         pairs = [(first.setdefault(p.digest, p), p) for p in self.pictures]
         return [(a, b) for a, b in pairs if a is not b]
 
+    @cached_property
+    def alike(self) -> list[tuple[Picture, Picture]] | None:
+        """Pairs of (the first image that looks the same, a later image of other bytes).
+
+        None if there are more than `alike.MOST` images to compare.
+        """
+        if len(self.pictures) > alike.MOST:
+            return None
+        pairs = alike.look_alike([p.thumbnail for p in self.pictures])
+        copies = {later.path for _, later in self.copies}
+        named = [(self.pictures[a], self.pictures[b]) for a, b in pairs]
+        return [(a, b) for a, b in named if b.path not in copies]
+
 
 def inspect(root: Path) -> Inspection:
     """Every image of a folder, read once. Raises UserError if no study could use the folder."""
-    if has_parts(root):
-        parts = [part for part in ("train", "val", "test") if (root / part).is_dir()]
+    places = part_folders(root)
+    if has_parts(places):
+        parts = [part for part in PARTS if part in places]
     else:
-        _check_layout(root)
-        parts = [""]
-    classes = class_folders(root / parts[0])[2]
+        _check_layout(root, places)
+        places, parts = {}, [""]
+    unread: list[str] = []
+    classes = class_folders(root / places.get(parts[0], ""))[2]
     files = [
         (Path(path), part, classes[label])
         for part in parts
-        for path, label in zip(*class_folders(root / part, classes)[:2], strict=True)
+        for path, label in zip(
+            *class_folders(root / places.get(part, ""), classes, unread)[:2], strict=True
+        )
     ]
     with ThreadPoolExecutor() as pool:
         looks = list(pool.map(lambda file: _look(*file), files))
@@ -107,30 +156,37 @@ def inspect(root: Path) -> Inspection:
     bad = tuple(path for (path, *_), look in zip(files, looks, strict=True) if look is None)
     if not pictures:
         raise UserError(f"{root}: none of its {len(files)} images can be read.")
-    inspection = Inspection(root, classes, pictures, bad)
+    others = [e.name for e in listed(root) if e.is_dir() and e.name not in places.values()]
+    notes = not_read(unread, others if places else ())
+    inspection = Inspection(
+        root, classes, pictures, bad, {part: places[part] for part in parts if part}, tuple(notes)
+    )
     if empty := [c for c, n in inspection.counts(parts[0]).items() if not n]:
-        raise UserError(f"{root / parts[0] / empty[0]}: none of its images can be read.")
+        raise UserError(
+            f"{root / places.get(parts[0], '') / empty[0]}: none of its images can be read."
+        )
     if not inspection.flat and parts[-1] not in inspection.parts:
-        raise UserError(f"{root / parts[-1]}: none of its images can be read.")
+        raise UserError(f"{root / places[parts[-1]]}: none of its images can be read.")
     return inspection
 
 
-def _check_layout(root: Path) -> None:
+def _check_layout(root: Path, places: dict[str, str]) -> None:
     """Raises UserError, with a hint if possible, for a folder that has no class folders."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder.")
-    inside = sorted(p for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
-    names = {p.name for p in inside}
+    entries = listed(root)
+    inside = [Path(entry.path) for entry in entries if entry.is_dir()]
     hint = ""
-    if "train" in names and names <= {"train", "val", "valid", "validation"}:
-        what = f"{' and '.join(f'{n}/' for n in sorted(names))} but no test/"
-        hint = f", where `autoaug-ray init {root / 'train'}` would cut a test set from train/ alone"
+    if "train" in places and {p.name for p in inside} == set(places.values()):
+        what = f"{' and '.join(f'{n}/' for n in places.values())} but no test/"
+        train = root / places["train"]
+        hint = f", where `autoaug-ray init {train}` would cut a test set from {train.name}/ alone"
     elif len(inside) >= 2:
         return
     else:
-        loose = sum(p.suffix.lower() in IMAGE_ENDINGS for p in root.iterdir())
+        loose = sum(Path(entry.name).suffix.lower() in IMAGE_ENDINGS for entry in entries)
         what = f"{loose} images and {len(inside)} folder{'s' * (len(inside) != 1)}"
-        if inside and sum(p.is_dir() for p in inside[0].iterdir()) >= 2:
+        if inside and sum(entry.is_dir() for entry in listed(inside[0])) >= 2:
             hint = f"; did you mean {inside[0]}?"
     raise UserError(
         f"{root} holds {what}; expected are {root}/train/CLASS/*.png and {root}/test/CLASS/*.png, "
@@ -141,11 +197,18 @@ def _check_layout(root: Path) -> None:
 def _look(path: Path, part: str, label: str) -> Picture | None:
     """What there is to know of one image file; None if it cannot be read."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            (width, height), mode = image.size, image.mode
-            small = image.convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
-    except UNREADABLE:
+        with opened(path, str(path)) as image:
+            deep, (width, height) = image.mode[0] in "IF", image.size
+            image.draft("RGB", (64, 64))
+            drafted = image.size
+            seen = as_seen(image)
+            if seen.size != drafted:
+                width, height = height, width
+            dim = deep and int(np.asarray(seen).max()) < DIM
+            small = seen.convert("RGB").resize((32, 32), Image.Resampling.NEAREST)
+            thumbnail = alike.thumbnail(seen)
+        bytes_ = digest(path)
+    except UserError:
         return None
     grey = int(np.ptp(np.asarray(small).astype(int), axis=2).max()) <= GREY
-    return Picture(path, part, label, width, height, mode, grey, digest(path))
+    return Picture(path, part, label, width, height, grey, dim, bytes_, thumbnail)

@@ -33,9 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from autoaug_ray.data.files import UNREADABLE, ImageFiles, inside
+from autoaug_ray.data.files import ImageFiles, inside, opened
 from autoaug_ray.data.folders import in_turn
 from autoaug_ray.data.splits import Source
 from autoaug_ray.errors import UserError
@@ -112,11 +111,8 @@ def _mask(path: Path) -> np.ndarray:
 
     Raises UserError if it cannot be read, or is in colour.
     """
-    try:
-        with Image.open(path) as image:
-            mode, numbers = image.mode, np.asarray(image)
-    except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an image ({error}).") from None
+    with opened(path, str(path)) as image:
+        mode, numbers = image.mode, np.asarray(image)
     if mode not in ("P", "L"):
         raise UserError(
             f"{path} is in colour ({mode}), but a mask of numbers is expected; unpack "

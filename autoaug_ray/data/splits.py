@@ -120,6 +120,9 @@ class Splits:
     """None in a final run: what chose the setting now trains it."""
     test: AnySplit
     classes: tuple[str, ...]
+    groups: Tensor | None = None
+    """(n,) int64, a number for each image of `train`: those with the same number have one role,
+    train or meta, in an epoch. None if each is dealt by itself."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,17 @@ class Source:
     test: AnySplit
     classes: tuple[str, ...]
     groups: Tensor | None = None
-    """(n,) int64, a number for each image of a pool without `held_out`: images with the same number
-    stay together when val is cut from it, as patches of one photograph must."""
+    """(n,) int64, a number for each image of the pool and, after them, of `held_out`: images with
+    the same number stay together when val is cut from the pool, as patches of one photograph
+    must."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was read, such as the classes that were dropped."""
 
     def keep(self, index: Tensor) -> "Source":
         """The source with only these images in its pool."""
-        groups = None if self.groups is None else self.groups[index]
+        groups, n = self.groups, len(self.pool)
+        if groups is not None:
+            groups = torch.cat([groups[:n][index], groups[n:]])
         return replace(self, pool=self.pool.take(index), groups=groups)
 
 

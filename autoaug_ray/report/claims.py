@@ -141,9 +141,10 @@ def _tail(claim: Claim, case: StudyResults) -> Judged:
         return Judged(case.name, "cannot be told", "its classes are even")
     own, base = (class_accuracies(case.finals, x) for x in (claim.label, claim.over[0]))
     gains = {seed: own[seed] - base[seed] for seed in own.keys() & base.keys()}
+    head, tail = thirds(len(next(iter(gains.values()), ())))
+    gains = {seed: g for seed, g in gains.items() if g[head].count() and g[tail].count()}
     if len(gains) < ENOUGH:
         return Judged(case.name, "cannot be told", f"{len(gains)} seeds, and it takes {ENOUGH}")
-    head, tail = thirds(len(next(iter(gains.values()))))
     more = mean_of([float(g[tail].mean() - g[head].mean()) for g in gains.values()])
     return Judged(case.name, _above_zero(more), f"{_interval(more, 100)} points more")
 

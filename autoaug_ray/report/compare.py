@@ -192,11 +192,12 @@ def by_frequency(row: Row, values: Sequence[Any]) -> np.ndarray:
     return out
 
 
-def class_accuracies(finals: Finals, label: str) -> dict[int, np.ndarray]:
-    """seed -> test accuracy [0, 1] by rank; seeds without counts are left out."""
+def class_accuracies(finals: Finals, label: str) -> dict[int, np.ma.MaskedArray]:
+    """seed -> test accuracy [0, 1] by rank, masked where untested; seeds without counts are left
+    out."""
     last = {seed: rows[-1] for seed, rows in finals.get(label, {}).items()}
     return {
-        seed: by_frequency(row, row["class_accuracy"])
+        seed: np.ma.masked_invalid(by_frequency(row, row["class_accuracy"]))
         for seed, row in last.items()
         if row.get("class_counts") and row.get("class_accuracy")
     }

@@ -422,7 +422,8 @@ def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> bytes | N
     Means over seeds.
     """
     known = {
-        r.label: np.mean([rows[-1]["class_accuracy"] for rows in by_seed.values()], axis=0)
+        # An untested class is None in the rows, and NaN here.
+        r.label: np.array([rows[-1]["class_accuracy"] for rows in by_seed.values()], float).mean(0)
         for r in entries
         if (by_seed := finals.get(r.label))
     }
@@ -438,7 +439,7 @@ def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> bytes | N
     relative = reference in known and len(known) > 1
     base = values[:, [list(known).index(reference)]] if relative else 0.0
     colored = values - base
-    limit = max(5.0, float(np.abs(colored).max())) if relative else 100.0
+    limit = max(5.0, float(np.nanmax(np.abs(colored)))) if relative else 100.0
     with mpl.rc_context({**RC, "axes.grid": False}):
         figure, (axes,) = panels(max(5.5, 2.6 + 0.72 * len(known)), 1.9 + 0.33 * len(names))
         image = axes.imshow(
@@ -446,10 +447,11 @@ def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> bytes | N
             vmin=-limit if relative else 0, vmax=limit,
         )  # fmt: skip
         for (i, j), value in np.ndenumerate(values):
-            light = np.dot(image.to_rgba(colored[i, j])[:3], (0.2126, 0.7152, 0.0722)) > 0.45
+            brightness = np.dot(image.to_rgba(colored[i, j])[:3], (0.2126, 0.7152, 0.0722))
+            untested = np.isnan(value)
             axes.text(
-                j, i, f"{value:.0f}", ha="center", va="center", fontsize=9.5,
-                color="black" if light else "white",
+                j, i, "-" if untested else f"{value:.0f}", ha="center", va="center", fontsize=9.5,
+                color="black" if untested or brightness > 0.45 else "white",
             )  # fmt: skip
         axes.set_xticks(
             range(len(known)), list(known), rotation=40, ha="right", rotation_mode="anchor"

@@ -45,7 +45,7 @@ def frequency(
         (rows[-1] for by_seed in finals.values() for rows in by_seed.values()), names
     )
     found = {
-        label: np.stack(list(by_seed.values()))  # (seeds, classes)
+        label: np.ma.stack(list(by_seed.values()))  # (seeds, classes)
         for label in chosen
         if (by_seed := compare.class_accuracies(finals, label))
     }
@@ -70,9 +70,10 @@ def frequency(
             else:
                 below.plot(ranks, values.mean(0), ".", color=style[label].color, alpha=0.3, ms=4)
                 parts = np.array_split(ranks - 1, GROUPS)
-                values = np.stack([values[:, part].mean(1) for part in parts], axis=1)
+                values = np.ma.stack([values[:, part].mean(1) for part in parts], axis=1)
                 x = np.array([part.mean() + 1 for part in parts]) + aside * count / GROUPS * 0.1
-            mean, low, high = values.mean(0), values.min(0), values.max(0)
+            found_by_rank = (values.mean(0), values.min(0), values.max(0))
+            mean, low, high = (np.ma.filled(v, np.nan) for v in found_by_rank)
             alone: dict[str, Any] = {"ls": ""} if count <= FEW else {}
             _ranges(below, x, mean, low, high, style[label], lw=1.3, label=label, **alone)
         below.set_title("Test accuracy per class")

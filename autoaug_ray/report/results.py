@@ -376,7 +376,11 @@ def _entry(
         label, accuracies, study.reference, _accuracies(runs, study.reference),
         right=(_right(runs, label), _right(runs, study.reference)),
     )  # fmt: skip
-    macro = tuple(fmean(row["class_accuracy"]) for row in last if row["class_accuracy"])
+    macro = tuple(
+        fmean(share for share in row["class_accuracy"] if share is not None)
+        for row in last
+        if row["class_accuracy"]
+    )
     hours = {p: _seconds(lines, (p,)) / 3600 for p in meter.PHASES} | _bank_hours(last)
     devices = {line["device"] for line in lines} or {row["device"] for row in last}
     clocks = {line["clock"] for line in lines if "clock" in line}

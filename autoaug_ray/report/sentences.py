@@ -185,7 +185,12 @@ def _tails(results: StudyResults, ranked: Order) -> list[str]:
             continue
         parts = []
         for name, part in (("rarest", tail), ("most frequent", head)):
-            x, y = ({s: float(v[part].mean()) for s, v in by.items()} for by in (own, base))
+            x, y = (
+                {s: float(v[part].mean()) for s, v in by.items() if v[part].count()}
+                for by in (own, base)
+            )
+            if not x.keys() & y.keys():
+                continue  # none of these classes was tested
             c = statistics.compare(label, x, reference, y)
             counts = ranked.counts[part]
             known = "" if c.n < ENOUGH or c.distinguishable() else "; not distinguishable"

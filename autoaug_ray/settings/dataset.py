@@ -1,11 +1,14 @@
 """What a study's `dataset:` may say."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from autoaug_ray.own_code import is_own
 from autoaug_ray.settings import Settings
+
+Fit = Literal["stretch", "crop", "letterbox"]
 
 
 class Shift(Settings):
@@ -38,21 +41,24 @@ class Imbalance(Settings):
     """Which class has which rank: a permutation by the seed, or class 0 first as in CIFAR-10-LT."""
 
 
+_OBJECTS = frozenset({"image_size", "fit", "protocol", "min_class_count", "group_by"})
 OPTIONS: dict[str, frozenset[str]] = {
     "fashion-mnist-mini": frozenset({"image_size"}),
     "fashion-mnist": frozenset({"download", "image_size"}),
     "cifar10": frozenset({"download", "image_size"}),
     "cifar100": frozenset({"download", "image_size"}),
-    "tiny-imagenet": frozenset({"image_size"}),
-    "imagenet": frozenset({"image_size", "fit"}),
+    "tiny-imagenet": frozenset({"image_size", "group_by"}),
+    "imagenet": frozenset({"image_size", "fit", "group_by"}),
     "bach": frozenset({"image_size"}),
-    "caltech101": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
-    "voc2012": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
-    "coco2017": frozenset({"image_size", "fit", "protocol", "min_class_count"}),
-    "lvis": frozenset({"image_size", "fit", "protocol", "min_class_count", "frequencies"}),
+    "caltech101": _OBJECTS,
+    "voc2012": _OBJECTS,
+    "coco2017": _OBJECTS,
+    "lvis": _OBJECTS | {"frequencies"},
     "npz": frozenset({"image_size"}),
     "hub": frozenset({"image_size", "channels", "fit"}),
-    "folder": frozenset({"image_size", "channels", "fit", "test_fraction", "unreadable"}),
+    "folder": frozenset(
+        {"image_size", "channels", "fit", "test_fraction", "unreadable", "group_by"}
+    ),
 }
 """The datasets, and the fields that each understands, besides those that all understand."""
 SOME_ONLY = frozenset().union(*OPTIONS.values())
@@ -76,9 +82,10 @@ class Dataset(Settings):
     the patches that train (512)."""
     channels: Literal[1, 3] | None = None
     """3 (default), or 1 to read images as grey."""
-    fit: Literal["stretch", "crop"] | None = None
+    fit: Fit | None = None
     """How files get that size: stretch (default) scales both sides to it; crop (default for
-    imagenet) scales the shorter side to it, and keeps the middle of the longer one."""
+    imagenet) scales the shorter side to it, and keeps the middle of the longer one; letterbox
+    scales the longer side to it, and fills what is left beside the shorter one with mid-grey."""
     protocol: Literal["clean", "dafusion"] | None = None
     """How classes are made from objects: clean (default) as each dataset's reader says, or with the
     choices of DAFusion's public code, which AutoGenDA follows."""
@@ -92,6 +99,10 @@ class Dataset(Settings):
     every machine; files of the same bytes are on one side."""
     unreadable: Literal["error", "skip"] | None = None
     """What to do about images in a folder that cannot be read (default error)."""
+    group_by: str | None = None
+    """A regular expression, searched in each file's path below the root: files in which its group
+    1, or the whole match if it has none, is the same stay on one side of each split, the one
+    between train and meta included. Files without a match are each by themselves."""
     closed_test: bool = False
     """No run sees the test set: a fifth of the pool stands in for it, so that what is decided
     before the whole study is not decided by its test set."""
@@ -115,6 +126,15 @@ class Dataset(Settings):
                 "your own"
             )
         return name
+
+    @field_validator("group_by")
+    @classmethod
+    def _is_regex(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        return pattern
 
     @model_validator(mode="after")
     def _one_subset(self) -> "Dataset":

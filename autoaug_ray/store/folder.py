@@ -59,7 +59,8 @@ ROW = pa.schema(
         ("test_accuracy", pa.float64()),  # [0, 1]; only in the last row of a final run
         ("test_top5", pa.float64()),  # [0, 1], where test_accuracy is; null with 5 classes or fewer
         ("test_right", pa.binary()),  # where test_accuracy is: a byte per image, 1 if it was right
-        ("class_accuracy", pa.list_(pa.float64())),  # per class, where test_accuracy is
+        # Per class, where test_accuracy is; null for a class without a test image.
+        ("class_accuracy", pa.list_(pa.float64())),
         ("class_counts", pa.list_(pa.int64())),  # training images per class, in the run's pool
         ("imbalance_nominal", pa.float64()),  # the study's factor, if it has one
         ("imbalance_effective", pa.float64()),  # smallest / largest of class_counts

@@ -148,14 +148,65 @@ def test_what_cannot_be_read_is_named_and_left_out(pets, tmp_path, capsys, monke
 
 
 @pytest.mark.usefixtures("untimed")
-def test_more_than_eight_bits_are_warned_of(pets, tmp_path, capsys, monkeypatch):
-    deep = np.arange(600, dtype=np.uint16).reshape(30, 20) * 100
-    Image.fromarray(deep).save(pets / "cat/deep.png")
+def test_deep_images_that_are_nearly_black_are_warned_of(pets, tmp_path, capsys, monkeypatch):
+    deep = np.arange(600, dtype=np.uint16).reshape(30, 20)
+    Image.fromarray(deep * 100).save(pets / "cat/deep.png")
+    Image.fromarray(deep * 6).save(pets / "cat/dim.png")
     monkeypatch.chdir(tmp_path)
     assert main(["init", "pets"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "more than 8 bits, of which all above 255 would be white: pets/cat/deep.png." in said
-    assert "20 in colour, 1 grey" in said
+    assert "use few of the values of more than 8 bits: pets/cat/dim.png." in said
+    assert "20 in colour, 2 grey" in said
+
+
+@pytest.mark.usefixtures("untimed")
+def test_images_that_look_the_same_are_named_and_groups_are_kept(tmp_path, capsys, monkeypatch):
+    for part, names in (("Train", "ab"), ("test", "ab")):
+        for name in names:
+            draw_class(tmp_path / "mine" / part / name, 3, seed=len(part))
+    mine = tmp_path / "mine"
+    first = Image.open(mine / "Train/a/000.png").resize((5, 7)).resize((20, 30))
+    first.save(mine / "Train/a/000.png")
+    first.save(mine / "Train/a/v1_0.jpg", quality=90)
+    first.resize((40, 60)).save(mine / "test/b/v2_0.png")
+    shutil.copy(mine / "Train/a/001.png", mine / "Train/a/copy.png")
+    (mine / "Train/a/notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine", "--group-by", r"v\d"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for line in (
+        "15 images of 2 classes in Train/CLASS/* test/CLASS/*",
+        "copies 1 (files of the same bytes",
+        "alike 2 (look the same as another one)",
+        "look the same as images of an earlier part: mine/test/b/v2_0.png (as "
+        "mine/Train/a/000.png).",
+        "on one side of each split: mine/Train/a/v1_0.jpg (as mine/Train/a/000.png).",
+        "1 files are not read, as their ending is none of an image that is: 1 .txt",
+        "dataset.group_by makes 15 groups of 15 files; the largest, 'v1', has 1, and 13 match",
+    ):
+        assert line in said, line
+    (study,) = config.load(tmp_path / "mine.yaml")
+    assert study.dataset.group_by == r"v\d"
+
+
+@pytest.mark.parametrize("pattern, words", [("(v", "no regular expression"), ("x", "none of 20")])
+def test_a_group_by_that_groups_nothing_writes_no_study(pets, tmp_path, capsys, pattern, words):
+    study = tmp_path / "mine.yaml"
+    assert main(["init", str(pets), "--study", str(study), "--group-by", pattern]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.strip().splitlines()) == 1 and not study.exists()
+
+
+@pytest.mark.parametrize(
+    "shapes, fit",
+    [([(20, 30)] * 4, None), ([(20, 22), (20, 21)] * 2, None), ([(20, 30), (30, 20)] * 2, "crop"),
+     ([(20, 50), (30, 20)] * 2, "letterbox")],
+)  # fmt: skip
+def test_images_of_several_shapes_are_not_stretched(tmp_path, shapes, fit):
+    for i, size in enumerate(shapes):
+        for name in "ab":
+            draw_class(tmp_path / "mine" / name, len(shapes) - i, size=size, seed=i)
+    assert study_of(tmp_path / "mine").dataset.fit == fit
 
 
 @pytest.mark.usefixtures("untimed")

@@ -64,6 +64,26 @@ def test_controls_share_the_colour_of_their_entry(hand: Hand) -> None:
     assert len({look[k].color for k in ("none", "bilevel", "randaugment")}) == 3
 
 
+def test_an_untested_class_is_a_dash_and_in_no_mean(
+    hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    original = figures.Axes.text
+
+    def spy(self: Any, x: float, y: float, text: str, **more: Any) -> Any:
+        written.append(text)
+        return original(self, x, y, text, **more)
+
+    monkeypatch.setattr(figures.Axes, "text", spy)
+    for label, share in (("none", 0.5), ("bilevel", 0.75)):
+        hand.finals(label, share, more={"class_accuracy": [share, None, 1.0]})
+    results = hand.results()
+    macro = {r.label: r.macro_accuracy_mean for r in results.entries}
+    assert (macro["none"], macro["bilevel"]) == (0.75, 0.875)
+    assert figures.classes(results.entries, results.finals, "abc") is not None
+    assert sorted(written) == ["-", "-", "100", "100", "50", "75"]
+
+
 def test_many_classes(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 classes: those on which the entries differ most are shown, in order and with names."""
     shown: list[str] = []

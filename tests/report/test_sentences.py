@@ -12,9 +12,10 @@ import pytest
 from hand import Hand, MixHand, Page
 from rich.console import Console
 
+from autoaug_ray.report import mixes
 from autoaug_ray.report.compare import pareto
 from autoaug_ray.report.results import EntryResult
-from autoaug_ray.report.sentences import table
+from autoaug_ray.report.sentences import table, verdicts
 from autoaug_ray.report.write import write
 
 
@@ -262,6 +263,30 @@ def test_the_gain_in_rare_classes_by_hand(tmp_path: Path) -> None:
         in words
     )
     assert "Every seed has its own order of the classes" in words
+
+
+def test_a_third_of_the_classes_that_is_untested_is_left_out(tmp_path: Path) -> None:
+    """Of three untested classes two are among the three rarest, and then all three are."""
+    hand = MixHand(tmp_path)
+    hand.fill({"autogenda": 0.05}, noise=0.0)
+    for untested, wanted in ((slice(-2, None), 100 * 2 * 0.05 * 7 / 9), (slice(-3, None), None)):
+        results = hand.results()
+        for by_seed in results.finals.values():
+            for *_, last in by_seed.values():
+                accuracy = list(last["class_accuracy"])
+                for label in np.argsort(-np.array(last["class_counts"]), kind="stable")[untested]:
+                    accuracy[label] = None
+                last["class_accuracy"] = accuracy
+        words = "\n".join(verdicts(results))
+        if wanted is None:
+            assert "autogenda against none in the most frequent third" in words
+        else:
+            assert (
+                f"rarest third of the classes (40 to 50 images): difference {wanted:+.2f}" in words
+            )
+        figure = mixes.frequency(results.entries, results.finals, ["none", "autogenda"])
+        assert figure is not None
+        figure.canvas.draw()
 
 
 def test_a_learned_mix_is_held_against_its_search_free_one(tmp_path: Path) -> None:
