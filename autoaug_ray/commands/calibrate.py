@@ -11,6 +11,7 @@ from rich.table import Table
 
 from autoaug_ray.config import Study
 from autoaug_ray.report.cost_sentences import WARN
+from autoaug_ray.report.terminal import Columns
 from autoaug_ray.schedule.calibrate import share_of
 from autoaug_ray.schedule.calibration_task import Fault, calibrate_on_workers
 from autoaug_ray.schedule.forecast import Forecast, forecast, sentence
@@ -92,30 +93,28 @@ def forecast_lines(
         yield sentence(forecasts, " and ".join(sorted(devices))) + "."
 
 
-def forecast_table(study: Study, calibrated: Calibration) -> Table:
+def forecast_table(study: Study, calibrated: Calibration) -> Columns:
     """The runs of each entry and what they will take."""
     forecasts = forecast(study, calibrated)
     devices = ", ".join(sorted({e.device for e in calibrated.entries}))
-    table = Table(
-        title=f"forecast: device-hours of training on {devices}, from a few steps of every entry"
-    )
-    table.add_column("entry")
-    for name in (
-        "search runs", "final runs", "min per search run", "min per final run", "hours", "MB",
-    ):  # fmt: skip
-        table.add_column(name, justify="right")
-    for f in forecasts:
-        table.add_row(
+    head = [
+        "entry", "search runs", "final runs", "min per search run", "min per final run", "hours",
+        "MB",
+    ]  # fmt: skip
+    rows = [
+        [
             f.label, str(f.search_runs), str(f.final_runs),
             f"{f.search_run_seconds / 60:.2f}" if f.search_runs else "",
             f"{f.final_run_seconds / 60:.2f}", f"{f.device_seconds / 3600:.4f}",
             _megabytes(_memory(calibrated, f.label)),
-        )  # fmt: skip
-    table.add_section()
+        ]
+        for f in forecasts
+    ]  # fmt: skip
     total = sum(f.device_seconds for f in forecasts)
-    table.add_row("all", str(sum(f.search_runs for f in forecasts)),
-        str(sum(f.final_runs for f in forecasts)), "", "", f"{total / 3600:.4f}", "")  # fmt: skip
-    return table
+    runs = (sum(f.search_runs for f in forecasts), sum(f.final_runs for f in forecasts))
+    rows.append(["all", *map(str, runs), "", "", f"{total / 3600:.4f}", ""])
+    title = f"forecast: device-hours of training on {devices}, from a few steps of every entry"
+    return Columns(head, rows, title=title)
 
 
 def step_table(study: Study, calibrated: Calibration) -> Table:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from autoaug_ray import data, models
 from autoaug_ray.commands import transfer
@@ -24,6 +23,7 @@ from autoaug_ray.commands.calibrate import (
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import resolution
+from autoaug_ray.report.terminal import Columns
 from autoaug_ray.schedule.bank_for_study import (
     fill_bank,
     forecast_bank,
@@ -225,6 +225,8 @@ def say_verdict(results: "StudyResults", console: Console) -> None:
     found = verdict(results)
     console.print()
     console.print(found.headline, style="bold", markup=False)
+    if found.change:
+        console.print(f"What would change this answer: {found.change}", markup=False)
     for note in found.notes:
         console.print(note, markup=False)
     if found.load:
@@ -382,16 +384,16 @@ def _check_images(study: Study, shape: tuple[int, int, int]) -> None:
                 raise UserError(f"methods.{entry.label}.{error}.") from None
 
 
-def _dry_run_bank(studies: Sequence[Study]) -> Table:
+def _dry_run_bank(studies: Sequence[Study]) -> Columns:
     captions, forecasts = forecast_bank(studies)
-    table = Table(
-        title="generated images, at most; device-hours at the published share of each device's "
-        f"peak; {captions} captions come first, at a small part of the cost",
-    )
-    for name in ("device", "images", "TFLOP per image", "EFLOP", "device-hours", "GB on disk"):
-        table.add_column(name, justify="left" if name == "device" else "right")
+    rows = []
     for device, f in forecasts.items():
         figures = (f.tflop_per_image, f.eflop, f.device_hours, f.gigabytes)
         shown = ["-" if math.isnan(x) else f"{x:.3g}" for x in figures]
-        table.add_row(device, str(f.images), *shown)
-    return table
+        rows.append([device, str(f.images), *shown])
+    return Columns(
+        ["device", "images", "TFLOP per image", "EFLOP", "device-hours", "GB on disk"],
+        rows,
+        title="generated images, at most; device-hours at the published share of each device's "
+        f"peak; {captions} captions come first, at a small part of the cost",
+    )

@@ -111,6 +111,12 @@ class Parts:
         alone = max(self.of_seeds - self.of_both / self.images, 0.0)
         return (alone + self.of_both / images) / n, self.of_images / images + 0.0 * n
 
+    def told_from(self, alpha: float) -> Any:
+        """The smallest difference that a test at level `alpha` rejects as chance."""
+        from scipy import stats
+
+        return stats.t.ppf(1 - alpha / 2, self.freedom()) * self.error()
+
     def detectable(self, alpha: float, n: Any = None, images: Any = None) -> Any:
         """The smallest difference that a test at level `alpha` finds with a chance of POWER."""
         from scipy import stats

@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rich.markup import escape
-from rich.table import Table
-
 from autoaug_ray.maths.statistics import in_per_cent
 from autoaug_ray.report import compare, cost_sentences
 from autoaug_ray.report.results import EntryResult, StudyResults
 from autoaug_ray.report.runs import Row
-from autoaug_ray.report.sentences import terminal_table
+from autoaug_ray.report.terminal import Columns
 
 BUDGETS = (1, 2, 5, 10)
 """In trainings of the reference, search and images included."""
@@ -96,16 +93,16 @@ def _chosen(trials: Sequence[Row]) -> Row:
     return max(trials, key=lambda row: (row["epoch"], row["val_accuracy"], -row["index"]))
 
 
-def table(results: StudyResults, shown: Sequence[Line]) -> Table:
+def table(results: StudyResults, shown: Sequence[Line]) -> Columns:
     """The table for the terminal."""
-    reference = escape(results.study.reference)
+    reference = results.study.reference
     caption = (
         f"Test accuracy in % of what fits into so many trainings of {reference}, search and images "
         f"included; {CUT} with the first trials of its search only; ? these choose a setting that "
         "was never finally trained."
     )
     head = ["method", "cost", *(f"{b} training{'s' * (b > 1)}" for b in BUDGETS)]
-    return terminal_table(caption, head, [[escape(x.entry.label), x.cost, *x.cells] for x in shown])
+    return Columns(head, [[x.entry.label, x.cost, *x.cells] for x in shown], caption)
 
 
 def verdicts(shown: Sequence[Line]) -> list[str]:

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from autoaug_ray.maths.statistics import BLOCKS, ENOUGH, LEVEL, Ranking, in_per_cent, rank
 from autoaug_ray.report import compare, cost_sentences
 from autoaug_ray.report.cost_sentences import number
 from autoaug_ray.report.results import EntryResult, StudyResults
-from autoaug_ray.report.sentences import terminal_table
+from autoaug_ray.report.terminal import Columns
 
 INDEPENDENT = 5
 """Cases from which on a case is a block; with fewer, a block is a seed of a case."""
@@ -113,7 +112,7 @@ def _blocks(
     return out
 
 
-def table(found: Across) -> Table:
+def table(found: Across) -> Columns:
     """For the terminal: entries x cases, or cases x entries where there are more of them."""
     spread = len(found.cases) < 5
     caption = (
@@ -123,16 +122,17 @@ def table(found: Across) -> Table:
     )
     if found.ranking is not None:
         caption += f" Rank: mean over {found.words_for_blocks()}; 1 is best."
-    grid = []
+    grid: list[list[str | Text]] = []
     for line in lines(found):
         texts = [(cell.text if spread else cell.short, cell.best) for cell in line.cells]
-        cells = [f"[bold]{text}[/]" if best else text for text, best in texts]
+        cells = [Text(text, "bold") if best else text for text, best in texts]
         grid.append(["  " * bool(line.entry.control_of) + line.label, *cells, line.rank])
-    grid.insert(0, ["method", *(case.name for case in found.cases), "rank"])
+    head = ["method", *(case.name for case in found.cases), "rank"]
     if len(found.cases) > len(found.entries):  # terminals are higher than wide
-        grid = [list(column) for column in zip(*grid, strict=True)]
-        grid[0] = ["case", *(name.strip() for name in grid[0][1:])]
-    return terminal_table(caption, list(map(escape, grid[0])), grid[1:])
+        names, *grid = [list(column) for column in zip(*grid, strict=True)]
+        grid = [[case, *cells] for case, cells in zip(head[1:], grid, strict=True)]
+        head = ["case", *(str(name).strip() for name in names)]
+    return Columns(head, grid, caption)
 
 
 def verdicts(found: Across) -> list[str]:

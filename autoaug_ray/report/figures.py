@@ -1,4 +1,4 @@
-"""The report's pictures: plain data in, PNG bytes out.
+"""The report's pictures: plain data in, matplotlib figures out, and how they become PNG files.
 
 One colour and one marker per entry in all of them; a control has the colour of its learned entry
 and is drawn hollow or dashed.
@@ -6,23 +6,22 @@ and is drawn hollow or dashed.
 
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.report import label_placement
-from autoaug_ray.report.compare import Entries, mean_accuracy, pareto, time_unit
-from autoaug_ray.report.results import EntryResult
+from autoaug_ray.report.compare import Entries
 from autoaug_ray.report.runs import Finals, Row
+from autoaug_ray.report.svg import mark
 
 GREY = "#555555"
 PALETTE = (
@@ -35,6 +34,7 @@ RC: dict[Any, Any] = {
     "font.size": 10.5, "axes.titlesize": 11.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True, "legend.frameon": False,
+    "text.parse_math": False,  # a name is what it says, even with two dollars in it
 }  # fmt: skip
 DPI = 110
 
@@ -58,150 +58,6 @@ def styles(entries: Entries) -> dict[str, Style]:
         if r.control_of:
             out[r.label] = out[r.control_of]._replace(hollow=True)
     return out
-
-
-class CostPoint(NamedTuple):
-    """An entry in the figure of accuracy against cost."""
-
-    entry: EntryResult
-    at: tuple[float, float]
-    """(relative cost, mean test accuracy in per cent)"""
-    half: float
-    """Half the width of the interval of the mean, in points; 0 with fewer than ENOUGH seeds."""
-    cost_half: float
-    """The same of the relative cost."""
-    published: tuple[float, float] | None
-    """The paper's (relative cost, accuracy in per cent), where it gives both."""
-
-
-class CostFigure(NamedTuple):
-    """What the figure of accuracy against cost shows, on paper and in the browser."""
-
-    points: list[CostPoint]
-    front: list[tuple[float, float]]
-    """The corners of the Pareto front's stairs, by rising cost."""
-    costs: tuple[float, float]
-    """The range of the axis of costs."""
-    accuracies: tuple[float, float]
-    """The range of the axis of accuracies, in per cent; a wider interval runs out of the frame."""
-
-
-def cost_figure(entries: Entries) -> CostFigure | None:
-    """None if no entry has a cost."""
-    points = [
-        CostPoint(
-            entry=r,
-            at=(r.relative_cost, 100 * mean_accuracy(r)),
-            half=100 * (r.test_accuracy_half_width or 0.0) if len(r.seeds) >= ENOUGH else 0.0,
-            cost_half=(r.relative_cost_half_width or 0.0) if len(r.cost_seeds) >= ENOUGH else 0.0,
-            published=(r.published_cost, 100 * r.published_accuracy)
-            if r.published_measure == "micro" and r.published_cost and r.published_accuracy
-            else None,
-        )
-        for r in entries
-        if r.relative_cost is not None
-    ]
-    if not points:
-        return None
-    papers = [p.published for p in points if p.published]
-    costs = [x for x, _ in (*(p.at for p in points), *papers)]
-    seeds = [100 * a for p in points for a in p.entry.test_accuracies]
-    ys = [*seeds, *(y for _, y in papers)]
-    room = max(1.0, 0.4 * (max(seeds) - min(seeds)))
-    right = 1.6 * max(costs)
-    at = {p.entry.label: p.at for p in points}
-    front = [at[r.label] for r in pareto(entries)]
-    corners = [front[0]]
-    for x, y in [*front[1:], (right, 0.0)]:
-        corners += [(x, corners[-1][1]), (x, max(y, corners[-1][1]))]
-    return CostFigure(
-        points,
-        corners,
-        (min(costs) / 1.2, right),
-        (max(min(ys) - room, -2.0), min(max(ys) + room, 102.0)),
-    )
-
-
-def accuracy_vs_cost(entries: Entries) -> Figure | None:
-    """Test accuracy over relative cost, with seeds, intervals and the Pareto front.
-
-    Where a paper gives both of an entry, its figures stand hollow and grey behind ours.
-    """
-    shown = cost_figure(entries)
-    if shown is None:
-        return None
-    style = styles(entries)
-    papers = [p.published for p in shown.points if p.published]
-    with mpl.rc_context(RC):
-        figure, (axes,) = panels(9, 5.8)
-        for entry, (x, y), half, cost_half, published in shown.points:
-            color, marker, hollow = style[entry.label]
-            if half or cost_half:
-                axes.errorbar(x, y, half, cost_half, color=color, capsize=4, lw=1.3)
-            if published:
-                axes.plot(
-                    *zip((x, y), published, strict=True), ":", color="#b5b5b5", lw=1, zorder=1
-                )
-                axes.plot(*published, marker, color="#8f8f8f", mfc="white", ms=8, mew=1.4, zorder=2)
-            own = [100 * a for a in entry.test_accuracies]
-            axes.plot([x] * len(own), own, ".", color=color, alpha=0.55, ms=9, mew=0)
-            face = "white" if hollow else color
-            axes.plot(x, y, marker, color=color, mfc=face, ms=8, mew=1.8, zorder=4)
-        axes.plot(*zip(*shown.front, strict=True), "-", color="#aaaaaa", zorder=1)
-        axes.set_xscale("log")
-        axes.set_xlim(*shown.costs)
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, shown.accuracies[0]), min(high, shown.accuracies[1]))
-        _cost_ticks(axes.xaxis, *shown.costs, "x")
-        axes.set_xlabel(
-            f"relative cost: (search + one final training) / one training of "
-            f"{entries[0].reference} (log scale)"
-        )
-        axes.set_ylabel("test accuracy (%)")
-        _time_axis(axes, shown.points[0].entry, *shown.costs)
-        signs: dict[str, dict[str, Any]] = {
-            "mean over seeds": {"marker": "o"},
-            "a control": {"marker": "o", "mfc": "white"},
-            "one seed": {"marker": ".", "alpha": 0.55, "ms": 9},
-            "95 % interval": {"marker": "|", "ms": 11},
-            "Pareto front": {"ls": "-", "color": "#aaaaaa"},
-            "published": {"ls": ":", "marker": "o", "color": "#8f8f8f", "mfc": "white"},
-        }
-        drawn = {
-            "95 % interval": any(p.half or p.cost_half for p in shown.points),
-            "published": bool(papers),
-        }
-        handles = [
-            Line2D([], [], label=name, **{"ls": "", "color": GREY} | look)
-            for name, look in signs.items()
-            if drawn.get(name, True)
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=6, columnspacing=1.4)
-        bars = [((x, y - half), (x, y + half)) for _, (x, y), half, _, _ in shown.points]
-        bars += [((x - half, y), (x + half, y)) for _, (x, y), _, half, _ in shown.points]
-        stairs = zip(shown.front, shown.front[1:], strict=False)
-        taken = [*bars, *stairs, *((p, p) for p in papers)]
-        points = {p.entry.label: p.at for p in shown.points}
-        label_placement.beside_points(figure, axes, points, taken)
-        return figure
-
-
-def _time_axis(axes: Axes, entry: EntryResult, left: float, right: float) -> None:
-    """The same cost along the upper edge, in device time."""
-    assert entry.training_device_hours is not None and entry.relative_cost is not None
-    hours = entry.training_device_hours / entry.relative_cost
-    factor, unit = time_unit(hours * right)
-    scale = hours * factor
-    there_and_back = (lambda x: np.asarray(x) * scale, lambda t: np.asarray(t) / scale)
-    above = axes.secondary_xaxis("top", functions=there_and_back)
-    _cost_ticks(above.xaxis, left * scale, right * scale)
-    device = "CPU" if entry.device == "CPU" else "GPU"
-    above.set_xlabel(f"{device}-{unit} of training: search + one final")
-
-
-def _cost_ticks(axis: Axis, left: float, right: float, suffix: str = "") -> None:
-    steps = (1, 1.5, 2, 3, 5, 7) if right < 20 * left else (1, 3) if right < 1e3 * left else (1,)
-    round_ticks(axis, steps, left, right, suffix)
 
 
 def round_ticks(
@@ -254,7 +110,7 @@ DELIVERED = {
 }
 
 
-def strength(entries: Entries, finals: Finals, true_mean: float | None) -> bytes | None:
+def strength(entries: Entries, finals: Finals, true_mean: float | None) -> Figure | None:
     """Delivered displacement and colour change, and the learned spread of every parameter."""
     style = styles(entries)
     delivered: dict[str, dict[str, Series]] = {}
@@ -276,15 +132,16 @@ def strength(entries: Entries, finals: Finals, true_mean: float | None) -> bytes
         for axes, (name, curves) in zip(all_axes, delivered.items(), strict=False):
             title, y_name = DELIVERED[name]
             axes.set_title(title)
-            ends = {label: _curve(axes, s, style[label]) for label, s in curves.items()}
+            ends = {k: _curve(axes, s, style[k], entry=k) for k, s in curves.items()}
             if name == "displacement" and true_mean is not None:
                 axes.axhline(true_mean, color="black", ls=(0, (8, 4)), lw=1.4)
                 ends["the test images"] = true_mean
-            _from_zero(axes, y_name, ends, colors)
+            _from_zero(axes, y_name, ends, colors, curves)
         for axes, (label, parameters) in zip(
             all_axes[len(delivered) :], spreads.items(), strict=True
         ):
             axes.set_title(f"Learned spread: {label}", fontsize=10.5)
+            mark(label, axes)
             colors = dict(zip(parameters, PALETTE, strict=False))
             plain = len(parameters) > 3  # too many for bands
             ends = {
@@ -292,7 +149,7 @@ def strength(entries: Entries, finals: Finals, true_mean: float | None) -> bytes
                 for k, s in parameters.items()
             }
             _from_zero(axes, "std of the parameter", ends, colors)
-        return png(figure)
+        return figure
 
 
 def _by_label(
@@ -308,12 +165,16 @@ def _logged(name: str) -> Callable[[Row], float | None]:
 
 
 def _from_zero(
-    axes: Axes, y_name: str, ends: Mapping[str, float], colors: Mapping[str, str]
+    axes: Axes,
+    y_name: str,
+    ends: Mapping[str, float],
+    colors: Mapping[str, str],
+    entries: Container[str] = (),
 ) -> None:
-    """Let y begin at zero, and name the curves at their ends."""
+    """Let y begin at zero, and name the curves at their ends; `entries` of them are entries."""
     axes.set_ylabel(y_name)
     axes.set_ylim(bottom=0)
-    label_placement.at_ends(axes, ends, colors)
+    label_placement.at_ends(axes, ends, colors, entries=entries)
 
 
 def _spreads(by_seed: Mapping[int, Sequence[Row]]) -> dict[str, Series]:
@@ -326,7 +187,7 @@ SNR_LIMIT = 1e3
 """With one outer step in an epoch there is no noise to divide by."""
 
 
-def hypergradient(entries: Entries, finals: Finals) -> bytes | None:
+def hypergradient(entries: Entries, finals: Finals) -> Figure | None:
     """Norm and signal-to-noise of the hypergradient by epoch, where a method logged them."""
     style = styles(entries)
     wanted = {
@@ -347,27 +208,35 @@ def hypergradient(entries: Entries, finals: Finals) -> bytes | None:
         for axes, (name, curves) in zip(all_axes, found.items(), strict=True):
             title, y_name, _ = wanted[name]
             axes.set_title(title)
-            ends = {label: _curve(axes, s, style[label]) for label, s in curves.items()}
-            _from_zero(axes, y_name, ends, {k: v.color for k, v in style.items()})
-        return png(figure)
+            ends = {k: _curve(axes, s, style[k], entry=k) for k, s in curves.items()}
+            _from_zero(axes, y_name, ends, {k: v.color for k, v in style.items()}, curves)
+        return figure
 
 
-def _curve(axes: Axes, s: Series, style: Style, *, band: bool = True) -> float:
+def _curve(
+    axes: Axes, s: Series, style: Style, *, entry: str | None = None, band: bool = True
+) -> float:
     """Draw a curve, dashed for a control, dotted if it never changes, else with its band.
 
-    Returns its last value.
+    `entry`: whose curve it is, if the axes show more than one. Returns its last value.
     """
     dashes, width = (":", 1.5) if not s.varies() else ("--" if style.hollow else "-", 2)
-    if dashes == "-" and band:
-        axes.fill_between(s.epochs, s.low, s.high, color=style.color, alpha=0.13, lw=0)
     marker = "." if len(s.epochs) == 1 else ""
-    axes.plot(s.epochs, s.mean, ls=dashes, color=style.color, lw=width, marker=marker)
+    drawn: list[Artist] = [
+        *axes.plot(s.epochs, s.mean, ls=dashes, color=style.color, lw=width, marker=marker)
+    ]
+    if dashes == "-" and band:
+        drawn.append(
+            axes.fill_between(s.epochs, s.low, s.high, color=style.color, alpha=0.13, lw=0)
+        )
+    if entry is not None:
+        mark(entry, *drawn)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return float(s.mean[-1])
 
 
-def samples(entries: Entries, finals: Finals) -> bytes | None:
+def samples(entries: Entries, finals: Finals) -> Figure | None:
     """The same training images as each entry augments them: one strip per pictured epoch."""
     strips: dict[str, list[tuple[str, np.ndarray]]] = {}
     for r in entries:
@@ -394,7 +263,10 @@ def samples(entries: Entries, finals: Finals) -> bytes | None:
             top = total - 0.32
             for label in labels:
                 left = (0.45 + c * 4.75) / 9.4
-                figure.text(left, (top + 0.07) / total, label, weight="bold", va="bottom")
+                mark(
+                    label,
+                    figure.text(left, (top + 0.07) / total, label, weight="bold", va="bottom"),
+                )
                 for epoch, strip in strips[label]:
                     box = (left, (top - row_inches) / total, 4.1 / 9.4, row_inches * 0.97 / total)
                     axes = figure.add_axes(box)
@@ -402,10 +274,11 @@ def samples(entries: Entries, finals: Finals) -> bytes | None:
                     axes.set_axis_off()
                     word = epoch if epoch == "all" else f"ep. {epoch}"
                     y = (top - row_inches / 2) / total
-                    figure.text(left - 0.006, y, word, ha="right", va="center", fontsize=8.5)
+                    note = figure.text(left - 0.006, y, word, ha="right", va="center", fontsize=8.5)
+                    mark(label, axes, note)
                     top -= row_inches
                 top -= 0.42
-        return png(figure)
+        return figure
 
 
 def _decode(picture: bytes) -> np.ndarray:
@@ -416,7 +289,7 @@ CLASSES = 30
 """Rows of the class figure: of more classes, those on which the entries differ most are shown."""
 
 
-def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> bytes | None:
+def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> Figure | None:
     """Accuracy per class and entry; colour is the difference to the reference, where there is one.
 
     Means over seeds.
@@ -442,28 +315,33 @@ def classes(entries: Entries, finals: Finals, names: Sequence[str]) -> bytes | N
     limit = max(5.0, float(np.nanmax(np.abs(colored)))) if relative else 100.0
     with mpl.rc_context({**RC, "axes.grid": False}):
         figure, (axes,) = panels(max(5.5, 2.6 + 0.72 * len(known)), 1.9 + 0.33 * len(names))
-        image = axes.imshow(
-            colored, aspect="auto", cmap="PuOr" if relative else "Blues",
-            vmin=-limit if relative else 0, vmax=limit,
-        )  # fmt: skip
-        for (i, j), value in np.ndenumerate(values):
-            brightness = np.dot(image.to_rgba(colored[i, j])[:3], (0.2126, 0.7152, 0.0722))
-            untested = np.isnan(value)
-            axes.text(
-                j, i, "-" if untested else f"{value:.0f}", ha="center", va="center", fontsize=9.5,
-                color="black" if untested or brightness > 0.45 else "white",
-            )  # fmt: skip
         axes.set_xticks(
             range(len(known)), list(known), rotation=40, ha="right", rotation_mode="anchor"
         )
         axes.set_yticks(range(len(names)), names)
+        edges = np.arange(len(names) + 1) - 0.5
+        for j, (label, tick) in enumerate(zip(known, axes.get_xticklabels(), strict=True)):
+            mesh = axes.pcolormesh(
+                [j - 0.5, j + 0.5], edges, colored[:, [j]], cmap="PuOr" if relative else "Blues",
+                vmin=-limit if relative else 0, vmax=limit,
+            )  # fmt: skip
+            mark(label, mesh, tick)
+            for i, value in enumerate(values[:, j]):
+                light = np.dot(mesh.to_rgba(colored[i, j])[:3], (0.2126, 0.7152, 0.0722)) > 0.45
+                untested = np.isnan(value)
+                text = axes.text(
+                    j, i, "-" if untested else f"{value:.0f}", ha="center", va="center",
+                    fontsize=9.5, color="black" if untested or light else "white",
+                )  # fmt: skip
+                mark(label, text)
+        axes.set_ylim(edges[-1], edges[0])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         axes.set_title("Test accuracy of each class (%)")
-        bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+        bar = figure.colorbar(mesh, ax=axes, pad=0.02, fraction=0.05)
         bar.outline.set_visible(False)
         bar.set_label(f"difference to {reference} (points)" if relative else "accuracy (%)")
-        return png(figure)
+        return figure
 
 
 def panels(

@@ -13,15 +13,18 @@ from urllib.parse import quote
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.methods import method_class
 from autoaug_ray.report import budgets, cases, claims, compare, cost_sentences, published, sentences
 from autoaug_ray.report.cases import Across
-from autoaug_ray.report.figures import MARKERS, cost_figure, styles
+from autoaug_ray.report.cost_figure import HEIGHT, WIDTHS, cost_figure, notes
+from autoaug_ray.report.figures import MARKERS, styles
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.runs import Row
-from autoaug_ray.report.verdict import over_cases, verdict
+from autoaug_ray.report.svg import inline
+from autoaug_ray.report.verdict import Verdict, over_cases, verdict
 from autoaug_ray.store.places import Place, relative
 
 SYMBOLS = dict(
@@ -35,7 +38,7 @@ SYMBOLS = dict(
 """Matplotlib's markers by plotly's names."""
 
 
-def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -> str:
+def render(template: str, pictures: Mapping[str, Figure | None], **values: Any) -> str:
     """The page of a template of this package, with everything from the study escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
@@ -44,13 +47,13 @@ def render(template: str, pictures: Mapping[str, bytes | None], **values: Any) -
     environment.globals |= {
         "budgets": budgets, "cases_words": cases, "claims": claims, "compare": compare,
         "costs": cost_sentences,
-        "enough": ENOUGH, "published": published, "sentences": sentences,
+        "enough": ENOUGH, "inline": inline, "published": published, "sentences": sentences,
     }  # fmt: skip
-    encoded = {name: base64.b64encode(png).decode() for name, png in pictures.items() if png}
-    return environment.get_template(template).render(pictures=encoded, **values)
+    drawn = {name: figure for name, figure in pictures.items() if figure is not None}
+    return environment.get_template(template).render(pictures=drawn, **values)
 
 
-def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: bool) -> str:
+def page(results: StudyResults, pictures: Mapping[str, Figure | None], shifted: bool) -> str:
     """The page of one study; `shifted` tells that the images in use are moved."""
     study = results.study
     settings = study.model_dump(mode="json", exclude_defaults=True)
@@ -64,6 +67,7 @@ def page(results: StudyResults, pictures: Mapping[str, bytes | None], shifted: b
         ranked=compare.order(results.last_rows),
         lines=sentences.lines(results),
         verdict=verdict(results),
+        sheet=results.sheet and base64.b64encode(results.sheet).decode(),
         styles=styles(results.entries),
         plot=accuracy_vs_cost(results),
         library=library(),
@@ -96,7 +100,8 @@ def library() -> str:
 def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
     """The figure of accuracy against cost, as `script.html.j2` draws it with plotly.
 
-    `meta` is the entry of a point, by which the page hides it. Names and texts are escaped, because
+    `meta` is the entry of a point, by which the page hides it; `notes` are places of labels, by
+    the width of the frame. Names and texts are escaped, because
     plotly reads some HTML in them.
     """
     shown = cost_figure(results.entries)
@@ -129,24 +134,39 @@ def accuracy_vs_cost(results: StudyResults) -> dict[str, Any] | None:
     return {
         "data": points, "front": shown.front, "costs": shown.costs,
         "accuracies": shown.accuracies, "reference": reference,
+        "notes": notes(shown), "sizes": WIDTHS, "height": HEIGHT,
     }  # fmt: skip
 
 
 # Several cases
 
 
-def cases_page(found: Across, pictures: Mapping[str, bytes | None], root: Place) -> str:
+def cases_page(found: Across, pictures: Mapping[str, Figure | None], root: Place) -> str:
     """The page over the cases, which links to the cases' own pages from `root`."""
+    about = [_about(case, root) for case in found.cases]
     return render(
         "cases.html.j2",
         pictures,
         found=found,
         answers=over_cases(found.cases),
+        provisos=_provisos({case["name"]: case["verdict"] for case in about}),
         reference=found.reference,
-        cases=[_about(case, root) for case in found.cases],
+        cases=about,
         lines=cases.lines(found),
         styles=styles(found.entries),
     )
+
+
+def _provisos(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """Those of the cases' answers, each once, with the cases that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, one in verdicts.items():
+        for text in one.provisos:
+            names.setdefault(text, []).append(name)
+    return [
+        text if len(of) == len(verdicts) else f"{', '.join(of)}: {text}"
+        for text, of in names.items()
+    ]
 
 
 def _about(case: StudyResults, root: Place) -> dict[str, Any]:
@@ -169,7 +189,7 @@ def _about(case: StudyResults, root: Place) -> dict[str, Any]:
         "asked": f"{asked[0]:g}" if asked else "-",
         "reached": f"{fmean(reached):.2g}" if reached else "-",
         "seeds": len(case.study.seeds),
-        "headline": verdict(case).headline,
+        "verdict": verdict(case),
     }
 
 

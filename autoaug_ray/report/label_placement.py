@@ -1,7 +1,7 @@
 """Where a figure's labels go, so that none hides another."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
+
+from autoaug_ray.report.svg import mark
 
 Point = tuple[float, float]
 
@@ -66,15 +68,22 @@ def overlap(a: Bbox, b: Bbox) -> float:
 
 
 def at_ends(
-    axes: Axes, ends: Mapping[str, float], colors: Mapping[str, str], gap: float = 0.066
+    axes: Axes,
+    ends: Mapping[str, float],
+    colors: Mapping[str, str],
+    gap: float = 0.066,
+    entries: Container[str] = (),
 ) -> None:
-    """Names to the right of the axes at the curves' last values, moved apart where they clash."""
+    """Names to the right of the axes at the curves' last values, moved apart where they clash.
+
+    Those that are `entries` can be hidden with the entry.
+    """
     low, high = axes.get_ylim()
     names = sorted(ends, key=lambda k: ends[k])
     wanted = [(ends[k] - low) / (high - low) for k in names]
     for name, want, y in zip(names, wanted, apart(wanted, gap), strict=True):
         color = colors.get(name, "black")
-        axes.annotate(
+        note = axes.annotate(
             name, (1.005, want), (1.03, y), xycoords="axes fraction", textcoords="axes fraction",
             va="center", fontsize=9, color=color, annotation_clip=False,
             arrowprops={
@@ -82,6 +91,8 @@ def at_ends(
                 "relpos": (0, 0.5),
             },
         )  # fmt: skip
+        if name in entries and note.arrow_patch is not None:
+            mark(name, note, note.arrow_patch)
 
 
 def apart(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
@@ -23,6 +24,7 @@ from autoaug_ray.report.compare import Entries, Order
 from autoaug_ray.report.figures import GREY, RC, Style, panels, round_ticks, styles
 from autoaug_ray.report.runs import Finals, Row, Searches
 from autoaug_ray.report.sentences import PHASES
+from autoaug_ray.report.svg import mark
 
 KINDS = {
     "identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368",
@@ -68,14 +70,18 @@ def frequency(
             if count <= FEW:  # side by side within the class
                 x = ranks + aside * 0.8 / len(found)
             else:
-                below.plot(ranks, values.mean(0), ".", color=style[label].color, alpha=0.3, ms=4)
+                color = style[label].color
+                mark(label, *below.plot(ranks, values.mean(0), ".", color=color, alpha=0.3, ms=4))
                 parts = np.array_split(ranks - 1, GROUPS)
                 values = np.ma.stack([values[:, part].mean(1) for part in parts], axis=1)
                 x = np.array([part.mean() + 1 for part in parts]) + aside * count / GROUPS * 0.1
             found_by_rank = (values.mean(0), values.min(0), values.max(0))
             mean, low, high = (np.ma.filled(v, np.nan) for v in found_by_rank)
             alone: dict[str, Any] = {"ls": ""} if count <= FEW else {}
-            _ranges(below, x, mean, low, high, style[label], lw=1.3, label=label, **alone)
+            mark(
+                label,
+                *_ranges(below, x, mean, low, high, style[label], lw=1.3, label=label, **alone),
+            )
         below.set_title("Test accuracy per class")
         below.set_ylabel("accuracy (%)")
         _rank_axis(below, ranked)
@@ -84,19 +90,25 @@ def frequency(
                 below.axvline(edge, color="#eeeeee", lw=1, zorder=0)
             below.grid(axis="x", visible=False)
             above.grid(axis="x", visible=False)
-        figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        legend = figure.legend(
+            *below.get_legend_handles_labels(), loc="outside lower center", ncols=4
+        )
+        for label, handle, text in zip(
+            found, legend.legend_handles, legend.get_texts(), strict=True
+        ):
+            mark(label, *filter(None, (handle, text)))
         return figure
 
 
 def _ranges(
     axes: Axes, x: Any, y: Any, low: Any, high: Any, style: Style, *, lw: float, **look: Any
-) -> None:
+) -> list[Artist]:
     """An entry's marks, each with a line from low to high; hollow and dashed for a control."""
     color, marker, hollow = style
-    axes.vlines(x, low, high, color=color, lw=lw, alpha=0.6)
+    lines = axes.vlines(x, low, high, color=color, lw=lw, alpha=0.6)
     face = "white" if hollow else color
     look = {"ls": "--" if hollow else "-", "ms": 6, "mew": 1.5} | look
-    axes.plot(x, y, marker=marker, color=color, mfc=face, **look)
+    return [lines, *axes.plot(x, y, marker=marker, color=color, mfc=face, **look)]
 
 
 def mixture(
@@ -119,6 +131,7 @@ def mixture(
             ranked = compare.order(rows, names)
             kinds += [k for k in rows[0]["kinds"] if k not in kinds]
             _bars(axes, rows, ranked, names)
+            mark(label, axes)
             n = len(rows)
             axes.set_title(f"{label} ({n} seed{'' if n == 1 else 's'})")
         handles: list[Any] = [Patch(color=_kind(k), label=k) for k in kinds]
@@ -204,6 +217,7 @@ def trajectories(searches: Searches, chosen: Sequence[str]) -> Figure | None:
                     epochs, whole.min(0), whole.max(0), color="black", alpha=0.15, lw=0
                 )
                 axes.set_title(f"{label}: {by_seed[0][-1]['kinds'][k]}", fontsize=10.5)
+                mark(label, axes)
                 axes.set_xlabel("epoch of the search")
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             line[0].set_ylabel("probability")
@@ -233,11 +247,15 @@ def device_hours(entries: Entries) -> Figure | None:
         for phase, values in by_phase.items():
             width = factor * np.array(values)
             color, name = PHASE_COLORS[phase], PHASES[phase]
-            axes.barh(y, width, left=left, height=0.68, color=color, label=name)
+            bars = axes.barh(y, width, left=left, height=0.68, color=color, label=name)
+            for r, bar in zip(entries, bars, strict=True):
+                mark(r.label, bar)
             left = left + width
-        for i, total in enumerate(left):
-            axes.text(float(total), i, f" {total:.3g}", va="center", fontsize=9)
         axes.set_yticks(y, [r.label for r in entries])
+        ticks = axes.get_yticklabels()
+        for i, (r, total, tick) in enumerate(zip(entries, left, ticks, strict=True)):
+            text = axes.text(float(total), i, f" {total:.3g}", va="center", fontsize=9)
+            mark(r.label, text, tick)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
@@ -289,11 +307,12 @@ def critical_difference(ranking: Ranking, style: Mapping[str, Style]) -> Figure:
         figure, (axes,) = panels(9.2, 1.2 + 0.24 * (len(ranks) + len(groups)))
         for row, (label, mean) in enumerate(reversed(ranks)):
             color = style[label].color
-            axes.plot([mean], [row], "o", color=color, ms=6)
-            axes.annotate(
+            point = axes.plot([mean], [row], "o", color=color, ms=6)
+            note = axes.annotate(
                 f"{label} ({mean:.2f})", (mean, row), (8, 0), textcoords="offset points",
                 va="center", fontsize=9.5, color=color,
             )  # fmt: skip
+            mark(label, *point, note)
         for row, (low, high) in enumerate(groups):
             axes.plot([low, high], [-1 - row] * 2, color="black", lw=2.5, solid_capstyle="round")
         axes.set_yticks([])
@@ -352,7 +371,10 @@ def over_cases(
             for j, (label, points) in enumerate(by_label.items()):
                 move = step((j - (len(by_label) - 1) / 2) * 0.3 / len(by_label))
                 x, y, low, high = zip(*points, strict=True)
-                _ranges(axes, [move(t) for t in x], y, low, high, style[label], lw=1.2, label=label)
+                drawn = _ranges(
+                    axes, [move(t) for t in x], y, low, high, style[label], lw=1.2, label=label
+                )
+                mark(label, *drawn)
             axes.set_title(title, fontsize=10.5)
             axes.set_xlabel(textwrap.fill(x_name, 30) if share else x_name)
             if axes is all_axes[0] or not share:
@@ -367,7 +389,7 @@ def over_cases(
             else:
                 label_placement.at_ends(
                     axes, {k: v[-1].y for k, v in by_label.items()},
-                    {k: v.color for k, v in style.items()}, gap=0.2 / height,
+                    {k: v.color for k, v in style.items()}, gap=0.2 / height, entries=by_label,
                 )  # fmt: skip
         if share:
             named = {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import Comparison
-from autoaug_ray.report import compare, figures
+from autoaug_ray.report import compare, cost_figure, figures
 from autoaug_ray.report.results import EntryResult, StudyResults
 from autoaug_ray.report.verdict import verdict
 
@@ -51,7 +51,7 @@ def _row(entry: EntryResult, c: Comparison | None, p_value: float | None) -> dic
 
 def plot(results: StudyResults) -> Figure:
     """The figure of accuracy against cost. Raises UserError where no cost is known yet."""
-    figure = figures.accuracy_vs_cost(results.entries)
+    figure = cost_figure.accuracy_vs_cost(results.entries)
     if figure is None:
         raise UserError(f"{results.name}: no entry has a cost yet, so there is nothing to plot.")
     # Without pyplot, which nothing here imports, a notebook would show its name alone.
@@ -70,7 +70,7 @@ def page(results: StudyResults) -> str:
         lines.append(f"<pre>{escape(found.load)}</pre>")
     shown = table(results)
     lines.append(shown.to_html(escape=True, na_rep="", float_format=lambda x: f"{x:.2f}"))
-    if (figure := figures.accuracy_vs_cost(results.entries)) is not None:
+    if (figure := cost_figure.accuracy_vs_cost(results.entries)) is not None:
         encoded = base64.b64encode(figures.png(figure)).decode()
         lines.append(
             f'<img src="data:image/png;base64,{encoded}" alt="Test accuracy against cost">'

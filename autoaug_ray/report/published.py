@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from autoaug_ray.maths.statistics import ENOUGH, Gap, in_per_cent, in_points, mean_of
 from autoaug_ray.report.compare import Entries
 from autoaug_ray.report.results import EntryResult, StudyResults, gap_to
-from autoaug_ray.report.sentences import Line, terminal_table
+from autoaug_ray.report.sentences import Line
 from autoaug_ray.report.sentences import lines as lines_of_results
+from autoaug_ray.report.terminal import Columns
 from autoaug_ray.settings.published import Published, PublishedRow
 
 Cases = Sequence[StudyResults]
@@ -113,11 +113,11 @@ def gives_top5(published: Published) -> bool:
     return any(row.top5 for row in (*published.entries.values(), *published.quoted.values()))
 
 
-def table(results: StudyResults, published: Published) -> Table:
+def table(results: StudyResults, published: Published) -> Columns:
     """The table for the terminal."""
     cost, top5 = gives_cost(published), gives_top5(published)
     caption = (
-        f"Published: {escape(published.source)}. Mean ± standard deviation (n seeds), as far as "
+        f"Published: {published.source}. Mean ± standard deviation (n seeds), as far as "
         "given; in brackets the 95 % interval of the difference; * it leaves zero out."
     )
     if cost:
@@ -127,15 +127,13 @@ def table(results: StudyResults, published: Published) -> Table:
     shown = lines(results, published)
     rows = [
         [
-            escape(r.label), r.ours, r.published, r.apart, *([r.top5] * top5),
+            r.label, r.ours, r.published, r.apart, *([r.top5] * top5),
             *([r.cost, r.published_cost] * cost),
         ]
         for r in shown
     ]  # fmt: skip
-    out = terminal_table(caption, head + ["cost", "published cost"] * cost, rows)
-    for row, r in zip(out.rows, shown, strict=True):
-        row.style = "dim" if r.line is None else None
-    return out
+    quoted = [i for i, r in enumerate(shown) if r.line is None]
+    return Columns(head + ["cost", "published cost"] * cost, rows, caption, dim=quoted)
 
 
 def verdicts(entries: Entries, published: Published) -> list[str]:
@@ -257,20 +255,21 @@ def _cell(label: str, case: StudyResults) -> Cell:
     )
 
 
-def table_over_cases(cases: Cases) -> Table:
+def table_over_cases(cases: Cases) -> Columns:
     """The table for the terminal."""
     caption = (
         "Accuracy in %, as the paper measures it, ours / published; below it ours - published in "
         "points; * the 95 % interval of the difference leaves zero out."
     )
     by_row = grid(cases)
-    head = ["", *(escape(name) for name in next(iter(by_row.values())))]
-    rows = [
-        [escape(name)]
-        + [f"{c.figures}\n{c.apart}" if c.ran else f"[dim]{c.figures}[/]" for c in cells.values()]
-        for name, cells in by_row.items()
-    ]
-    return terminal_table(caption, head, rows)
+    head = ["", *next(iter(by_row.values()))]
+    rows: list[list[str | Text]] = []
+    for name, cells in by_row.items():
+        shown = [
+            f"{c.figures}\n{c.apart}" if c.ran else Text(c.figures, "dim") for c in cells.values()
+        ]
+        rows.append([name, *shown])
+    return Columns(head, rows, caption)
 
 
 def verdicts_over_cases(cases: Cases) -> list[str]:

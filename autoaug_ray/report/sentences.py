@@ -1,13 +1,11 @@
 """The results of a study in words: honest sentences, and the table's figures."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from autoaug_ray.maths import statistics
 from autoaug_ray.maths.statistics import ENOUGH, in_per_cent, in_points
@@ -15,6 +13,7 @@ from autoaug_ray.report import compare, cost_sentences
 from autoaug_ray.report.compare import Entries, Order
 from autoaug_ray.report.cost_sentences import number
 from autoaug_ray.report.results import EntryResult, StudyResults
+from autoaug_ray.report.terminal import Columns
 from autoaug_ray.report.verdict import verdict
 
 STILL = 0.02
@@ -34,31 +33,53 @@ PHASES = {
 
 def verdicts(results: StudyResults) -> list[str]:
     """Short sentences: what was learned, what can be told apart, what is missing."""
-    entries, by_label = results.entries, results.by_label
+    return [
+        *findings(results),
+        *cost_sentences.verdicts(results),
+        *_numbers_of_seeds(results.entries),
+        *missing(results),
+        *results.bill,
+        *_about_test_set(results),
+    ]
+
+
+def findings(results: StudyResults) -> list[str]:
+    """What was learned, and which entries can be told apart."""
+    by_label = results.by_label
     out = [
         compare.paired(by_label[r.control_of], r).verdict(f"its control {r.label}")
-        for r in entries
+        for r in results.entries
         if r.control_of
     ]
-    out += _about_mixes(results)
-    out += _about_reference(results)
-    out += cost_sentences.verdicts(results)
+    return [*out, *_about_mixes(results), *_about_reference(results)]
+
+
+def reservations(results: StudyResults) -> list[str]:
+    """On how many seeds it all rests, and how the test set was used."""
+    return [*_numbers_of_seeds(results.entries), *_about_test_set(results)]
+
+
+def _numbers_of_seeds(entries: Entries) -> list[str]:
     counts = sorted({len(r.seeds) for r in entries})
     seeds = " to ".join(str(n) for n in {counts[0]: 0, counts[-1]: 0})
-    out.append(f"{seeds} finished seeds per entry.")
+    out = [f"{seeds} finished seeds per entry."]
     if counts[0] < ENOUGH:
         out.append(
             f"With fewer than {ENOUGH} seeds an interval means nothing: no verdict is given there."
         )
-    out += [*missing(results), *results.bill]
-    if finals := sum(len(r.seeds) for r in entries):
-        closed = results.study.dataset.closed_test
-        what = "What stands in for the closed test set" if closed else "The test set"
-        out.append(
-            f"{what} was read once by each of the {finals} final trainings, after the last epoch; "
-            "no setting was chosen by it."
-        )
     return out
+
+
+def _about_test_set(results: StudyResults) -> list[str]:
+    finals = sum(len(r.seeds) for r in results.entries)
+    if not finals:
+        return []
+    closed = results.study.dataset.closed_test
+    what = "What stands in for the closed test set" if closed else "The test set"
+    return [
+        f"{what} was read once by each of the {finals} final trainings, after the last epoch; "
+        "no setting was chosen by it."
+    ]
 
 
 def _about_reference(results: StudyResults) -> list[str]:
@@ -300,7 +321,7 @@ def _indented(entry: EntryResult) -> str:
     return own if entry.control_of is None else f"  {own}"
 
 
-def table(results: StudyResults) -> Table:
+def table(results: StudyResults) -> Columns:
     """The table for the terminal; a control is indented beside its learned entry.
 
     Where the classes are uneven, micro and macro accuracy are told apart.
@@ -340,17 +361,7 @@ def table(results: StudyResults) -> Table:
         ]
         for line in lines(results)
     ]  # fmt: skip
-    return terminal_table(caption, head, rows)
-
-
-def terminal_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table with numbers to the right of its first column; narrow terminals wrap it."""
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    for i, name in enumerate(head):
-        out.add_column(name, justify="right" if i else "left", overflow="fold")
-    for row in rows:
-        out.add_row(*row)
-    return out
+    return Columns(head, rows, caption)
 
 
 def markdown(results: StudyResults) -> str:
@@ -366,6 +377,7 @@ def markdown(results: StudyResults) -> str:
         [
             f"**{found.headline}**",
             "",
+            *([f"What would change this answer: {found.change}", ""] if found.change else []),
             *(f"- {note}" for note in found.notes),
             *(["", f"`{found.load}`"] if found.load else []),
             "",

@@ -27,6 +27,7 @@ from autoaug_ray.maths.statistics import (
     in_points,
     resolution,
 )
+from autoaug_ray.report import turning_points
 from autoaug_ray.report.compare import Entries, cheaper, mean_accuracy, paired
 from autoaug_ray.report.cost_sentences import in_words, number
 from autoaug_ray.report.results import EntryResult, StudyResults
@@ -49,6 +50,11 @@ class Verdict:
     """Sentences about what the headline does not cover."""
     load: str | None = None
     """The line of Python that loads the policy of what to use, if there is one."""
+    change: str | None = None
+    """What would have to be true for another answer; None where it is too early for any."""
+    provisos: tuple[str, ...] = ()
+    """Those of `notes` without which the headline must not be read: who may not be recommended,
+    and what was pre-trained on other pictures."""
 
     @property
     def says(self) -> str:
@@ -80,7 +86,10 @@ def verdict(results: StudyResults) -> Verdict:
         nearest = max(others, key=lambda r: _points(found[r.label]), default=None)
         comparison = None if nearest is None else found[nearest.label]
         headline = _headline_cheapest(base, nearest, comparison, error, len(others))
-        return _said("cheapest", base, headline, comparison, results, failed)
+        change = None
+        if nearest is not None:
+            change = turning_points.of_cheapest(base, nearest, found, error)
+        return _said("cheapest", base, headline, change, comparison, results, failed)
     best = max(above, key=mean_accuracy)
     ties = {r.label: paired(best, r, 1 - error) for r in above if r is not best}
     as_good = [r for r in above if r is best or not _told(ties[r.label], error)]
@@ -95,7 +104,8 @@ def verdict(results: StudyResults) -> Verdict:
             f" {best.label} ({_at(best)}) has the highest mean, but is not distinguishable from "
             f"it: {_interval(ties[use.label])}."
         )
-    return _said("use", use, headline, comparison, results, failed, best)
+    change = turning_points.of_use(use, base, found, error)
+    return _said("use", use, headline, change, comparison, results, failed, best)
 
 
 def candidates(results: StudyResults) -> list[EntryResult]:
@@ -206,23 +216,24 @@ def _said(
     answer: Answer,
     use: EntryResult,
     headline: str,
+    change: str | None,
     comparison: Comparison | None,
     results: StudyResults,
     failed: dict[str, tuple[int, ...]],
     best: EntryResult | None = None,
 ) -> Verdict:
     named = [use] if best in (None, use) else [use, best]
+    provisos = (*_not_candidates(results, failed), *_about_pre_training(named, results))
     notes = [
         *([in_words(use)] if answer == "use" else []),
-        *_not_candidates(results, failed),
-        *_about_pre_training(named, results),
+        *provisos,
         *(_about_search(use, results) if answer == "use" else ()),
         *(_about_choice(use, results) if answer == "use" else ()),
         *(_about_controls(use, results) if answer == "use" else ()),
         *_covers(comparison, results),
         *_what_else(use, results),
     ]
-    return Verdict(answer, use, headline, tuple(notes), _load(use))
+    return Verdict(answer, use, headline, tuple(notes), _load(use), change, provisos)
 
 
 def _not_candidates(results: StudyResults, failed: dict[str, tuple[int, ...]]) -> list[str]:

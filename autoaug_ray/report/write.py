@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
-from autoaug_ray.report import case_figures, figures, html, mixes
+from autoaug_ray.report import case_figures, cost_figure, figures, html, mixes
 from autoaug_ray.report.cases import Across
 from autoaug_ray.report.compare import learned_mixes, told_apart_by_class
 from autoaug_ray.report.results import StudyResults
@@ -25,31 +25,28 @@ def write(results: StudyResults) -> Place:
     pictures = draw(results, figures.true_displacement(moved) if moved else None)
     keep_pictures(results.root, pictures)
     path = results.root / "report.html"
-    text = html.page(results, {**pictures, "sheet": results.sheet}, shifted=bool(moved))
+    text = html.page(results, pictures, shifted=bool(moved))
     write_whole(path, text.encode())
     return path
 
 
-def draw(results: StudyResults, true_displacement: float | None) -> dict[str, bytes | None]:
-    """name -> PNG of each figure of a study; None where there is nothing to draw.
+def draw(results: StudyResults, true_displacement: float | None) -> dict[str, Figure | None]:
+    """name -> figure of a study; None where there is nothing to draw.
 
     `true_displacement` is how far, in pixels, the test images are moved in the mean.
     """
     entries, finals, classes = results.entries, results.finals, results.classes
     learned, chosen = learned_mixes(results), told_apart_by_class(results)
-    drawn: dict[str, Figure | None] = {
-        "accuracy_vs_cost": figures.accuracy_vs_cost(entries),
-        "frequency": mixes.frequency(entries, finals, chosen, classes),
-        "mixture": mixes.mixture(entries, finals, learned, classes),
-        "trajectories": mixes.trajectories(results.searches, learned),
-        "device_hours": mixes.device_hours(entries),
-    }
     return {
+        "accuracy_vs_cost": cost_figure.accuracy_vs_cost(entries),
         "strength": figures.strength(entries, finals, true_displacement),
         "hypergradient": figures.hypergradient(entries, finals),
         "samples": figures.samples(entries, finals),
         "classes": figures.classes(entries, finals, classes),
-        **{name: figures.png(figure) if figure else None for name, figure in drawn.items()},
+        "frequency": mixes.frequency(entries, finals, chosen, classes),
+        "mixture": mixes.mixture(entries, finals, learned, classes),
+        "trajectories": mixes.trajectories(results.searches, learned),
+        "device_hours": mixes.device_hours(entries),
     }
 
 
@@ -62,18 +59,17 @@ def write_cases(found: Across, root: Place) -> Place:
         "gain": case_figures.gain(found),
         "alpha": case_figures.alpha(found),
     }
-    pictures = {k: figures.png(figure) if figure else None for k, figure in drawn.items()}
-    keep_pictures(root, pictures)
+    keep_pictures(root, drawn)
     path = root / "report.html"
-    write_whole(path, html.cases_page(found, pictures, root).encode())
+    write_whole(path, html.cases_page(found, drawn, root).encode())
     return path
 
 
-def keep_pictures(root: Place, pictures: Mapping[str, bytes | None]) -> None:
+def keep_pictures(root: Place, pictures: Mapping[str, Figure | None]) -> None:
     """NAME.png for each; one that has no data any more is removed."""
-    for name, png in pictures.items():
+    for name, figure in pictures.items():
         path = root / f"{name}.png"
-        if png is None:
+        if figure is None:
             path.unlink(missing_ok=True)  # of an earlier report
         else:
-            write_whole(path, png)
+            write_whole(path, figures.png(figure))

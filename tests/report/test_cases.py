@@ -236,7 +236,7 @@ def test_several_datasets_have_a_panel_each(tmp_path: Path) -> None:
     known = case_figures.mean_alphas(found)
     assert known is not None
     assert list(known[1]["local"]) == ["autogenda, cifar10", "autogenda, cifar100"]
-    assert write_cases(gather(cases), tmp_path).read_text().count("<img") == 3
+    assert write_cases(gather(cases), tmp_path).read_text().count("<svg") == 3
 
 
 def test_gains_and_mean_alphas(tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ def test_page(made: tuple[list[StudyResults], Path]) -> None:
     root = path.parent
     text = path.read_text()
     page = Page(text)
-    images = [a for tag, a in page.tags if tag == "img"]
-    assert len(images) == len(list(root.glob("*.png"))) == 3
-    assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)
-    assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[^\"]+", "", text))
+    figures = [a for tag, a in page.tags if tag == "svg"]
+    assert len(figures) == len(list(root.glob("*.png"))) == 3
+    assert all(a["aria-label"] for a in figures)
+    assert not re.search(r"https?://|@import|url\((?!#)", re.sub(r"base64,[^\"]+", "", text))
     links = {a["href"] for tag, a in page.tags if tag == "a"}
     assert links == {"imbalance%3D0.01/report.html", "imbalance%3D0.1/report.html"}
     for case in cases:
@@ -311,12 +311,14 @@ def test_figures_without_data_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
 def test_a_browser_shows_all_of_it(made: tuple[list[StudyResults], Path], tmp_path: Path) -> None:
-    """All images decode, and nothing is wider than the page."""
+    """All figures have a size, folded or not, and nothing is wider than the page."""
     cases, path = made
     check = """<script>addEventListener("load", () => {
-      const images = [...document.images];
-      const said = [images.length, images.every(i => i.complete && i.naturalWidth > 600),
-        document.documentElement.scrollWidth <= innerWidth];
+      const fits = document.documentElement.scrollWidth <= innerWidth;
+      document.querySelectorAll("details").forEach(d => d.open = true);
+      const figures = [...document.querySelectorAll("svg[aria-label]")];
+      const large = figures.every(f => f.getBoundingClientRect().width > 600);
+      const said = [figures.length, large, fits];
       document.body.innerHTML = `<p id="said">${said.join(" ")}</p>`; });</script></body>"""
     for page, count in ((path, 3), (cases[0].root / "report.html", 6)):
         probe = page.with_name("probe.html")

@@ -1,7 +1,9 @@
 """The page as its reader has it: opened from file:// in a browser, and clicked."""
 
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,22 @@ def drawn(driver: Any) -> set[str]:
     )
 
 
+def names(driver: Any) -> dict[str, Any]:
+    """The names beside the points of the figure, by label."""
+    found = driver.find_elements("css selector", "#plot .annotation-text-g")
+    return {name.text: name for name in found if name.text}
+
+
+@contextmanager
+def window(driver: Any, width: int) -> Iterator[None]:
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    WebDriverWait(driver, 5).until(lambda d: d.execute_script("return plot.clientWidth") < width)
+    driver.execute_script("return new Promise(done => setTimeout(done, 400))")  # it is drawn anew
+    yield
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 ORDER = ["none", "randaugment", "bilevel", "bilevel learn:off"]
 
 
@@ -85,15 +103,24 @@ def test_a_click_on_a_heading_sorts_and_controls_stay(driver: Any) -> None:
     assert entries(driver) == ORDER
 
 
+def unfold(driver: Any) -> None:
+    driver.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+
+
 @browser_needed
-def test_an_entry_is_hidden_in_tables_and_figure(driver: Any) -> None:
+def test_an_entry_is_hidden_in_tables_and_figures(driver: Any) -> None:
+    unfold(driver)
+    bar = driver.find_element("css selector", 'svg [data-entry="bilevel"]')
     box = driver.find_element("css selector", '.filters input[value="bilevel"]')
     section = driver.find_element("css selector", 'section[data-entry="bilevel"]')
-    assert drawn(driver) == set(ORDER) and section.is_displayed()
+    assert drawn(driver) == set(names(driver)) == set(ORDER)
+    assert section.is_displayed() and bar.is_displayed()
     box.click()
     left = [label for label in ORDER if label != "bilevel"]
     assert entries(driver) == left and drawn(driver) == set(left)
-    assert not section.is_displayed()
+    assert set(names(driver)) == set(left)
+    assert not section.is_displayed() and not bar.is_displayed()
+    assert "3 of 4 entries are shown" in driver.find_element("css selector", ".filters").text
     driver.find_element("css selector", '.filters button[data-all=""]').click()
     assert entries(driver) == [] and drawn(driver) == set()
     driver.find_element("css selector", '.filters button[data-all="yes"]').click()
@@ -101,21 +128,75 @@ def test_an_entry_is_hidden_in_tables_and_figure(driver: Any) -> None:
 
 
 @browser_needed
-def test_a_click_on_the_legend_is_the_same(driver: Any) -> None:
-    def click() -> None:
-        shown = "randaugment" in drawn(driver)
-        for item in driver.find_elements("css selector", "#plot .legend .traces"):
-            if item.text == "randaugment":
-                toggle = item.find_element("css selector", ".legendtoggle")
-                ActionChains(driver).move_to_element(toggle).click().perform()
-        WebDriverWait(driver, 5).until(lambda d: ("randaugment" in drawn(d)) != shown)
-
-    click()
+def test_a_click_on_a_name_in_the_figure_hides_it(driver: Any) -> None:
+    unfold(driver)
+    ActionChains(driver).move_to_element(names(driver)["randaugment"]).click().perform()
+    WebDriverWait(driver, 5).until(lambda d: "randaugment" not in drawn(d))
     assert "randaugment" not in entries(driver)
     box = driver.find_element("css selector", '.filters input[value="randaugment"]')
     assert not box.is_selected()
-    click()
+    box.click()
     assert entries(driver) == ORDER
+
+
+@browser_needed
+@pytest.mark.parametrize("width", [390, 1300])
+def test_names_stand_apart_beside_their_points(driver: Any, width: int) -> None:
+    with window(driver, width):
+        boxes = {label: name.rect for label, name in names(driver).items()}
+        frame = driver.find_element("css selector", "#plot .nsewdrag").rect
+    assert set(boxes) == set(ORDER)
+    for label, a in boxes.items():
+        assert frame["x"] - 4 <= a["x"], label
+        assert a["x"] + a["width"] <= frame["x"] + frame["width"] + 4, label
+        for other, b in boxes.items():
+            if other != label:
+                beside = a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
+                over = a["y"] + a["height"] <= b["y"] or b["y"] + b["height"] <= a["y"]
+                assert beside or over, (label, other)
+
+
+@browser_needed
+def test_the_cost_is_seen_on_a_telephone(driver: Any) -> None:
+    with window(driver, 390):
+        right = driver.execute_script(
+            "const i = [...document.querySelectorAll('table.sortable th')]"
+            ".findIndex(h => h.textContent.startsWith('Relative cost'));"
+            "return [...document.querySelector('table.sortable').rows]"
+            ".map(r => r.cells[i].getBoundingClientRect().right)"
+        )
+        fits = driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    assert len(right) == 5 and max(right) <= 390 and fits
+
+
+@browser_needed
+def test_in_the_dark_text_stands_out(driver: Any) -> None:
+    """Text against what lies behind it, by WCAG's contrast ratio, of which it asks for 4.5."""
+
+    def contrast(selector: str) -> float:
+        ink, paper = driver.execute_script(
+            "const e = document.querySelector(arguments[0]);"
+            "let p = e; while (getComputedStyle(p).backgroundColor === 'rgba(0, 0, 0, 0)')"
+            "  p = p.parentElement;"
+            "return [getComputedStyle(e).color, getComputedStyle(p).backgroundColor]",
+            selector,
+        )
+
+        def light(color: str) -> float:
+            parts = [int(c) / 255 for c in re.findall(r"\d+", color)[:3]]
+            linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+            return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+        dark, bright = sorted([light(ink), light(paper)])
+        return (bright + 0.05) / (dark + 0.05)
+
+    where = ("h1", ".headline", ".answer a", ".answer .note", "tr.control td", ".missing b")
+    for scheme in ("dark", "light"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        assert all(contrast(selector) > 4.5 for selector in where), scheme
+        turned = driver.execute_script("return getComputedStyle(plot).filter") != "none"
+        assert turned == (scheme == "dark")
 
 
 @browser_needed

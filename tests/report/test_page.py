@@ -53,12 +53,13 @@ def test_page_is_whole_and_needs_nothing_else(made: tuple[Study, Folder, Path]) 
     study, folder, path = made
     text = path.read_text()
     page = Page(text)
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == len(list(folder.root.glob("*.png"))) == 6
-    assert all((i["src"] or "").startswith("data:image/png;base64,") and i["alt"] for i in images)
+    drawn = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawn) == len(list(folder.root.glob("*.png"))) == 6
+    assert all(attributes["aria-label"] for attributes in drawn)
     assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not any("href" in attributes for _, attributes in page.tags)
-    assert not re.search(r"https?://|@import|url\(", re.sub(r"base64,[^\"]+", "", text))
+    links = {a.get("href") or a.get("xlink:href") or "#" for _, a in page.tags}
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert not re.search(r"https?://|@import|url\((?!#)", re.sub(r"base64,[^\"]+", "", text))
     for label in (e.label for e in study.entries):
         assert label in page.text
     assert "magnitude: 5" in page.text  # chosen

@@ -11,7 +11,7 @@ from hand import Hand, MixHand, Page
 from rich.console import Console
 from scipy import stats
 
-from autoaug_ray.report import figures, published
+from autoaug_ray.report import cost_figure, figures, published
 from autoaug_ray.report.cases import gather
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.write import write, write_cases
@@ -194,11 +194,11 @@ def test_published_points_widen_the_figure(hand: Hand, monkeypatch: pytest.Monke
         return original(self, *arguments, **more)
 
     monkeypatch.setattr(figures.Axes, "plot", spy)
-    assert figures.accuracy_vs_cost(hand.results().entries) is not None
+    assert cost_figure.accuracy_vs_cost(hand.results().entries) is not None
     assert drawn == [(1, 61.5), (60, 80), (5.3, 75)]
     drawn.clear()
     costless = changed(hand, none={"accuracy": 61})
-    assert figures.accuracy_vs_cost(costless.results().entries) is not None
+    assert cost_figure.accuracy_vs_cost(costless.results().entries) is not None
     assert drawn == []
 
 

@@ -11,7 +11,10 @@ import pytest
 from hand import TREE, Hand, Page, entry
 
 from autoaug_ray import config
+from autoaug_ray.maths.statistics import holm
+from autoaug_ray.report.compare import paired
 from autoaug_ray.report.results import StudyResults
+from autoaug_ray.report.turning_points import needed
 from autoaug_ray.report.verdict import LOOKS, over_cases, verdict
 from autoaug_ray.report.write import write
 
@@ -251,3 +254,75 @@ def test_cases_with_one_answer_are_one_sentence(hand: Hand) -> None:
         "Use predefined: in 2 of the 3 cases (a, b).",
         "Use the cheapest, none: in 1 of the 3 cases (c).",
     ]
+
+
+# What would change it
+
+
+def moved(rows: Mapping[str, Any], label: str, points: float) -> dict[str, Any]:
+    """The same spread, so many points higher."""
+    cost, accuracies = rows[label]
+    return dict(rows) | {label: (cost, tuple(a + points / 100 for a in accuracies))}
+
+
+@pytest.mark.parametrize("rival", [-2.0, 0.2, 9.0])
+def test_the_gain_that_would_change_the_answer_does(hand: Hand, rival: float) -> None:
+    """With an entry that is worse, like or better beside it, of which Holm's correction knows."""
+    rows = ROWS | {"predefined": (1.1, above(2, 0.8)), "bilevel": (1.7, above(rival, 0.1))}
+    rows |= {"randaugment": (2.9, above(-0.5, 0.7))}
+    study = results(hand, rows)
+    by_label = study.by_label
+    found = {k: paired(r, by_label["none"]) for k, r in by_label.items() if k != "none"}
+    least = needed("predefined", found, 0.05)
+    assert least is not None
+
+    def told(points: float) -> bool:
+        shifted = results(hand, moved(rows, "predefined", points - 2)).by_label
+        others = {k: paired(r, shifted["none"]) for k, r in shifted.items() if k != "none"}
+        corrected = dict(zip(others, holm([c.p_value for c in others.values()]), strict=True))
+        p = corrected["predefined"]
+        return p is not None and p < 0.05
+
+    assert told(100 * least + 1e-4) and not told(100 * least - 1e-4)
+
+
+def test_what_would_change_the_answer_is_said_in_points_and_in_compute(hand: Hand) -> None:
+    hours = {
+        "none": {"training_device_hours": 0.50001},
+        "predefined": {"training_device_hours": 0.6},
+    }
+    rows = {"none": ROWS["none"], "predefined": (1.2, above(3))}
+    said = verdict(results(hand, rows, **hours))
+    # sd 0.1 over 3 seeds: t(2) = 4.3027, half a width 0.248; 0.2 trainings are 6 minutes.
+    assert said.change == (
+        "predefined would have to be less than 0.25 points above none (it is +3.00), given this "
+        "spread and the correction for all entries. predefined costs 0.2 trainings of "
+        "none (6 CPU-minutes) more than none: 0.067 (2 CPU-minutes) for each point, or 0.073 (2.2 "
+        "CPU-minutes) at the lower end of its interval. If a point is worth less than that to "
+        "you, use none."
+    )
+    said = verdict(results(hand, {"none": ROWS["none"], "predefined": (1.2, above(0.5, 1.0))}))
+    assert said.change == (
+        "predefined would have to be at least 2.48 points above none (it is +0.50), given this "
+        "spread and the correction for all entries. predefined costs 0.2 trainings of "
+        "none more than none: 0.067 for each point even at the upper end of its interval. If a "
+        "point is worth less than that to you, none stays the answer."
+    )
+
+
+def test_no_price_speaks_against_what_costs_no_more(hand: Hand) -> None:
+    said = verdict(results(hand, {"none": ROWS["none"], "predefined": (1.02, above(3))}))
+    assert said.change and said.change.endswith(
+        "predefined does not cost distinguishably more than none, so no price of compute speaks "
+        "against it."
+    )
+
+
+def test_more_than_is_left_is_said(hand: Hand) -> None:
+    rows = {"none": (1.0, (0.99, 0.995, 1.0)), "predefined": (1.1, (1.0, 0.995, 0.995))}
+    said = verdict(results(hand, rows))
+    assert said.change and "all entries, more than the 0.50 to 100 %." in said.change
+
+
+def test_too_early_has_nothing_to_change(hand: Hand) -> None:
+    assert verdict(hand.results()).change is None
