@@ -231,9 +231,12 @@ def _init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml if it exists.")] = False,
     flip: Annotated[
-        Literal["horizontal", "vertical", "none"],
-        typer.Option(help="How training images may be mirrored; none for text and digits."),
-    ] = "horizontal",
+        Literal["horizontal", "vertical", "none"] | None,
+        typer.Option(help="How training images are mirrored (default: as short trainings say)."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of the study, here: 90s, 30m or 2h.")
+    ] = None,
 ) -> int:
     """Propose a study of a folder of images, with reasons."""
 
@@ -242,7 +245,7 @@ def _init(
         raise UserError(f"{path} exists; --force replaces it, --study names another file.")
     from autoaug_ray.commands import init
 
-    return init.propose_study(folder, path, flip)
+    return init.propose_study(folder, path, flip, budget)
 
 
 @_words.command("pilot")

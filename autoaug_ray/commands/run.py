@@ -312,13 +312,10 @@ def introduce(study: Study, console: Console) -> None:
     )
     counts = torch.bincount(splits.train.labels).tolist()
     tail = f" of {max(counts)} to {min(counts)} training images"
-    points = 100 * resolution(len(splits.test))
-    tests = f"{len(splits.test)} test images (they tell about {points:.2g} points apart)"
+    what = "test images"
     if study.dataset.closed_test:
-        tests = (
-            f"{len(splits.test)} images in place of the test set, which stays closed (they tell "
-            f"about {points:.2g} points apart)"
-        )
+        what = "images in place of the test set, which stays closed"
+    tests = f"{len(splits.test)} {what} ({tell_apart(len(splits.test))})"
     console.print(
         f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
@@ -329,6 +326,11 @@ def introduce(study: Study, console: Console) -> None:
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
     models.check(study.model, len(splits.classes), splits.train.shape)
+
+
+def tell_apart(images: int) -> str:
+    """What difference between two trainings so many test images can show."""
+    return f"they tell about {100 * resolution(images):.2g} points apart"
 
 
 def _check_images(study: Study, shape: tuple[int, int, int]) -> None:

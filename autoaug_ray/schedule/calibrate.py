@@ -41,18 +41,18 @@ FINISH_EVERY = 2
 """Turns after which what follows a training's last step, which takes longer, is measured again."""
 
 
-def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
+def calibrate(study: Study, work_clock: WorkClock | None = None, turns: int = TURNS) -> Calibration:
     """Measure some steps of every entry, on the device that its trials ask for.
 
-    `work_clock` tells the work; None: that of the device. Random streams and the number of threads
-    are left as they are. Raises UserError for data that cannot be used; an entry whose training
-    must not go on is left out.
+    `work_clock` tells the work; None: that of the device. `turns`: those of each entry, at most.
+    Random streams and the number of threads are left as they are. Raises UserError for data that
+    cannot be used; an entry whose training must not go on is left out.
     """
     left_out: dict[str, str] = {}
-    turns: dict[str, _Turns] = {}
+    under_way: dict[str, _Turns] = {}
 
     def begin(entry: Entry) -> None:
-        turns[entry.label] = _Turns(study, entry, work_clock)
+        under_way[entry.label] = _Turns(study, entry, work_clock)
 
     def attempt(label: str, work: Callable[[], None]) -> None:
         try:
@@ -66,7 +66,7 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
                 left_out[label] = does_not_fit(run, device_of(resources))
             else:
                 raise
-            turns.pop(label, None)
+            under_way.pop(label, None)
 
     with _undisturbed(study):
         for entry in study.entries:
@@ -77,10 +77,10 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
                 )
                 continue
             attempt(entry.label, partial(begin, entry))
-        for turn in range(turns_of(study)):
-            for label, one in list(turns.items()):
+        for turn in range(min(turns, turns_of(study))):
+            for label, one in list(under_way.items()):
                 attempt(label, partial(one.take, turn))
-        entries = tuple(one.result() for one in turns.values())
+        entries = tuple(one.result() for one in under_way.values())
     return Calibration(time=time.time(), entries=entries, left_out=left_out)
 
 
