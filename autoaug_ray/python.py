@@ -104,7 +104,10 @@ def _chosen(
     flip and sampler. A name that is unknown is left for the study to refuse."""
     if isinstance(methods, Mapping):
         return dict(methods)
-    shared = {k: v for k, v in proposed["predefined"].items() if k in ("flip", "sampler")}
+    known = [item for settings in proposed.values() for item in (settings or {}).items()]
+    shared = {"flip": "none"} | {
+        k: v for k, v in known if k == "sampler" or (k == "flip" and v != "learned")
+    }
 
     def settings(name: str) -> dict[str, Any]:
         fields = method_class(name).model_fields if name in METHODS else {}
