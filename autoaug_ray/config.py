@@ -27,7 +27,8 @@ from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
 from autoaug_ray.settings.published import Published, check_labels
-from autoaug_ray.settings.ranges import RANGE_KINDS, Range, range_of
+from autoaug_ray.settings.ranges import RANGE_KINDS, range_of
+from autoaug_ray.settings.ranges import Range as Range  # a part of an entry, as others see it
 from autoaug_ray.settings.training import Training
 from autoaug_ray.settings.tree import apply, assign, plain, read_yaml
 

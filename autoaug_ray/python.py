@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
@@ -15,15 +15,32 @@ if TYPE_CHECKING:
     from autoaug_ray.report.results import StudyResults
 
 
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+
 @overload
-def run(study: Study, **options: Any) -> "StudyResults": ...
+def run(
+    study: Study,
+    *,
+    out: AnyPath | None = None,
+    bank: AnyPath | None = None,
+    resume: bool = False,
+    wandb: str | None = None,
+) -> "StudyResults": ...
 @overload
-def run(study: Sequence[Study], **options: Any) -> "dict[str, StudyResults]": ...
+def run(
+    study: Sequence[Study],
+    *,
+    out: AnyPath | None = None,
+    bank: AnyPath | None = None,
+    resume: bool = False,
+    wandb: str | None = None,
+) -> "dict[str, StudyResults]": ...
 def run(
     study: Study | Sequence[Study],
     *,
-    out: str | os.PathLike[str] | None = None,
-    bank: str | os.PathLike[str] | None = None,
+    out: AnyPath | None = None,
+    bank: AnyPath | None = None,
     resume: bool = False,
     wandb: str | None = None,
 ) -> "StudyResults | dict[str, StudyResults]":
@@ -36,7 +53,7 @@ def run(
     any more.
     """
     from autoaug_ray.commands.run import OUT, run_studies
-    from autoaug_ray.report.results import load_results
+    from autoaug_ray.report.results import collect_cases, studies_in
     from autoaug_ray.report.wandb import MODES
     from autoaug_ray.schedule import cluster
     from autoaug_ray.store.places import place
@@ -53,16 +70,17 @@ def run(
             named=True,
         )  # fmt: skip
     root = place(_text(out) or OUT) / cases[0].name
-    found = {one.case: load_results(root / one.case if one.case else root) for one in cases}
-    return found[study.case] if isinstance(study, Study) else found
+    folders = [root / one.case if one.case else root for one in cases]
+    ran = collect_cases([found for folder in folders for found in studies_in(folder)])
+    return ran[0] if isinstance(study, Study) else {one.name: one for one in ran}
 
 
-def _text(path: str | os.PathLike[str] | None) -> str | None:
+def _text(path: AnyPath | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
 def compare(
-    folder: str | os.PathLike[str],
+    folder: AnyPath,
     methods: Sequence[str] | Mapping[str, Any] | None = None,
     *,
     seeds: int | None = None,

@@ -65,7 +65,8 @@ def train(policy_file: str, folder: str, *, size: int = 64, **options: Any) -> f
     trainer = lightning.Trainer(**{"max_epochs": 1} | options)
     trainer.fit(model, loaders["train"])
     (found,) = trainer.test(model, loaders["test"])
-    return found["test_accuracy"]
+    accuracy: float = found["test_accuracy"]
+    return accuracy
 
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ def table(results: StudyResults) -> "pd.DataFrame":
 
 
 def _row(entry: EntryResult, c: Comparison | None, p_value: float | None) -> dict[str, Any]:
-    difference = None if c is None else c.difference
-    half = None if c is None else c.half_width
-    known = difference is not None and half is not None
+    low = high = None
+    if c is not None and c.difference is not None and c.half_width is not None:
+        low, high = c.difference - c.half_width, c.difference + c.half_width
     shares = {
         "accuracy %": entry.test_accuracy_mean,
         "sd": entry.test_accuracy_sd,
-        "above": difference,
-        "low": difference - half if known else None,
-        "high": difference + half if known else None,
+        "above": None if c is None else c.difference,
+        "low": low,
+        "high": high,
     }
     return {
         "seeds": len(entry.seeds),
