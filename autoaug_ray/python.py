@@ -85,7 +85,8 @@ def compare(
     *,
     seeds: int | None = None,
     epochs: int | None = None,
-    flip: "Flip" = "horizontal",
+    flip: "Flip | None" = None,
+    budget: str | None = None,
     resume: bool = False,
     **options: Any,
 ) -> "StudyResults":
@@ -94,8 +95,10 @@ def compare(
     The proposal is written to runs/NAME.yaml, after the folder's name; with `resume` the one that
     is there is used. `methods`: names, with the settings that are proposed, or as in a study,
     labels with settings; without it, those that are proposed. `none`, the unit of cost, is always
-    among them. `seeds` and `epochs` take the place of the proposed ones, `flip` says how images may
-    be mirrored, and `options` are those of `run`. Raises UserError, as `run` does.
+    among them. `seeds` and `epochs` take the place of the proposed ones. `flip` says how images may
+    be mirrored; without it, a few short trainings do. `budget` is the time, as in 30m, that all
+    which is proposed may take on this machine. `options` are those of `run`. Raises UserError, as
+    `run` does.
     """
     from autoaug_ray.commands.init import propose_study
     from autoaug_ray.commands.run import OUT
@@ -104,7 +107,7 @@ def compare(
     path = Path(OUT, f"{images.resolve().name}.yaml")
     if not (resume and path.exists()):
         path.parent.mkdir(exist_ok=True)
-        propose_study(images, path, flip)
+        propose_study(images, path, flip, budget)
     tree = read_yaml(path.read_text(), f"{path} is not valid YAML")
     if methods is not None:
         tree["methods"] = {"none": None} | _chosen(methods, tree["methods"])

@@ -157,14 +157,14 @@ def photos(tmp_path_factory):
 def proposed(photos, tmp_path, monkeypatch):
     """The study that a comparison of the photographs would run, and its options."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(init, "calibrate", lambda study: None)
+    monkeypatch.setattr(init, "calibrate", lambda study, **_: None)
     monkeypatch.setattr(init, "forecast_table", lambda *_: "")
     monkeypatch.setattr(python, "run", lambda study, **options: (study, options))
     return lambda *methods, **options: autoaug_ray.compare(photos, *methods, **options)
 
 
 def test_a_comparison_is_of_what_init_proposes_for_a_folder(proposed, photos):
-    whole, options = proposed(out="o")
+    whole, options = proposed(out="o", flip="horizontal")
     path = Path("runs", f"{photos.name}.yaml")
     assert whole == Study.from_yaml(path) and options == {"out": "o", "resume": False}
     assert whole.name == photos.name and whole.dataset.root == str(photos)
@@ -174,18 +174,26 @@ def test_a_comparison_is_of_what_init_proposes_for_a_folder(proposed, photos):
     assert some.entry("bilevel").first_method.group == whole.entry("bilevel").first_method.group
     assert some.entry("mixup").first_method.then.flip == "vertical"
     assert some.entry("mixup").first_method.then.crop == 4  # its own default
-    own, _ = proposed({"mine": {"method": "predefined", "translate": 2}})
+    own, _ = proposed(flip="none", methods={"mine": {"method": "predefined", "translate": 2}})
     assert own.entry("mine").first_method.translate == 2 and own.reference == "none"
     with pytest.raises(UserError, match=r"unknown method 'bilvel' \(did you mean bilevel\?\)"):
-        proposed(["bilvel"])
+        proposed(["bilvel"], flip="none")
 
 
 def test_a_comparison_that_goes_on_has_the_proposal_that_is_there(proposed, photos):
-    proposed()
+    proposed(flip="none")
     path = Path("runs", f"{photos.name}.yaml")
     path.write_text(path.read_text().replace("seeds: 5", "seeds: 4"))
     assert len(proposed(resume=True)[0].seeds) == 4
-    assert len(proposed()[0].seeds) == 5
+    assert len(proposed(flip="none")[0].seeds) == 5
+
+
+def test_a_budget_is_that_of_the_proposal(proposed, photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr(init, "propose_study", lambda *given: asked.append(given) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        proposed(budget="30m")
+    assert asked == [(photos, Path("runs", f"{photos.name}.yaml"), None, "30m")]
 
 
 def test_a_comparison_of_no_folder_says_so(proposed):
