@@ -174,6 +174,10 @@ def _run(
             "a key, offline if not).",
         ),
     ] = None,
+    track: Annotated[
+        Literal["wandb", "mlflow", "tensorboard"] | None,
+        typer.Option(help="Where all trainings are tracked (default: wandb); files, unless asked."),
+    ] = None,
     smoke: Annotated[
         bool,
         typer.Option(
@@ -194,8 +198,8 @@ def _run(
     if smoke:
         return run.smoke_studies(studies)
     return run.run_studies(
-        studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb,
-        named=bool(cases),
+        studies, out=out, bank=bank, resume=resume, dry_run=dry_run, track=track,
+        wandb=wandb, named=bool(cases),
     )  # fmt: skip
 
 

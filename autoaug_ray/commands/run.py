@@ -41,6 +41,7 @@ from autoaug_ray.store.places import Place, place
 
 if TYPE_CHECKING:
     from autoaug_ray.report.results import StudyResults
+    from autoaug_ray.report.track import Target
 
 
 OUT = "runs"
@@ -59,22 +60,23 @@ def run_studies(
     bank: str | None,
     resume: bool,
     dry_run: bool,
+    track: str | None,
     wandb: str | None,
     named: bool,
 ) -> int:
     """Run each study, in all its cases, and report it; the exit status.
 
-    `out` None: runs/, on one machine. `bank` None: a folder of `out`. `wandb` None: what the
-    environment asks for. `named`: whether the cases were asked for by name, so that none may be
+    `out` None: runs/, on one machine. `bank` None: a folder of `out`. `track` and `wandb`: see
+    `report.track.target`. `named`: whether the cases were asked for by name, so that none may be
     left out.
     """
-    from autoaug_ray.report import wandb as tracker
+    from autoaug_ray.report.track import target
     from autoaug_ray.schedule import cluster
 
+    to = target(track, wandb)
     root = place(out or OUT)
     kept = place(bank) if bank else root / "bank"
     places.check(root)
-    mode = wandb or tracker.default_mode()
     console = new_console()
     failed = False
     to_come: dict[transfer.Case, Study] = {}
@@ -95,7 +97,7 @@ def run_studies(
             if out is None:
                 cluster.join()
                 cluster.check_alone(OUT)
-            failed |= carry_out(ready, root, kept, console, mode)
+            failed |= carry_out(ready, root, kept, console, to)
         failed |= bool(left_out)
         say_left_out(left_out, console)
     return int(failed)
@@ -154,7 +156,7 @@ def carry_out(
     out: Place,
     bank: Place,
     console: Console,
-    wandb: str = "off",
+    to: "Target | None" = None,
     *,
     calibrated: bool = True,
 ) -> bool:
@@ -162,7 +164,7 @@ def carry_out(
     from autoaug_ray.report.results import collect_cases, studies_in
 
     folders, root = _folders(studies, out), out / studies[0].name
-    studies, failed = run_cases(studies, folders, bank, console, wandb, calibrated=calibrated)
+    studies, failed = run_cases(studies, folders, bank, console, to, calibrated=calibrated)
     results = collect_cases(zip(studies, folders, strict=True))
     page = show(results, root, console)
     say_failed(failed, console)
@@ -233,15 +235,16 @@ def run_cases(
     folders: Sequence[Folder],
     bank: Place,
     console: Console,
-    wandb: str = "off",
+    to: "Target | None" = None,
     *,
     calibrated: bool = True,
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; returns the studies as they were run, and the runs that failed.
 
-    `calibrated`: whether a few steps of every entry are measured first, where runs are left to do.
+    `to`: where the trainings are tracked. `calibrated`: whether a few steps of every entry are
+    measured first, where runs are left to do.
     """
-    from autoaug_ray.report import wandb as tracker
+    from autoaug_ray.report.track import tracking
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
     from autoaug_ray.schedule.tune import execute
@@ -256,7 +259,7 @@ def run_cases(
             write_faults(study, folder, bank)
         if calibrated:
             calibrate_before_runs(studies, folders, say)
-        with tracker.tracking(folders, wandb, say):
+        with tracking(folders, to, say):
             queues = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
     if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
