@@ -198,8 +198,8 @@ def _run(
     if smoke:
         return run.smoke_studies(studies)
     return run.run_studies(
-        studies, out=out, bank=bank, resume=resume, dry_run=dry_run, track=track,
-        wandb=wandb, named=bool(cases),
+        studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb,
+        named=bool(cases), track=track,
     )  # fmt: skip
 
 

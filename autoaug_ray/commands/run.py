@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray import data, models
@@ -60,9 +61,9 @@ def run_studies(
     bank: str | None,
     resume: bool,
     dry_run: bool,
-    track: str | None,
     wandb: str | None,
     named: bool,
+    track: str | None = None,
 ) -> int:
     """Run each study, in all its cases, and report it; the exit status.
 
@@ -274,7 +275,7 @@ def say_failed(failed: Sequence[Done], console: Console) -> None:
     for done in failed:
         console.print(
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
-            style="red",
+            style="red", markup=False,
         )  # fmt: skip
 
 
@@ -323,7 +324,8 @@ def introduce(study: Study, console: Console) -> None:
             f"about {points:.2g} points apart)"
         )
     console.print(
-        f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
+        f"[bold]{escape(study.name)}[/]{escape(f', {study.case}' if study.case else '')}: "
+        f"{study.dataset.name}, "
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",

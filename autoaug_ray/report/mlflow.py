@@ -31,12 +31,11 @@ class MLflow(Service):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        uri, files = None, self.files.resolve()
-        if self.mode == "offline":
-            files.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{files}/mlflow.db"
+        files = self.files.resolve()
+        files.mkdir(parents=True, exist_ok=True)
+        own = f"sqlite:///{files}/mlflow.db", (files / "artifacts").as_uri()
+        uri, kept = own if self.mode == "offline" else (None, None)
         client = MlflowClient(uri)
-        kept = (files / "artifacts").as_uri() if uri else None
         found = client.get_experiment_by_name(about.group)
         experiment = found.experiment_id if found else client.create_experiment(about.group, kept)
         for run in client.search_runs([experiment], f"tags.{ID} = '{about.id}'"):
