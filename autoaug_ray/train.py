@@ -29,6 +29,7 @@ from autoaug_ray.evaluation import Accuracy, evaluate
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.learner import Learner
+from autoaug_ray.maths.allocator import keep_memory
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.maths.workers import ALONE, Workers
 from autoaug_ray.methods.base import Method, Task, as_float
@@ -46,6 +47,8 @@ WARM_UP_SHARE = 0.01
 """Steps of a warm-up, at most, as a share of the run's."""
 WARM: set[Any] = set()
 """The kinds of steps for which this process is warm."""
+
+keep_memory()  # as this is imported: before Ray starts the thread in which it trains
 
 
 class Epoch(NamedTuple):

@@ -1,5 +1,6 @@
 """`autoaug-ray run`: studies -> one Tune run each -> a report each."""
 
+import contextlib
 import math
 import sys
 import tempfile
@@ -32,8 +33,8 @@ from autoaug_ray.schedule.bank_for_study import (
     write_sheet,
 )
 from autoaug_ray.schedule.calibration_task import calibrate_on_workers
-from autoaug_ray.schedule.queue import Done
-from autoaug_ray.store import bill, places
+from autoaug_ray.schedule.queue import Done, is_searched
+from autoaug_ray.store import bill, driver, places
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.files import write_whole
@@ -79,6 +80,7 @@ def run_studies(
     kept = place(bank) if bank else root / "bank"
     places.check(root)
     console = new_console()
+    say = partial(console.print, markup=False, soft_wrap=True)
     failed = False
     to_come: dict[transfer.Case, Study] = {}
     for cases in studies:
@@ -96,7 +98,7 @@ def run_studies(
             _dry_run(ready, console)
         else:
             if out is None:
-                cluster.join()
+                cluster.join(say=say)
                 cluster.check_alone(OUT)
             failed |= carry_out(ready, root, kept, console, to)
         failed |= bool(left_out)
@@ -248,11 +250,20 @@ def run_cases(
     from autoaug_ray.report.track import tracking
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
-    from autoaug_ray.schedule.tune import execute
+    from autoaug_ray.schedule.tune import check_resources, execute
 
-    cluster.join()
     say = partial(console.print, markup=False, soft_wrap=True)
-    with Bill(_bills(studies[0], folders[0]), cluster.look):
+    cluster.join(say=say)
+    for study in studies:
+        if kinds_of(study):  # images that may take hours, before a training asks for anything
+            check_resources(study)
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            held.enter_context(driver.alone(folder.root, say))
+        for study, folder in zip(studies, folders, strict=True):
+            classes = data.source_of(study.dataset).classes
+            folder.note_data(data.fingerprint(study.dataset), classes)
+        held.enter_context(Bill(_bills(studies[0], folders[0]), cluster.look))
         studies = fill_bank(studies, bank, say)
         for study, folder in zip(studies, folders, strict=True):
             write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
@@ -314,7 +325,8 @@ def introduce(study: Study, console: Console) -> None:
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )
-    counts = torch.bincount(splits.train.labels).tolist()
+    counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
+    _check_validation(study, splits, min(counts))
     tail = f" of {max(counts)} to {min(counts)} training images"
     points = 100 * resolution(len(splits.test))
     tests = f"{len(splits.test)} test images (they tell about {points:.2g} points apart)"
@@ -334,6 +346,24 @@ def introduce(study: Study, console: Console) -> None:
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
     models.check(study.model, len(splits.classes), splits.train.shape)
+
+
+def _check_validation(study: Study, splits: data.Splits, least: int) -> None:
+    """Raise UserError if a search would have nothing to choose by, or its trainings lack a class.
+
+    `least`: training images of the smallest class.
+    """
+    searched = [entry.label for entry in study.entries if is_searched(entry)]
+    if not searched:
+        return
+    if splits.val and least:
+        return
+    lack = "a class without training images" if splits.val else "no image for validation"
+    raise UserError(
+        f"val_fraction: {study.val_fraction:g} leaves {lack}, of {len(splits.train)} + "
+        f"{len(splits.val or ())} images in {len(splits.classes)} classes; the search of "
+        f"methods.{searched[0]} needs both."
+    )
 
 
 def _check_images(study: Study, shape: tuple[int, int, int]) -> None:

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.report.results import StudyResults, collect
-from autoaug_ray.report.runs import Row
+from autoaug_ray.report.runs import Row, read_study
 from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Remote, listed, place
@@ -225,7 +225,7 @@ class Tracker:
 
     def __init__(self, folder: Folder, to: Target) -> None:
         self.folder, self.mode = folder, to.mode
-        self.study = Study.model_validate_json((folder.root / "study.json").read_bytes())
+        self.study = read_study(folder.root)
         self.service = service_named(to.service)(to.mode, files_of(folder, to.service))
         self._file = folder.root / to.service / "tracked.json"
         if self._file.exists():
