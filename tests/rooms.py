@@ -62,6 +62,8 @@ maths."""
 EDGES: dict[str, set[str]] = {
     "ray": {"schedule/", "bench/"},
     "wandb": {"report/wandb.py"},
+    "mlflow": {"report/mlflow.py"},
+    "tensorboard": {"report/tensorboard.py"},
     "wandb_workspaces": {"report/wandb.py"},
     "diffusers": {"generate/"},
     "transformers": {"generate/", "models/libraries.py", "examples/"},

@@ -13,7 +13,7 @@ import torch
 import autoaug_ray
 from autoaug_ray.commands import main, quickstart
 from autoaug_ray.errors import RunError, StorageError
-from autoaug_ray.report import wandb
+from autoaug_ray.report import track, wandb
 from autoaug_ray.store.files import save_state
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +194,8 @@ def options_of(monkeypatch, *arguments):
 
 
 DEFAULTS = {
-    "out": None, "bank": None, "resume": False, "dry_run": False, "wandb": None, "named": False,
+    "out": None, "bank": None, "resume": False, "dry_run": False, "track": None, "wandb": None,
+    "named": False,
 }  # fmt: skip
 
 
@@ -203,12 +204,13 @@ def test_every_option_arrives(word, monkeypatch):
     status, studies, options = options_of(
         monkeypatch, *word, "a.yaml", "--set", "x=1", "--resume", "b.yaml", "--set", "y.z=[2, 3]",
         "--seeds", "5", "--dry-run", "--wandb", "off", "--bank", "B", "--storage", "s3://b/x",
+        "--track", "mlflow",
     )  # fmt: skip
     settings = {"changes": ["x=1", "y.z=[2, 3]"], "seeds": 5}
     assert status == 1 and studies == [[Path("a.yaml"), settings], [Path("b.yaml"), settings]]
     assert options == {
-        "out": "s3://b/x", "bank": "B", "resume": True, "dry_run": True, "wandb": "off",
-        "named": False,
+        "out": "s3://b/x", "bank": "B", "resume": True, "dry_run": True, "track": "mlflow",
+        "wandb": "off", "named": False,
     }  # fmt: skip
 
 
@@ -235,9 +237,11 @@ def test_a_line_of_calibrate_is_of_studies(monkeypatch):
     assert called == [[[quickstart(), nothing]], [[Path("a.yaml"), given]]]
 
 
-def test_what_w_and_b_can_be_asked_for_is_what_it_knows(monkeypatch):
+def test_what_trackers_can_be_asked_for_is_what_they_know(monkeypatch):
     for mode in wandb.MODES:
         assert options_of(monkeypatch, "--wandb", mode)[2]["wandb"] == mode
+    for name in track.SERVICES:
+        assert options_of(monkeypatch, "--track", name)[2]["track"] == name
 
 
 @pytest.mark.parametrize("line", [["run_all.py"], ["-m", "autoaug_ray"]], ids=" ".join)

@@ -136,6 +136,10 @@ def _run(
             "a key, offline if not).",
         ),
     ] = None,
+    track: Annotated[
+        Literal["wandb", "mlflow", "tensorboard"] | None,
+        typer.Option(help="Where all trainings are tracked (default: wandb); files, unless asked."),
+    ] = None,
     smoke: Annotated[
         bool,
         typer.Option(
@@ -157,7 +161,7 @@ def _run(
         return run.smoke_studies(studies)
     return run.run_studies(
         studies, out=out, bank=bank, resume=resume, dry_run=dry_run, wandb=wandb,
-        named=bool(cases),
+        named=bool(cases), track=track,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from autoaug_ray.commands import run
 from autoaug_ray.errors import UserError
 from autoaug_ray.report import sentences, verdict, wandb
 from autoaug_ray.report.results import StudyResults, collect_cases, studies_in
+from autoaug_ray.report.track import Target, tracking
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import place
 
@@ -63,6 +64,7 @@ def _results(folder: str) -> list[StudyResults]:
 def _publish(results: Sequence[StudyResults], console: Console) -> str:
     """Send what W&B lacks and make a report there; its address."""
     say = partial(console.print, markup=False, soft_wrap=True)
-    with wandb.tracking([Folder(one.root) for one in results], "online", say, patience=None):
+    folders = [Folder(one.root) for one in results]
+    with tracking(folders, Target("wandb", "online"), say, patience=None):
         pass  # nothing is running: what is on disk is all there is
     return wandb.publish([(one.study, sentences.markdown(one)) for one in results])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from autoaug_ray import data, models
 from autoaug_ray.commands import transfer
@@ -43,6 +44,7 @@ from autoaug_ray.store.places import Place, place
 
 if TYPE_CHECKING:
     from autoaug_ray.report.results import StudyResults
+    from autoaug_ray.report.track import Target
 
 
 OUT = "runs"
@@ -63,20 +65,21 @@ def run_studies(
     dry_run: bool,
     wandb: str | None,
     named: bool,
+    track: str | None = None,
 ) -> int:
     """Run each study, in all its cases, and report it; the exit status.
 
-    `out` None: runs/, on one machine. `bank` None: a folder of `out`. `wandb` None: what the
-    environment asks for. `named`: whether the cases were asked for by name, so that none may be
+    `out` None: runs/, on one machine. `bank` None: a folder of `out`. `track` and `wandb`: see
+    `report.track.target`. `named`: whether the cases were asked for by name, so that none may be
     left out.
     """
-    from autoaug_ray.report import wandb as tracker
+    from autoaug_ray.report.track import target
     from autoaug_ray.schedule import cluster
 
+    to = target(track, wandb)
     root = place(out or OUT)
     kept = place(bank) if bank else root / "bank"
     places.check(root)
-    mode = wandb or tracker.default_mode()
     console = new_console()
     say = partial(console.print, markup=False, soft_wrap=True)
     failed = False
@@ -98,7 +101,7 @@ def run_studies(
             if out is None:
                 cluster.join(say=say)
                 cluster.check_alone(OUT)
-            failed |= carry_out(ready, root, kept, console, mode)
+            failed |= carry_out(ready, root, kept, console, to)
         failed |= bool(left_out)
         say_left_out(left_out, console)
     return int(failed)
@@ -157,7 +160,7 @@ def carry_out(
     out: Place,
     bank: Place,
     console: Console,
-    wandb: str = "off",
+    to: "Target | None" = None,
     *,
     calibrated: bool = True,
 ) -> bool:
@@ -165,7 +168,7 @@ def carry_out(
     from autoaug_ray.report.results import collect_cases, studies_in
 
     folders, root = _folders(studies, out), out / studies[0].name
-    studies, failed = run_cases(studies, folders, bank, console, wandb, calibrated=calibrated)
+    studies, failed = run_cases(studies, folders, bank, console, to, calibrated=calibrated)
     results = collect_cases(zip(studies, folders, strict=True))
     page = show(results, root, console)
     say_failed(failed, console)
@@ -238,15 +241,16 @@ def run_cases(
     folders: Sequence[Folder],
     bank: Place,
     console: Console,
-    wandb: str = "off",
+    to: "Target | None" = None,
     *,
     calibrated: bool = True,
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; returns the studies as they were run, and the runs that failed.
 
-    `calibrated`: whether a few steps of every entry are measured first, where runs are left to do.
+    `to`: where the trainings are tracked. `calibrated`: whether a few steps of every entry are
+    measured first, where runs are left to do.
     """
-    from autoaug_ray.report import wandb as tracker
+    from autoaug_ray.report.track import tracking
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
     from autoaug_ray.schedule.tune import check_resources, execute
@@ -270,7 +274,7 @@ def run_cases(
             write_faults(study, folder, bank)
         if calibrated:
             calibrate_before_runs(studies, folders, say)
-        with tracker.tracking(folders, wandb, say):
+        with tracking(folders, to, say):
             queues = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
     ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
     if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
@@ -285,7 +289,7 @@ def say_failed(failed: Sequence[Done], console: Console) -> None:
     for done in failed:
         console.print(
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
-            style="red",
+            style="red", markup=False,
         )  # fmt: skip
 
 
@@ -332,7 +336,8 @@ def introduce(study: Study, console: Console) -> None:
         what = "images in place of the test set, which stays closed"
     tests = f"{len(splits.test)} {what} ({tell_apart(len(splits.test))})"
     console.print(
-        f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
+        f"[bold]{escape(study.name)}[/]{escape(f', {study.case}' if study.case else '')}: "
+        f"{study.dataset.name}, "
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",

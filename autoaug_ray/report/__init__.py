@@ -1,1 +1,2 @@
-"""What a study found, and every way of telling it. wandb is imported in report/wandb.py only."""
+"""What a study found, and every way of telling it. A tracker's library is imported in the
+file of report/ that has its name, and there only."""

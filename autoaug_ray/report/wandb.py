@@ -1,281 +1,122 @@
-"""Rows -> W&B runs, and a W&B report.
+"""W&B as a tracker, and a W&B report.
 
-A process of its own reads what the trials write to the study's folder and passes it on, so that
-trials need neither a key nor a network, and nothing that happens to W&B can stop or slow them. It
-runs at the lowest priority, and ends when its stdin does: after the study, or when the command is
-killed. What it has not sent then, the next `--resume` or `autoaug-ray report --wandb` sends.
+Every training is a run of the project `autoaug_ray` (or WANDB_PROJECT): group the study and its
+case, job_type search, final or generate. Every figure is plotted against `device_hours`.
 
-Every training that has rows is one W&B run: project `autoaug_ray` (or WANDB_PROJECT), group the
-study and its case, job_type search or final; and every plan of generated images is one, of job_type
-generate. Every figure is plotted against `device_hours`, over all attempts. A run's id is kept: a
-resumed training goes on in the run that it began.
-
-    OUT/<study>/wandb/
-      tracked.json           how many rows of each training have been passed on
-      offline-run-*, run-*   W&B's own files, for `wandb sync`
+    OUT/<study>/wandb/offline-run-*, run-*   W&B's own files, for `wandb sync`
 """
 
-import contextlib
 import io
-import json
 import os
-import select
 import shutil
-import subprocess
-import sys
-import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.report.results import StudyResults, collect
-from autoaug_ray.report.runs import Row, own_images_cost, read_study
-from autoaug_ray.store.files import write_whole
-from autoaug_ray.store.folder import Folder
-from autoaug_ray.store.places import Remote, listed, place
+from autoaug_ray.report.track import (
+    PATIENCE_SECONDS,
+    STEP,
+    About,
+    Files,
+    Point,
+    Service,
+    Summary,
+    TrackedRun,
+    group_of,
+    reason,
+)
 
 MODES = ("off", "offline", "online")
-STEP = "device_hours"
-FIGURES = (
-    "epoch", STEP, "device_hours_training", "train_loss", "val_accuracy", "test_accuracy",
-    "displacement", "color_change",
+ONE_RUN = (
+    "RUN_ID", "NAME", "NOTES", "TAGS", "RUN_GROUP", "JOB_TYPE", "RESUME", "RESUME_FROM",
+    "FORK_FROM", "SWEEP_ID", "SWEEP_PARAM_PATH", "LAUNCH", "LAUNCH_CONFIG_PATH",
 )  # fmt: skip
-"""Columns of a row that are passed on as they are."""
-POLL_SECONDS = 5.0
-PATIENCE_SECONDS = 60.0
-"""What W&B is waited for: to answer, and to take the rest when the study is over."""
-
-
-def default_mode() -> str:
-    """WANDB_MODE, if it is set; else online with a WANDB_API_KEY and offline without."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode if mode in MODES else "off"
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
-
-
-def group_of(study: Study) -> str:
-    return f"{study.name}, {study.case}" if study.case else study.name
-
-
-def local(folder: Folder) -> Path:
-    """Where W&B keeps files of its own, which it cannot do on an object store."""
-    if isinstance(folder.root, Remote):
-        return Path("runs", *folder.root.path.split("/"))
-    return folder.root
+"""Variables (WANDB_...) that say which run a process is, as `wandb agent` sets them for the command
+that it starts. W&B prefers them to what it is told, and all trainings would be that one run."""
 
 
 def project() -> str:
     return os.environ.get("WANDB_PROJECT", "autoaug_ray")
 
 
-@contextlib.contextmanager
-def tracking(
-    folders: Sequence[Folder],
-    mode: str,
-    say: Callable[[str], None],
-    patience: float | None = PATIENCE_SECONDS,
-) -> Iterator[None]:
-    """Rows that come into the folders while in here are passed on to W&B.
+class WandB(Service):
+    title = "W&B"
+    needs = ("wandb",)
+    later = "wandb sync {files}/offline-run-*"
 
-    `say` is told, once, what went wrong; nothing that does so is raised. At the end W&B is waited
-    for `patience` seconds, or for as long as it takes.
-    """
-    if mode == "off":
-        yield
-        return
-    environment = dict(os.environ)
-    if mode == "offline":
-        environment.pop("WANDB_API_KEY", None)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "autoaug_ray.report.wandb", mode, *(str(f.root) for f in folders)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment, start_new_session=True,  # Ctrl-C is not for it
-    )  # fmt: skip
-    assert child.stdin is not None and child.stdout is not None
-    messages = child.stdout
+    @property
+    def live(self) -> bool:
+        return self.mode == "online"
 
-    def listen() -> None:
-        for line in messages:
-            say(line.rstrip())
+    @classmethod
+    def default_mode(cls) -> str:
+        """WANDB_MODE, if it is set; else online with a WANDB_API_KEY and offline without."""
+        if mode := os.environ.get("WANDB_MODE"):
+            return mode if mode in MODES else "off"
+        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    try:
-        yield
-    except BaseException:
-        child.stdin.close()  # it takes in what is there, and nobody waits for it
-        raise
-    child.stdin.close()
-    try:
-        status = child.wait(patience)
-        listener.join()
-    except subprocess.TimeoutExpired:
-        child.kill()
-        status = child.wait()
-    if status != 0:
-        say("W&B: not everything was passed on; the same command with --resume tries again.")
-    messages.close()
+    def __init__(self, mode: str, files: Path) -> None:
+        super().__init__(mode, files)
+        for name in ONE_RUN:
+            os.environ.pop(f"WANDB_{name}", None)
+        if mode == "offline":
+            os.environ.pop("WANDB_API_KEY", None)
+        os.environ.setdefault("WANDB_DATA_DIR", str((files / "data").resolve()))
 
-
-class Tracker:
-    """Passes on what a study's folder holds and W&B does not."""
-
-    def __init__(self, folder: Folder, mode: str) -> None:
-        self.folder, self.mode = folder, mode
-        self.study = read_study(folder.root)
-        self._file = folder.root / "wandb" / "tracked.json"
-        self.local = local(folder)
-        if self._file.exists():
-            self.tracked = json.loads(self._file.read_text())
-        else:
-            # Two folders of the same study are not the same runs.
-            self.tracked = {"name": uuid.uuid4().hex[:8], "online": {}, "offline": {}}
-            self._keep()
-        self._open: dict[str, Any] = {}
-        self._whole: set[str] = set()
-
-    def send(self, *, last: bool) -> None:
-        """What is new. `last`: nothing will follow, also of trainings that have not ended."""
-        ended = {line["run"]: line["outcome"] for line in self.folder.read_outcomes()}
-        new = {}
-        for path in listed(self.folder.rows, "*.parquet"):
-            if path.stem not in self._whole and (rows := self.folder.read_rows(path.stem)):
-                new[path.stem] = rows
-        results = None
-        for key, rows in new.items():
-            outcome = "finished" if rows[-1]["finished"] else ended.get(key)
-            if rows[-1]["finished"]:
-                self._whole.add(key)
-            if self._has(key, len(rows)) or not (outcome or last or self.mode == "online"):
-                continue
-            run = self._open.get(key) or self._begin(key, rows[-1])
-            self._log(run, rows)
-            if outcome is None and not last:
-                continue
-            run.summary["outcome"] = outcome or "unfinished"
-            if outcome == "finished" and rows[-1]["phase"] == "final":
-                results = results or collect(self.study, self.folder)
-                self._conclude(run, results, rows[-1])
-            self._end(key, run, len(rows), failed=outcome in (None, "failed"))
-        if last:
-            self._generated()
-
-    def _has(self, key: str, count: int) -> bool:
-        modes = ("online",) if self.mode == "online" else ("online", "offline")
-        return any(self.tracked[mode].get(key) == count for mode in modes)
-
-    def _begin(self, key: str, row: Row) -> Any:
-        settings = json.loads(row["settings"])
-        trial = f" trial {row['index']}" if row["phase"] == "search" else ""
-        return self._init(
-            key,
-            job_type=row["phase"],
-            name=f"{row['label']} {row['phase']}{trial} seed {row['seed']}",
-            tags=[row["method"], self.study.dataset.name, row["phase"]],
-            config=_without_paths(settings),
-        )
-
-    def _init(self, key: str, *, tags: Sequence[str], **about: Any) -> Any:
+    def begin(self, about: About) -> TrackedRun:
         import wandb
 
-        name = f"{self.tracked['name']}-{key}"
-        for old in (self.local / "wandb").glob(f"*run-*-{name}"):
+        for old in self.files.glob(f"*run-*-{about.id}"):
             shutil.rmtree(old)  # what is passed on now is the whole history, or what W&B lacks
-        run = wandb.init(
-            project=project(),
-            group=group_of(self.study),
-            id=name,
-            tags=[tag[:64] for tag in tags],  # W&B takes no longer ones
-            mode="online" if self.mode == "online" else "offline",
-            resume="allow" if self.mode == "online" else None,
-            reinit="create_new",
-            dir=str(self.local),
-            settings=_quiet(),
-            **about,
+        return _Run(
+            wandb.init(
+                project=project(),
+                group=about.group,
+                id=about.id,
+                name=about.name,
+                job_type=about.kind,
+                tags=[tag[:64] for tag in about.tags],  # W&B takes no longer ones
+                config=dict(about.settings),
+                mode="online" if self.mode == "online" else "offline",
+                resume="allow" if self.mode == "online" else None,
+                reinit="create_new",
+                dir=str(self.files.parent),
+                settings=_quiet(),
+            )
         )
+
+
+class _Run(TrackedRun):
+    def __init__(self, run: Any) -> None:
+        self.run, self.last = run, run.step - 1
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
-        self._open[key] = run
-        return run
 
-    def _log(self, run: Any, rows: Sequence[Row]) -> None:
+    def log(self, point: Point) -> None:
         import wandb
         from PIL import Image
 
-        clock = 0.0
-        for row in rows:
-            # A member of a population goes on from another's rows, whose clock may be ahead.
-            clock = max(clock, row[STEP])
-            if row["epoch"] < run.step:  # W&B has it
-                continue
-            out = {k: row[k] for k in FIGURES if row[k] is not None} | {STEP: clock}
-            out |= {f"log/{k}": v for k, v in row["log"].items()}
-            if row["alpha"]:
-                means = map(fmean, zip(*row["alpha"], strict=True))
-                out |= {f"alpha/{kind}": m for kind, m in zip(row["kinds"], means, strict=True)}
-                if row["finished"]:
-                    data = [[i, *ps] for i, ps in enumerate(row["alpha"])]
-                    out["alpha_table"] = wandb.Table(columns=["class", *row["kinds"]], data=data)
-            if row["samples"]:
-                out["samples"] = wandb.Image(Image.open(io.BytesIO(row["samples"])))
-            run.log(out, step=row["epoch"], commit=True)
+        out: dict[str, Any] = dict(point.figures)
+        for name, png in point.images.items():
+            out[name] = wandb.Image(Image.open(io.BytesIO(png)))
+        for name, (columns, rows) in point.tables.items():
+            out[name] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+        self.run.log(out, step=point.epoch, commit=True)
 
-    def _conclude(self, run: Any, results: StudyResults, row: Row) -> None:
+    def end(self, summary: Summary, files: Files, *, failed: bool) -> None:
         import wandb
 
-        run.summary["test_accuracy"] = row["test_accuracy"]
-        if (cost := results.run_costs.get(row["run_key"])) is not None:
-            run.summary["cost_device_hours"] = cost
-        policy = self.folder.policy(row["label"], row["seed"])
-        if policy.is_dir():
-            about = {"label": row["label"], "seed": row["seed"]}
-            artifact = wandb.Artifact(f"policy-{run.id}", type="policy", metadata=about)
-            for path in listed(policy, "policy.*"):
-                with artifact.new_file(path.name, "wb") as file:
-                    file.write(path.read_bytes())
-            run.log_artifact(artifact)
-
-    def _end(self, key: str, run: Any, count: int, *, failed: bool = False) -> None:
-        run.finish(exit_code=int(failed))
-        self._open.pop(key)
-        self.tracked[self.mode][key] = count
-        self._keep()
-
-    def _keep(self) -> None:
-        write_whole(self._file, json.dumps(self.tracked, indent=1).encode())
-
-    def _generated(self) -> None:
-        """The images that were made for the study, by plan; methods may need a part of it each."""
-        import wandb
-
-        plans: dict[str, list[Mapping[str, float]]] = {}
-        for row in self.folder.read_rows():
-            if row["bank_plan"] and row["finished"]:
-                row |= own_images_cost(self.study, row)
-                plans.setdefault(row["bank_plan"], []).append(row["bank_hours"])
-        for plan, hours in plans.items():
-            key = f"generate-{plan[:16]}"
-            if self._has(key, len(hours)):
-                continue
-            run = self._init(
-                key,
-                job_type="generate",
-                name=f"generated images {plan[:8]}",
-                tags=[self.study.dataset.name, "generate"],
-                config=_without_paths(self.study.generate.model_dump(mode="json")),
-            )
-            phases = {phase for needed in hours for phase in needed}
-            spent = {p: max(needed.get(p, 0.0) for needed in hours) for p in sorted(phases)}
-            run.summary.update({f"{STEP}/{p}": h for p, h in spent.items()})
-            run.summary[STEP] = sum(spent.values())
-            sheet = self.folder.root / "sheet.png"
-            if sheet.is_file() and run.step == 0:
-                run.log({STEP: sum(spent.values()), "sheet": wandb.Image(str(sheet))})
-            self._end(key, run, len(hours))
+        self.run.summary.update(dict(summary))
+        if files:
+            about = {name: self.run.config[name] for name in ("label", "seed")}
+            artifact = wandb.Artifact(f"policy-{self.run.id}", type="policy", metadata=about)
+            for name, data in files.items():
+                with artifact.new_file(name, "wb") as file:
+                    file.write(data)
+            self.run.log_artifact(artifact)
+        self.run.finish(exit_code=int(failed))
 
 
 def publish(cases: Sequence[tuple[Study, str]]) -> str:
@@ -345,17 +186,8 @@ def publish(cases: Sequence[tuple[Study, str]]) -> str:
         )
         report.save()
     except Exception as error:
-        raise RunError(
-            f"W&B took no report: {type(error).__name__}: {_first_line(error)}"
-        ) from None
+        raise RunError(f"W&B took no report: {reason(error)}") from None
     return str(report.url)
-
-
-def _first_line(error: Exception) -> str:
-    """Without the key, should the message quote it."""
-    text = (str(error).splitlines() or [""])[0]
-    key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "***") if key else text
 
 
 def _quiet() -> Any:
@@ -377,47 +209,3 @@ def _quiet() -> Any:
         finish_timeout=PATIENCE_SECONDS / 2,
         finish_timeout_raises=True,
     )
-
-
-def _without_paths(value: Any) -> Any:
-    """Cut paths to their last part: the rest tells of the machine and its users."""
-    if isinstance(value, Mapping):
-        return {k: _without_paths(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(v) for v in value]
-    if isinstance(value, str) and value.startswith(("/", "~")):
-        return Path(value).name
-    return value
-
-
-def main(arguments: Sequence[str]) -> int:
-    """MODE FOLDER...: until stdin ends. Exit status: 0 all was passed on, 1 not all."""
-    mode, *roots = arguments
-    os.nice(19)
-    without_key = {k: v for k, v in os.environ.items() if k != "WANDB_API_KEY"}
-    folders = [Folder(place(root)) for root in roots]
-    os.environ.setdefault("WANDB_DATA_DIR", str((local(folders[0]) / "wandb" / "data").resolve()))
-    trackers = [Tracker(folder, mode) for folder in folders]
-    last = False
-    while not last:
-        last = bool(select.select([sys.stdin], [], [], POLL_SECONDS)[0])
-        try:
-            for tracker in trackers:
-                tracker.send(last=last)
-        except Exception as error:
-            if mode == "offline":
-                print(f"W&B: {type(error).__name__}: tracking has stopped.", flush=True)
-                return 1
-            print(
-                f"W&B cannot be reached ({type(error).__name__}): going on offline; later, "
-                f"wandb sync {local(folders[0])}/wandb/offline-run-*",
-                flush=True,
-            )
-            # In a new process: this one's wandb still holds the runs that it could not send.
-            again = [sys.executable, "-m", "autoaug_ray.report.wandb", "offline", *roots]
-            os.execve(sys.executable, again, without_key)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autoaug_ray.config import Study
+from autoaug_ray.config import Entry, Study
 from autoaug_ray.schedule.queue import search_runs
 from autoaug_ray.schedule.tune import draw
 from autoaug_ray.store.calibration import Calibration
@@ -43,17 +43,20 @@ def forecast(study: Study, calibration: Calibration) -> list[Forecast]:
     """
     out = []
     for entry in study.entries:
-        method, seeds = entry.first_method, len(study.seeds)
-        label = study.reference if method.timed_as_reference else entry.label
+        label = study.reference if entry.first_method.timed_as_reference else entry.label
         search, final = (calibration.training(label, phase) for phase in ("search", "final"))
         if search is None or final is None:
             continue
-        searches = len(list(search_runs(study, entry, draw)))
-        if method.searches_in_own_run:
-            searches += seeds
+        searches, finals = run_counts(study, entry)
         each = search.seconds if searches else 0.0
-        out.append(Forecast(entry.label, searches, seeds, each, final.seconds))
+        out.append(Forecast(entry.label, searches, finals, each, final.seconds))
     return out
+
+
+def run_counts(study: Study, entry: Entry) -> tuple[int, int]:
+    """How many search runs an entry has, those that learn for one seed included, and final ones."""
+    searches, seeds = len(list(search_runs(study, entry, draw))), len(study.seeds)
+    return searches + seeds * entry.first_method.searches_in_own_run, seeds
 
 
 def sentence(forecasts: Sequence[Forecast], device: str) -> str:

@@ -95,6 +95,10 @@ class RunQueue:
     def complete(self) -> bool:
         return not (self.queue or self.running or self._waiting)
 
+    def given_up(self, label: str) -> int:
+        """How many final trainings of an entry will never be, as what they need has failed."""
+        return self._missing[label]
+
     def last_row(self, run: Run) -> Mapping[str, Any] | None:
         """The last row of a run that has ended; None if it finished no epoch.
 
@@ -102,7 +106,9 @@ class RunQueue:
         """
         if run.key not in self._last:
             rows = self.folder.read_rows(run.key)
-            kept = ("settings", "epoch", "val_accuracy", "index", "finished", "found")
+            kept = (
+                "settings", "epoch", "val_accuracy", "test_accuracy", "index", "finished", "found",
+            )  # fmt: skip
             self._last[run.key] = {name: rows[-1][name] for name in kept} if rows else None
         return self._last[run.key]
 

@@ -136,7 +136,7 @@ class Watch:
 
     def begin(self, queues: Sequence[RunQueue]) -> None: ...
 
-    def started(self, label: str, trial_id: str) -> None: ...
+    def started(self, queue: RunQueue, run: Run, trial_id: str) -> None: ...
 
     def update(self, result: Mapping[str, Any] | None = None) -> None: ...
 
@@ -291,7 +291,7 @@ class _Callback(_Unsaved, tune.Callback):
         self.watch.update(result)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
-        self.watch.started(trial.config["label"], trial.trial_id)
+        self.watch.started(*self.searcher.runs[trial.trial_id], trial.trial_id)
 
     def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         self.watch.lost(trial.config["label"], trial.trial_id, self.furthest[trial.trial_id])

@@ -14,12 +14,15 @@ import pytest
 import wandb_files
 
 from autoaug_ray.commands import main
-from autoaug_ray.report import wandb
+from autoaug_ray.report.track import Target, Tracker, tracking
+from autoaug_ray.report.wandb import WandB
 from autoaug_ray.store.folder import Folder
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 KEY = "planted0" * 5
+AGENT = {"WANDB_RUN_ID": "agent", "WANDB_SWEEP_ID": "sweep", "WANDB_NAME": "agent"}
+OFFLINE, ONLINE = Target("wandb", "offline"), Target("wandb", "online")
 STUDY = """
 dataset: {name: fashion-mnist-mini, train_size: 160, test_size: 60}
 model: {name: cnn, width: 4}
@@ -48,14 +51,15 @@ def run_all(*arguments, **variables):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study while W&B is out, then with one more seed and no key; (folder, outputs)."""
+    """A study while W&B is out, then with one more seed, no key, and as `wandb agent` would start
+    it; (folder, outputs)."""
     place = tmp_path_factory.mktemp("track")
     (place / "small.yaml").write_text(STUDY)
     command = [place / "small.yaml", "--out", place / "runs"]
     nowhere = f"http://127.0.0.1:{closed_port()}"
     out = run_all(*command, WANDB_API_KEY=KEY, WANDB_BASE_URL=nowhere, WANDB_INIT_TIMEOUT="3")
     first = wandb_files.runs(place / "runs" / "small")
-    resumed = run_all(*command, "--resume", "--seeds", "2")
+    resumed = run_all(*command, "--resume", "--seeds", "2", **AGENT)
     return Folder(place / "runs" / "small"), first, out, resumed
 
 
@@ -167,12 +171,12 @@ def interrupted(copied):
 
 def test_a_resumed_training_goes_on_in_its_run(interrupted):
     folder, key, rows = interrupted
-    wandb.Tracker(folder, "offline").send(last=True)
+    Tracker(folder, OFFLINE).send(last=True)
     before = wandb_files.runs(folder.root)
     run = by_key(before)[key]
     assert len(run.history) == 1 and run.summary["outcome"] == "unfinished"
     folder.write_rows(key, rows)
-    wandb.Tracker(folder, "offline").send(last=True)
+    Tracker(folder, OFFLINE).send(last=True)
     after = wandb_files.runs(folder.root)
     assert set(after) == set(before)
     run = by_key(after)[key]
@@ -183,7 +187,7 @@ def test_a_clock_that_goes_back_is_shown_as_standing(interrupted):
     folder, key, rows = interrupted
     behind = rows[0]["device_hours"] / 2
     folder.write_rows(key, [rows[0], rows[1] | {"device_hours": behind}])
-    wandb.Tracker(folder, "offline").send(last=True)
+    Tracker(folder, OFFLINE).send(last=True)
     run = by_key(wandb_files.runs(folder.root))[key]
     assert [h["device_hours"] for h in run.history] == [rows[0]["device_hours"]] * 2
 
@@ -195,7 +199,7 @@ def test_mixed_images_bring_a_run_of_their_generation_and_a_table(interrupted):
         "kinds": ["identity", "fixed"], "alpha": [[0.75, 0.25], [0.25, 0.75]],
     }  # fmt: skip
     folder.write_rows(key, [row | mixed for row in rows])
-    wandb.Tracker(folder, "offline").send(last=True)
+    Tracker(folder, OFFLINE).send(last=True)
     runs = by_key(wandb_files.runs(folder.root))
     (made,) = (run for run in runs.values() if run.about.job_type == "generate")
     assert made.summary["device_hours"] == 2.5 and made.summary["device_hours/caption"] == 0.5
@@ -221,7 +225,7 @@ def online(monkeypatch):
 def test_online_the_server_gets_every_row_once_and_a_report(interrupted, online, capsys):
     folder, key, rows = interrupted
     failures = []
-    with wandb.tracking([folder], "online", failures.append, patience=None):
+    with tracking([folder], ONLINE, failures.append, patience=None):
         pass
     assert not failures
     folder.write_rows(key, rows)
@@ -276,7 +280,7 @@ def test_a_tracker_that_hangs_is_left_behind(copied, monkeypatch):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         said = []
         began = time.monotonic()
-        with wandb.tracking([copied], "online", said.append, patience=0.5):
+        with tracking([copied], ONLINE, said.append, patience=0.5):
             inside = time.monotonic() - began
         assert inside < 2 and len(said) == 1 and "--resume" in said[0]
 
@@ -295,11 +299,4 @@ def test_offline_is_the_default_without_a_key(monkeypatch, variables, mode):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert wandb.default_mode() == mode
-
-
-def test_of_a_path_only_its_last_part_is_told():
-    settings = {"dataset": {"root": "/home/me/images"}, "more": ["~/x/y", "a/b", 1]}
-    assert wandb._without_paths(settings) == {
-        "dataset": {"root": "images"}, "more": ["y", "a/b", 1],
-    }  # fmt: skip
+    assert WandB.default_mode() == mode
