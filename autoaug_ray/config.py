@@ -35,6 +35,9 @@ RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
 RANGE_KINDS: tuple[str, ...] = get_args(RangeKind)
 INNER = {"entries", "bank_plans", "case", "code"}
 """Fields of a study that its YAML does not hold."""
+EARLY = (3, 5, 8, 12, 18, 27, 41, 61, 91)
+"""Numbers of seeds after which a study that eliminates entries is looked at; each is about 1.5
+times the one before."""
 S = TypeVar("S", bound=Settings)
 
 
@@ -146,6 +149,9 @@ class Study(Settings):
     """Share of the pool that chooses between search trials; it trains the final ones."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the final trainings. Search trials use the first."""
+    eliminate: float | None = Field(None, gt=0, le=0.5)
+    """An entry gets no more seeds once its chance of still becoming the answer is below this; None:
+    every entry gets all of them (see `report.elimination`)."""
     resources: Resources = Resources()
     generate: Generation = Generation()
     workers: Workers = Workers()
@@ -199,6 +205,12 @@ class Study(Settings):
         drawn = (self.dataset.imbalance or self.dataset.shots) and self.dataset.redraw
         part = "whole" if val_fraction is None else "without val"
         return f"seed {seed}, {part}" if drawn else part
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds after which entries may be eliminated, and at last that of all seeds."""
+        n = len(self.seeds)
+        return (*(k for k in EARLY if self.eliminate is not None and 1.5 * k <= n), n)
 
     def entry(self, label: str) -> Entry:
         return next(e for e in self.entries if e.label == label)
@@ -301,6 +313,8 @@ def study(
         raise UserError(str(error)) from None
     if len(set(checked.seeds)) < len(checked.seeds) or not checked.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(checked.seeds)}.")
+    if checked.eliminate is not None and len(checked.looks) < 2:
+        raise UserError(f"eliminate: it takes seeds: 5 or more, got {len(checked.seeds)}.")
     return checked
 
 

@@ -23,18 +23,16 @@ from autoaug_ray.maths.statistics import (
     POWER,
     Comparison,
     Parts,
-    holm,
     in_points,
     resolution,
 )
-from autoaug_ray.report.compare import Entries, cheaper, mean_accuracy, paired
+from autoaug_ray.report.compare import Entries, mean_accuracy, paired
 from autoaug_ray.report.cost_sentences import in_words, number
+from autoaug_ray.report.elimination import LOOKS, Course, course
 from autoaug_ray.report.results import EntryResult, StudyResults
+from autoaug_ray.report.standing import Standing, candidates, failed_seeds
 
 Answer = Literal["use", "cheapest", "too early"]
-LOOKS = (3, 5, 8)
-"""Seeds after which a pilot, of which the test set is closed, is looked at: its answers are given
-at a third of the error, so that all looks together have no more (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -60,81 +58,42 @@ class Verdict:
 
 def verdict(results: StudyResults) -> Verdict:
     """What the results of a study, or of one of its cases, say to use."""
-    failed, early = _failed(results), _too_early(results)
-    if early is not None:
+    run = course(results)
+    found, early = run.standing, _too_early(results)
+    if early is not None or found is None:
         return Verdict("too early", None, f"Too early to say what to use: {early}")
-    known = [
-        r for r in candidates(results) if r.label not in failed and r.relative_cost is not None
-    ]
-    base = simplest(known, results)
-    error = (1 - LEVEL) / (len(LOOKS) if results.study.dataset.closed_test else 1)
-    others = [r for r in known if r is not base]
-    found = {r.label: paired(r, base, 1 - error) for r in others}
-    corrected = holm([c.p_value for c in found.values()])
-    above = [
-        r
-        for r, p in zip(others, corrected, strict=True)
-        if p is not None and p < error and _points(found[r.label]) > 0
-    ]
-    if not above:
-        nearest = max(others, key=lambda r: _points(found[r.label]), default=None)
-        comparison = None if nearest is None else found[nearest.label]
-        headline = _headline_cheapest(base, nearest, comparison, error, len(others))
-        return _said("cheapest", base, headline, comparison, results, failed)
-    best = max(above, key=mean_accuracy)
-    ties = {r.label: paired(best, r, 1 - error) for r in above if r is not best}
-    as_good = [r for r in above if r is best or not _told(ties[r.label], error)]
-    use = simplest(as_good, results)
-    comparison = found[use.label]
+    if not found.above:
+        nearest = max(
+            found.others, key=lambda r: _points(found.against_base[r.label]), default=None
+        )
+        comparison = None if nearest is None else found.against_base[nearest.label]
+        headline = _headline_cheapest(found, nearest, comparison, run)
+        return _said("cheapest", found, headline, comparison, results, run)
+    use, best, base = found.use, found.best, found.base
+    comparison = found.against_base[use.label]
     headline = (
         f"Use {use.label} ({_at(use)}): {_interval(comparison)} against the cheapest, {base.label} "
         f"({_at(base)}), at {_sizes(comparison)}."
     )
-    if use is not best:
+    if best is not None and use is not best:
         headline += (
             f" {best.label} ({_at(best)}) has the highest mean, but is not distinguishable from "
-            f"it: {_interval(ties[use.label])}."
+            f"it: {_interval(found.ties[use.label])}."
         )
-    return _said("use", use, headline, comparison, results, failed, best)
-
-
-def candidates(results: StudyResults) -> list[EntryResult]:
-    """The entries that may be recommended: all but controls."""
-    return [r for r in results.entries if r.control_of is None]
-
-
-def simplest(entries: Entries, results: StudyResults) -> EntryResult:
-    """Among the entries than which no other one is clearly cheaper: the reference, else one that
-    neither searches nor learns, else that of the lowest mean cost."""
-    cheap = [r for r in entries if not any(cheaper(other, r) for other in entries)]
-
-    def order(r: EntryResult) -> tuple[bool, bool, float]:
-        learns = results.study.entry(r.label).first_method.learns
-        return r.label != r.reference, learns or bool(r.relative_search_cost), r.relative_cost or 0
-
-    return min(cheap, key=order)
-
-
-def _failed(results: StudyResults) -> dict[str, tuple[int, ...]]:
-    """label -> seeds that will not finish: runs of the entry, or of the one it follows, failed."""
-    fallen = {row["label"] for row in results.failures}
-    return {
-        r.label: r.missing_seeds
-        for r in candidates(results)
-        if r.missing_seeds and {r.label, results.study.entry(r.label).first_method.follows} & fallen
-    }
+    return _said("use", found, headline, comparison, results, run)
 
 
 def _too_early(results: StudyResults) -> str | None:
     """Why nothing can be said yet; None if something can."""
-    entries, failed = candidates(results), _failed(results)
+    entries = candidates(results)
+    failed = failed_seeds(results, entries)
     if not any(r.seeds for r in entries):
         return "no final training has finished yet."
     waiting = [r for r in entries if r.missing_seeds and r.label not in failed]
     if waiting:
         missing = sum(len(r.missing_seeds) for r in waiting)
         names = ", ".join(f"{r.label} {len(r.missing_seeds)}" for r in waiting)
-        total = len(entries) * len(results.study.seeds)
+        total = sum(len(r.seeds) + len(r.missing_seeds) for r in entries)
         return (
             f"{missing} of {total} final trainings have not finished ({names}); --resume goes on."
         )
@@ -160,19 +119,16 @@ _SURELY = f"{100 * POWER:.0f} %"
 
 
 def _headline_cheapest(
-    base: EntryResult,
-    nearest: EntryResult | None,
-    comparison: Comparison | None,
-    error: float,
-    others: int,
+    found: Standing, nearest: EntryResult | None, comparison: Comparison | None, run: Course
 ) -> str:
+    base = found.base
     if nearest is None or comparison is None or comparison.parts is None:
         return f"Use the cheapest, {base.label} ({_at(base)}): there is no other entry to use."
     text = (
         f"Use the cheapest, {base.label} ({_at(base)}): nothing is distinguishably more accurate "
         f"at {_sizes(comparison)}."
     )
-    alpha, parts = error / others, comparison.parts
+    alpha, parts = run.error / found.family, comparison.parts
     if _points(comparison) <= 0:
         least = 100 * float(parts.detectable(alpha))
         text += " No other entry has a higher mean."
@@ -204,17 +160,18 @@ def _power(parts: Parts, difference: float, alpha: float) -> str:
 
 def _said(
     answer: Answer,
-    use: EntryResult,
+    found: Standing,
     headline: str,
     comparison: Comparison | None,
     results: StudyResults,
-    failed: dict[str, tuple[int, ...]],
-    best: EntryResult | None = None,
+    run: Course,
 ) -> Verdict:
-    named = [use] if best in (None, use) else [use, best]
+    use, failed = found.use, failed_seeds(results, candidates(results))
+    named = [use] if found.best in (None, use) else [use, found.best]
     notes = [
         *([in_words(use)] if answer == "use" else []),
         *_not_candidates(results, failed),
+        *_about_eliminated(run, results),
         *_about_pre_training(named, results),
         *(_about_search(use, results) if answer == "use" else ()),
         *(_about_choice(use, results) if answer == "use" else ()),
@@ -222,7 +179,7 @@ def _said(
         *_covers(comparison, results),
         *_what_else(use, results),
     ]
-    return Verdict(answer, use, headline, tuple(notes), _load(use))
+    return Verdict(answer, results.by_label[use.label], headline, tuple(notes), _load(use))
 
 
 def _not_candidates(results: StudyResults, failed: dict[str, tuple[int, ...]]) -> list[str]:
@@ -239,6 +196,33 @@ def _not_candidates(results: StudyResults, failed: dict[str, tuple[int, ...]]) -
     ]
     if unknown:
         out.append(f"Not recommended, as the cost is not known: {', '.join(unknown)}.")
+    return out
+
+
+def _about_eliminated(run: Course, results: StudyResults) -> list[str]:
+    """Who got no more seeds, and why; who failed is told elsewhere."""
+    out, planned = [], len(results.study.seeds)
+    for gone in run.eliminated:
+        if gone.comparison is None:
+            continue
+        text = (
+            f"{gone.label} was eliminated after {gone.seeds} of {planned} seeds: "
+            f"{_interval(gone.comparison)} against {gone.comparison.other}, "
+        )
+        if gone.chance is None:
+            out.append(f"{text}which is distinguishably more accurate.")
+        else:
+            chance = max(1, round(100 * gone.chance))
+            out.append(
+                f"{text}and a chance of about {chance} % to be told above it after {planned}."
+            )
+    if run.eliminated or run.look < planned:
+        asked = sum(map(len, run.seeds.values()))
+        out.append(
+            f"{asked} final trainings were enough for this answer, of {planned * len(run.seeds)} "
+            "that were planned. Intervals of what was eliminated are those of one look (95 %); its "
+            "means are of entries that stopped low, and may be too low."
+        )
     return out
 
 
@@ -303,7 +287,9 @@ def _covers(comparison: Comparison | None, results: StudyResults) -> list[str]:
         return []
     closed = results.study.dataset.closed_test
     parts, level = comparison.parts, f"{100 * LEVEL:.0f} %"
-    if closed:
+    if results.study.eliminate is not None:
+        level += f" over looks at {' and '.join(map(str, results.study.looks))} seeds"
+    elif closed:
         level += f" over the {len(LOOKS)} looks of a pilot"
     if parts.images is None or parts.apart is None:
         return [
@@ -331,10 +317,6 @@ def _load(use: EntryResult) -> str | None:
         return None
     path = json.dumps(str(next(iter(use.policies.values()))), ensure_ascii=False)
     return f"augment = autoaug_ray.load_policy({path})"
-
-
-def _told(comparison: Comparison, error: float) -> bool:
-    return comparison.p_value is not None and comparison.p_value < error
 
 
 def _points(comparison: Comparison) -> float:

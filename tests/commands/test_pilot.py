@@ -11,7 +11,7 @@ from PIL import Image
 from autoaug_ray.commands import main, pilot_rule
 from autoaug_ray.commands.pilot_rule import decide
 from autoaug_ray.errors import UserError
-from autoaug_ray.report.verdict import LOOKS
+from autoaug_ray.report.elimination import LOOKS
 from autoaug_ray.store.folder import Folder
 
 FLAT = (0.5, 0.5, 0.5)

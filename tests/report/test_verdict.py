@@ -11,8 +11,9 @@ import pytest
 from hand import TREE, Hand, Page, entry
 
 from autoaug_ray import config
+from autoaug_ray.report.elimination import LOOKS
 from autoaug_ray.report.results import StudyResults
-from autoaug_ray.report.verdict import LOOKS, over_cases, verdict
+from autoaug_ray.report.verdict import over_cases, verdict
 from autoaug_ray.report.write import write
 
 ROWS: dict[str, tuple[float, tuple[float, ...]]] = {
