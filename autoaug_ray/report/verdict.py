@@ -212,16 +212,16 @@ def _about_eliminated(run: Course, results: StudyResults) -> list[str]:
         if gone.chance is None:
             out.append(f"{text}which is distinguishably more accurate.")
         else:
-            chance = max(1, round(100 * gone.chance))
-            out.append(
-                f"{text}and a chance of about {chance} % to be told above it after {planned}."
-            )
+            chance = f"about {100 * gone.chance:.0f} %" if gone.chance >= 0.01 else "below 1 %"
+            out.append(f"{text}and a chance of {chance} of being told above it after {planned}.")
     if run.eliminated or run.look < planned:
         asked = sum(map(len, run.seeds.values()))
         out.append(
             f"{asked} final trainings were enough for this answer, of {planned * len(run.seeds)} "
-            "that were planned. Intervals of what was eliminated are those of one look (95 %); its "
-            "means are of entries that stopped low, and may be too low."
+            f"that were planned (eliminate: {results.study.eliminate:g}). The "
+            f"{_images(results.study.dataset.closed_test)} said who got more seeds: means of what "
+            "was eliminated may be too low, as it stopped low, and its intervals are those of one "
+            "look (95 %)."
         )
     return out
 
@@ -288,7 +288,8 @@ def _covers(comparison: Comparison | None, results: StudyResults) -> list[str]:
     closed = results.study.dataset.closed_test
     parts, level = comparison.parts, f"{100 * LEVEL:.0f} %"
     if results.study.eliminate is not None:
-        level += f" over looks at {' and '.join(map(str, results.study.looks))} seeds"
+        *early, last = results.study.looks
+        level += f" over looks at {', '.join(map(str, early))} and {last} seeds"
     elif closed:
         level += f" over the {len(LOOKS)} looks of a pilot"
     if parts.images is None or parts.apart is None:
