@@ -12,19 +12,20 @@ look but the last, an entry gets no more seeds if
 The cheapest entry and the one that would be used now stay as long as any other does, and so do the
 controls of an entry that stays and what it follows. Once nothing else stays, the answer is given.
 
-Two errors are stated. *Use* is said of an entry that is not better in at most 2.5 % of studies, as
-without elimination: look k is made at an error of its own (`errors`), and these add up to 5 %
-two-sided, whatever the dependence between looks. Giving up for a low chance cannot add to it: it
-only ever leaves the cheapest in place (a non-binding futility rule). And of the entries given up
-for their chance, a share of gamma would have been told apart at the end, if the flat prior behind
-it were right: `tests/report/test_elimination_rates.py` says how many are. Group sequential tests
-compare trainings by seeds in AdaStop, too (Mathieu et al., TMLR 2024).
+*Use* is said of an entry that is not better in at most 2.5 % of studies, as without elimination:
+look k is made at an error of its own (`errors`), and these add up to 5 % two-sided, whatever the
+dependence between looks. Giving up for a low chance cannot add to it: it only ever leaves the
+cheapest in place (a non-binding futility rule). Of what is given up so, a share of gamma at most
+would be told apart at the end, if the flat prior behind the chance were right. The rates over
+simulated studies are in `tests/report/test_elimination_rates.py` and the README. AdaStop (Mathieu
+et al., TMLR 2024) compares agents by group sequential tests over seeds, too, and stops when all
+comparisons are decided; it has no rule of futility, by which most is saved here.
 
-What is looked at is the test accuracy of final trainings, for they keep no validation images. That
-is no selection of what is trained: no setting depends on it, only the number of seeds does. It has
-its price. A mean over fewer seeds is one that stopped low, and that of what stayed is a little too
-high, as every winner's is; intervals are those of repeated looks (Jennison and Turnbull, JRSS B
-1989), which hold whenever one stops.
+What is looked at is the test accuracy of final trainings, for they keep no validation images. No
+setting depends on it, only the number of seeds does. That has its price: the mean of what was given
+up is one that stopped low, and the gain of what is to be used is a little too high, more than it is
+in any design that recommends what looks best. Intervals are those of repeated looks (Jennison and
+Turnbull, JRSS B 1989), which hold whenever one stops.
 
 All of it is a function of the rows on disk with the first so many seeds, in no order of arrival:
 whoever asks again, be it to resume or to report, gets the same answer.
@@ -80,8 +81,10 @@ class Course:
     """The number of seeds of the look that was reached."""
     standing: Standing | None
     """By the entries that had not been eliminated before that look; None if nobody can be used."""
-    error: float
-    """The two-sided error of that look."""
+    last_error: float
+    """The two-sided error of the last look, be it reached or not."""
+    planned: int | None
+    """The number of seeds of the last look; None if it was reached."""
 
 
 def course(results: StudyResults) -> Course:
@@ -104,7 +107,8 @@ def course(results: StudyResults) -> Course:
         if found is not None and not _open(found, stay):
             break
         live = stay
-    return Course(seeds, tuple(out), n, found, error[n])
+    last = looks[-1]
+    return Course(seeds, tuple(out), n, found, error[last], None if n == last else last)
 
 
 def only_asked(results: StudyResults) -> StudyResults:

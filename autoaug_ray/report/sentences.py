@@ -53,10 +53,11 @@ def verdicts(results: StudyResults) -> list[str]:
     out += [*missing(results), *results.bill]
     if finals := sum(len(r.seeds) for r in entries):
         closed = results.study.dataset.closed_test
+        more = ", but who got more seeds"
         what = "What stands in for the closed test set" if closed else "The test set"
         out.append(
             f"{what} was read once by each of the {finals} final trainings, after the last epoch; "
-            "no setting was chosen by it."
+            f"no setting was chosen by it{'' if results.study.eliminate is None else more}."
         )
     return out
 

@@ -128,15 +128,15 @@ def _headline_cheapest(
         f"Use the cheapest, {base.label} ({_at(base)}): nothing is distinguishably more accurate "
         f"at {_sizes(comparison)}."
     )
-    alpha, parts = run.error / found.family, comparison.parts
+    alpha, parts, whole = run.last_error / found.family, comparison.parts, run.planned
     if _points(comparison) <= 0:
-        least = 100 * float(parts.detectable(alpha))
+        least = 100 * float(parts.detectable(alpha, n=whole))
         text += " No other entry has a higher mean."
         if least < 0.05:  # accuracies that do not vary, as where all images are easy
             return text
         return (
             f"{text} One that is {least:.1f} points better would have been found with a chance of "
-            f"{_SURELY}."
+            f"{_SURELY}{'' if whole is None else f' by {whole} seeds'}."
         )
     return (
         f"{text} The nearest, {nearest.label} ({_at(nearest)}), has {_interval(comparison)}; "
@@ -212,8 +212,8 @@ def _about_eliminated(run: Course, results: StudyResults) -> list[str]:
         if gone.chance is None:
             out.append(f"{text}which is distinguishably more accurate.")
         else:
-            chance = f"about {100 * gone.chance:.0f} %" if gone.chance >= 0.01 else "below 1 %"
-            out.append(f"{text}and a chance of {chance} of being told above it after {planned}.")
+            chance = f"of about {100 * gone.chance:.0f} %" if gone.chance >= 0.01 else "below 1 %"
+            out.append(f"{text}and a chance {chance} of being told above it after {planned}.")
     if run.eliminated or run.look < planned:
         asked = sum(map(len, run.seeds.values()))
         out.append(

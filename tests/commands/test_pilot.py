@@ -317,7 +317,6 @@ def test_a_real_pilot(tmp_path, monkeypatch):
     said = " ".join(done.stdout.split())
     assert "in place of the test set, which stays closed" in said
     assert "Undecided at 3 seeds" in said
-    assert "6 of 10 runs are on disk already." in said
     assert "that the whole study takes at this speed (4 seeds of 3 epochs)" in said
     assert "held-out accuracy %" in said
     assert "the whole study: autoaug-ray pets.yaml" in said

@@ -1,6 +1,7 @@
 """Which entries get more seeds: the looks, who is given up, who stays, and what is said of it."""
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,10 @@ def test_nothing_is_better_and_the_study_ends_at_its_first_look(tmp_path: Path) 
     drawn = Drawn(tmp_path, rows)
     drawn.train()
     assert drawn.wanted() == dict.fromkeys(ROWS, 3)  # a control goes with its row
-    assert verdict(drawn.hand.results()).answer == "cheapest"
+    said = verdict(drawn.hand.results())
+    assert said.answer == "cheapest" and "at 3 seeds" in said.headline
+    # What the whole design would have found, not what its first look can.
+    assert re.search(r"One that is \d\.\d points better .* 80 % by 8 seeds\.", said.headline)
 
 
 def test_one_that_failed_gets_no_more_seeds(tmp_path: Path) -> None:
