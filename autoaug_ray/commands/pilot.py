@@ -107,7 +107,10 @@ class _Looks:
 
 def _shorter(whole: Study, study: Study) -> Iterator[str]:
     """What the pilot leaves out."""
-    yield f"{study.train.epochs} of {whole.train.epochs} epochs, {LOOKS[0]} seeds at first"
+    yield (
+        f"{study.train.epochs} of {whole.train.epochs} epochs, {LOOKS[0]} seeds at first; a "
+        f"forecast is that of {LOOKS[-1]}, at most"
+    )
     for entry, cut in zip(whole.entries, study.entries, strict=True):
         if cut != entry:
             yield f"{entry.label}: its search is cut to {TRIALS} trials"

@@ -367,6 +367,12 @@ def introduce(study: Study, console: Console) -> None:
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
     )
+    if study.eliminate is not None:
+        *early, last = study.looks
+        console.print(
+            f"Seeds go to the entries that still matter, after {' and '.join(map(str, early))} of "
+            f"{last}: forecasts are those of all seeds, at most.",
+        )
     _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
