@@ -103,9 +103,8 @@ class RunQueue:
 
     def _ask(self) -> bool:
         """Ask for the seeds that are wanted by now; whether there are any new ones."""
-        if self._wanted is None:
-            wanted = dict.fromkeys(self.seeds, self.study.seeds)
-        else:
+        wanted: Mapping[str, Sequence[int]] = dict.fromkeys(self.seeds, self.study.seeds)
+        if self._wanted is not None:
             wanted = self._wanted(self.study, self.folder)
         asked = False
         for entry in self.study.entries:
