@@ -208,7 +208,8 @@ class Study(Settings):
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Numbers of seeds after which entries may be eliminated, and at last that of all seeds."""
+        """Numbers of seeds after which entries may be eliminated, none of them close to that of all
+        seeds, which is the last one."""
         n = len(self.seeds)
         return (*(k for k in EARLY if self.eliminate is not None and 1.5 * k <= n), n)
 

@@ -5,7 +5,8 @@ correction for the number of entries. *cheapest*: there is none such. *too early
 yet. Differences are paired over the seeds, and cover the choice of the test images where it is
 known which of them each training classified correctly.
 
-Candidates are the entries that are no controls and whose seeds have all finished. The cheapest is
+Candidates are the entries that are no controls and whose seeds have all finished; where a study
+eliminates entries, those that are left after the looks at it (`elimination`). The cheapest is
 the simplest of those than which no other one is clearly cheaper, and costs do not depend on
 accuracies: so at most one study in twenty in which all are equally accurate says *use*. Of several
 entries above the cheapest, the one to use is the cheapest and simplest among those that cannot be
