@@ -12,6 +12,7 @@ A method without ranges has nothing to search: it goes straight to its final tra
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from autoaug_ray.methods import METHODS, OF_THE_STAGE, AnyMethod, method_class, 
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.effort import Resources, Search
+from autoaug_ray.settings.plain import brief, check_plain
 from autoaug_ray.settings.published import Published, check_labels
 from autoaug_ray.settings.training import Training
 
@@ -38,34 +41,14 @@ INNER = {"entries", "bank_plans", "case", "code"}
 EARLY = (3, 5, 8, 12, 18, 27, 41, 61, 91)
 """Numbers of seeds after which a study that eliminates entries is looked at; each is about 1.5
 times the one before."""
+MOST_RUNS = 100_000
+"""Most seeds, and most trainings in a search; what is more was not meant."""
 S = TypeVar("S", bound=Settings)
 
 
 class Range(Settings):
     kind: RangeKind
     values: tuple[Any, ...]
-
-
-class Search(Settings):
-    """How the trials of a method with ranges are chosen and stopped."""
-
-    samples: int = Field(1, ge=1, le=100_000)
-    """Draws of the random ranges for each combination of the grids."""
-    scheduler: Literal["fifo", "asha"] = "fifo"
-    grace_epochs: int = Field(2, ge=1)
-    """ASHA: epochs a trial runs before it may be stopped."""
-    reduction: int = Field(3, ge=2)
-    """ASHA: one trial in so many goes on at each rung."""
-
-
-class Resources(Settings):
-    """What one trial holds; its device-hours are seconds x gpus, or x cpus without a GPU."""
-
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    workers: int = Field(1, ge=1, le=1024)
-    """Processes that share the parts of every batch (train.accumulate: a multiple of it) of one
-    training; each holds so many cpus and gpus."""
 
 
 FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -233,6 +216,7 @@ def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -
         _apply(tree, change)
     if seeds is not None:
         tree["seeds"] = seeds
+    check_plain(tree)
     cases = tree.pop("cases", None)
     if cases is None:
         return [study(tree, name=path.stem, folder=path.parent)]
@@ -248,6 +232,8 @@ def _read_yaml(text: str, where: str) -> Any:
     """
     try:
         return YAML(typ="safe", pure=True).load(text)
+    except (RecursionError, ValueError) as error:  # nesting without end; a date that is none
+        raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
     except YAMLError as error:
         if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
             raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
@@ -275,6 +261,7 @@ def study(
     tree: Mapping[str, Any], *, name: str, case: str | None = None, folder: Path = Path()
 ) -> Study:
     """A study from the tree of its YAML, which stands in `folder`. Raises UserError."""
+    check_plain(dict(tree))
     tree = dict(tree)
     for key in INNER & set(tree):
         raise UserError(f"{key}: unknown key.")
@@ -285,8 +272,10 @@ def study(
         tree["model"] = {"name": tree["model"]}
     count = tree.get("seeds", 3)
     if type(count) is int:
-        if count < 1:
-            raise UserError(f"seeds must be at least 1 or a list of whole numbers, got {count}.")
+        if not 1 <= count <= MOST_RUNS:
+            raise UserError(
+                f"seeds must be between 1 and {MOST_RUNS}, or a list of whole numbers, got {count}."
+            )
         tree["seeds"] = list(range(count))
     # All that can be checked before the files of methods are imported, which takes seconds.
     named = [_named(label, body) for label, body in methods.items()]
@@ -345,6 +334,10 @@ def _named(label: Any, body: Any) -> tuple[str, str, dict[str, Any]]:
         raise UserError(f"{where} must map hyperparameters to values, got {body!r}.")
     body = dict(body)
     name = body.pop("method", None) or label
+    if not isinstance(name, str):
+        raise UserError(f"{where}.method must be the name of a method, got {brief(name)}.")
+    if "name" in body:
+        raise UserError(f"{where}.name: unknown key (did you mean method?).")
     is_own = name != label and own_code.is_own(name)
     if not is_own and name not in METHODS:
         if setting := OF_THE_STAGE.get(str(name).lower()):
@@ -370,6 +363,8 @@ def _entries(label: str, name: str, body: dict[str, Any], folder: Path) -> Itera
     except UserError as error:
         raise UserError(f"{where}.method: {error}") from None
     controls = body.pop("controls", None)
+    if not isinstance(controls, list | None):
+        raise UserError(f"{where}.controls must be a list such as [off], got {brief(controls)}.")
     if controls and not learns:
         raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
     ranges = {
@@ -380,6 +375,9 @@ def _entries(label: str, name: str, body: dict[str, Any], folder: Path) -> Itera
     fixed = {k: v for k, v in body.items() if k not in ranges}
     tree: dict[str, Any] = {"label": label, "hyperparameters": {"name": name, **fixed}, **own}
     entry: Entry = _validate(Entry, {**tree, "ranges": _dump(ranges)}, where)
+    trials = math.prod(len(r.values) for r in ranges.values() if r.kind == "grid")
+    if trials * entry.search.samples > MOST_RUNS:
+        raise UserError(f"{where}: its search would be more than {MOST_RUNS} trainings.")
     yield entry
     if controls is None:
         by_default = learns and "learn" not in body and entry.first_method.learns
@@ -447,11 +445,7 @@ def _validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
     Through JSON, whose lists become tuples also in strict mode.
     """
     try:
-        text = json.dumps(tree, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where or 'the study'}: {error}; only plain YAML values are.") from None
-    try:
-        return model.model_validate_json(text)
+        return model.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise UserError(_sentence(error, model, where)) from None
 
@@ -474,7 +468,7 @@ def _sentence(error: ValidationError, root: type[Settings], where: str) -> str:
         return f"{path} is missing."
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    got = "" if isinstance(value, dict) else f", got {value!r}"
+    got = "" if isinstance(value, dict) else f", got {brief(value)}"
     return f"{path}: {message}{got}."
 
 

@@ -1,7 +1,9 @@
 """The errors that a person can mend: shown as their one sentence, without a traceback."""
 
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 
@@ -31,12 +33,15 @@ def storing(place: object) -> Iterator[None]:
 
 def exit_status(work: Callable[[], int], *, again: str = "") -> int:
     """The exit status of a command: what `work` returns (0: done) or, with a line on stderr, 1 if a
-    run failed, 2 for wrong input, 130 if it was interrupted.
+    run failed, 2 for wrong input, 130 if it was interrupted, by Ctrl-C or by SIGTERM.
 
     `again` says how to go on after an interruption, or once a place can be used again; it is added
     to the line.
     """
     how = f"; {again}" if again else ""
+    if threading.current_thread() is threading.main_thread():
+        # As Slurm, Kubernetes and spot machines end a process that they will kill soon after.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return work()
     except UserError as error:

@@ -33,11 +33,12 @@ work, name, port, gcs_port = sys.argv[1:]
 text = open("clusters/aws.yaml").read()
 assert "ami-EDIT" in text
 tree = yaml.safe_load(text.replace("ami-EDIT", "ami-dca37ea5"))  # one of moto's
-region, profile = tree["provider"]["region"], tree["metadata"]["profile"]["Name"]
+region = tree["provider"]["region"]
 iam = boto3.client("iam", region)
-iam.create_role(RoleName=profile, AssumeRolePolicyDocument="{}")
-iam.create_instance_profile(InstanceProfileName=profile)
-iam.add_role_to_instance_profile(InstanceProfileName=profile, RoleName=profile)
+for profile in (tree["metadata"][kind]["Name"] for kind in ("profile", "worker_profile")):
+    iam.create_role(RoleName=profile, AssumeRolePolicyDocument="{}")
+    iam.create_instance_profile(InstanceProfileName=profile)
+    iam.add_role_to_instance_profile(InstanceProfileName=profile, RoleName=profile)
 boto3.client("s3", "us-east-1").create_bucket(Bucket="bucket")
 pair = f"ray-autoscaler_{region}"
 boto3.client("ec2", region).import_key_pair(

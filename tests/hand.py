@@ -132,7 +132,9 @@ class Hand:
             self.run(label, seed=seed, accuracy=accuracy, **more)
 
     def results(self, *classes: str) -> StudyResults:
-        return collect(self.study, self.folder, classes)
+        if classes:
+            self.folder.note_data("", classes)
+        return collect(self.study, self.folder)
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """label -> row of summary.parquet."""

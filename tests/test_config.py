@@ -108,7 +108,7 @@ FAULTS = {
     "methods: {none: {resources: {gpus: -1}}}": "methods.none.resources.gpus: .*got -1",
     "methods: {predefined: {}}": "reference is 'none', which is no label of methods",
     "methods: {}": "methods must map at least one label",
-    "methods: {none: {}}\nseeds: 0": "seeds must be at least 1",
+    "methods: {none: {}}\nseeds: 0": "seeds must be between 1 and 100000",
     "methods: {none: {}}\nseeds: [1, 1]": "seeds must be different whole numbers",
     "methods: {none: {}}\ntrain: {epoch: 3}": r"train.epoch: unknown key \(did you mean epochs\?\)",
     "methods: {none: {}}\ntrain: {epochs: 2.5}": "train.epochs: .*valid integer, got 2.5",

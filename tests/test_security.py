@@ -71,7 +71,7 @@ def test_a_checkpoint_runs_nothing(sign, tmp_path):
     folder = Folder(tmp_path)
     folder.checkpoints.mkdir()
     torch.save({"epoch": Attack(sign)}, folder.checkpoints / "key.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UserError, match="key.pt cannot be read .Weights only load failed"):
         folder.load_checkpoint("key")
 
 
@@ -338,8 +338,9 @@ own = psutil.Process().children(recursive=True)
 found = [[p.name(), c.laddr.ip, c.laddr.port] for p in own for c in p.net_connections("tcp")
          if c.status == "LISTEN"]
 import ray
-dashboard = ray._private.worker._global_node.webui_url
-print(json.dumps([found, os.environ.get("RAY_AUTH_MODE"), dashboard]))
+node = ray._private.worker._global_node
+folder = os.stat(node.get_session_dir_path()).st_mode & 0o777
+print(json.dumps([found, os.environ.get("RAY_AUTH_MODE"), node.webui_url, folder]))
 """
 
 
@@ -352,9 +353,10 @@ def test_a_cluster_of_ours_asks_for_a_token_and_has_no_dashboard(tmp_path):
         [sys.executable, "-c", LISTEN], capture_output=True, text=True, timeout=100, env=env
     )
     assert out.returncode == 0, out.stderr
-    found, mode, dashboard = json.loads(out.stdout.splitlines()[-1])
+    found, mode, dashboard, folder = json.loads(out.stdout.splitlines()[-1])
     assert found, "nothing listens: this test looks at the wrong processes"
     assert mode == "token" and not dashboard  # Ray 2.60 listens on every interface
     token = tmp_path / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600, "other users of the machine could read it"
+    assert folder == 0o700, "a log in it keeps what Tune hands to workers, AWS's keys too"
     assert not any("Dashboard" in name for name, *_ in found)

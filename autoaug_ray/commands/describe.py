@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoaug_ray.config import INNER, Resources, Search, Study
+from autoaug_ray.config import INNER, Study
 from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.settings import Settings
+from autoaug_ray.settings.effort import Resources, Search
 
 NUMBERS = {
     "minimum": "at least {}", "exclusiveMinimum": "above {}",

@@ -9,6 +9,7 @@ from functools import partial
 
 from rich.console import Console
 
+from autoaug_ray import data
 from autoaug_ray.commands import run
 from autoaug_ray.errors import UserError
 from autoaug_ray.report import sentences, wandb
@@ -25,6 +26,10 @@ def report_folder(folder: str, *, publish: bool) -> int:
         cases = studies_in(root)
     except UserError as error:
         raise UserError(f"STUDY_FOLDER: {error}") from None
+    for study, kept in cases:
+        if not kept.classes():  # a version that did not note them
+            classes = data.source_of(study.dataset).classes
+            kept.note_data(data.fingerprint(study.dataset), classes)
     results = collect_cases(cases)
     page = run.show(results, root, console)
     console.print(f"report: {page}", soft_wrap=True)

@@ -1,5 +1,6 @@
 """`autoaug-ray run`: studies -> one Tune run each -> a report each."""
 
+import contextlib
 import math
 import sys
 import tempfile
@@ -32,8 +33,8 @@ from autoaug_ray.schedule.bank_for_study import (
     write_sheet,
 )
 from autoaug_ray.schedule.calibration_task import calibrate_on_workers
-from autoaug_ray.schedule.queue import Done, Wanted
-from autoaug_ray.store import bill, places
+from autoaug_ray.schedule.queue import Done, Wanted, is_searched
+from autoaug_ray.store import bill, driver, places
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.files import write_whole
@@ -77,6 +78,7 @@ def run_studies(
     places.check(root)
     mode = wandb or tracker.default_mode()
     console = new_console()
+    say = partial(console.print, markup=False, soft_wrap=True)
     failed = False
     to_come: dict[transfer.Case, Study] = {}
     for cases in studies:
@@ -94,7 +96,7 @@ def run_studies(
             _dry_run(ready, console)
         else:
             if out is None:
-                cluster.join()
+                cluster.join(say=say)
                 cluster.check_alone(OUT)
             failed |= carry_out(ready, root, kept, console, mode)
         failed |= bool(left_out)
@@ -248,12 +250,21 @@ def run_cases(
     from autoaug_ray.report.elimination import seeds_wanted
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
-    from autoaug_ray.schedule.tune import execute
+    from autoaug_ray.schedule.tune import check_resources, execute
 
-    cluster.join()
     say = partial(console.print, markup=False, soft_wrap=True)
+    cluster.join(say=say)
+    for study in studies:
+        if kinds_of(study):  # images that may take hours, before a training asks for anything
+            check_resources(study)
     wanted, ended = wanted or seeds_wanted, False
-    with Bill(_bills(studies[0], folders[0]), cluster.look):
+    with contextlib.ExitStack() as held:
+        for folder in folders:
+            held.enter_context(driver.alone(folder.root, say))
+        for study, folder in zip(studies, folders, strict=True):
+            classes = data.source_of(study.dataset).classes
+            folder.note_data(data.fingerprint(study.dataset), classes)
+        held.enter_context(Bill(_bills(studies[0], folders[0]), cluster.look))
         while not ended:
             studies = _with_images(studies, list(map(wanted, studies, folders)), bank, say)
             for study, folder in zip(studies, folders, strict=True):
@@ -272,7 +283,9 @@ def run_cases(
             say(bill.sentence(paid))
         else:
             write_whole(folders[0].bill, bill.sentence(paid).encode())
-    return studies, [done for queue in queues for done in queue.done if done.outcome == "failed"]
+    return list(studies), [
+        done for queue in queues for done in queue.done if done.outcome == "failed"
+    ]
 
 
 def _with_images(
@@ -352,7 +365,8 @@ def introduce(study: Study, console: Console) -> None:
     splits = data.load(
         study.dataset, val_fraction=study.val_fraction, device="cpu", seed=study.seeds[0]
     )
-    counts = torch.bincount(splits.train.labels).tolist()
+    counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
+    _check_validation(study, splits, min(counts))
     tail = f" of {max(counts)} to {min(counts)} training images"
     points = 100 * resolution(len(splits.test))
     tests = f"{len(splits.test)} test images (they tell about {points:.2g} points apart)"
@@ -377,6 +391,24 @@ def introduce(study: Study, console: Console) -> None:
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
     models.check(study.model, len(splits.classes), splits.train.shape)
+
+
+def _check_validation(study: Study, splits: data.Splits, least: int) -> None:
+    """Raise UserError if a search would have nothing to choose by, or its trainings lack a class.
+
+    `least`: training images of the smallest class.
+    """
+    searched = [entry.label for entry in study.entries if is_searched(entry)]
+    if not searched:
+        return
+    if splits.val and least:
+        return
+    lack = "a class without training images" if splits.val else "no image for validation"
+    raise UserError(
+        f"val_fraction: {study.val_fraction:g} leaves {lack}, of {len(splits.train)} + "
+        f"{len(splits.val or ())} images in {len(splits.classes)} classes; the search of "
+        f"methods.{searched[0]} needs both."
+    )
 
 
 def _check_images(study: Study, shape: tuple[int, int, int]) -> None:

@@ -17,13 +17,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray.config import Entry, Range, Search, Study
+from autoaug_ray.config import Entry, Range, Study
 from autoaug_ray.data import standins
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.own_code import is_own
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import OPTIONS, Dataset
+from autoaug_ray.settings.effort import Search
 
 SIDE = 32
 """Side of the images in pixels, where a dataset does not fix it."""

@@ -17,6 +17,8 @@ and one in `OPTIONS` of autoaug_ray/settings/dataset.py. A study may also name s
 file of the user's own.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -47,7 +49,8 @@ from autoaug_ray.settings.dataset import Dataset, Imbalance, Shift
 
 __all__ = [
     "AnySplit", "Dataset", "Edits", "Imbalance", "Shift", "Source", "Split", "Splits", "Stored",
-    "batches", "by_class", "concatenate", "draws", "give", "load", "source_of", "whole",
+    "batches", "by_class", "concatenate", "draws", "fingerprint", "give", "load", "source_of",
+    "whole",
 ]  # fmt: skip
 
 SOURCES: dict[str, Callable[[Dataset], Source]] = {
@@ -224,9 +227,41 @@ def whole(dataset: Dataset) -> Dataset:
     return dataset.model_copy(update=drawn)
 
 
+def fingerprint(dataset: Dataset) -> str:
+    """16 hex digits that change with the images, their order, labels or classes.
+
+    Of image files the names and sizes count, of images in memory the pixels. What a case draws from
+    the dataset does not. Raises UserError like `source_of`.
+    """
+    source, found = _opened(whole(dataset)), hashlib.blake2b(digest_size=8)
+    found.update(json.dumps(source.classes).encode())
+    for split in (source.pool, source.held_out, source.test):
+        if split is None:
+            continue
+        found.update(repr((len(split), split.shape)).encode())
+        found.update(split.labels.cpu().numpy().tobytes())
+        if isinstance(split, Split):
+            found.update(split.images.numpy().tobytes())
+        else:
+            for position in split.index.tolist():
+                found.update(split.read.mark(position))
+    return found.hexdigest()
+
+
 @lru_cache(maxsize=2)
 def _read(dataset: Dataset) -> Source:
     """The dataset from disk. Cached: a process reads it once for all of a study's trials."""
+    source = _opened(dataset)
+    parts = [p for p in (source.pool, source.held_out, source.test) if p is not None]
+    if sum(_bytes(p) for p in parts) > dataset.memory_gb * 1e9:
+        return source
+    held_out = source.held_out and source.held_out.load()
+    return replace(source, pool=source.pool.load(), held_out=held_out, test=source.test.load())
+
+
+@lru_cache(maxsize=2)
+def _opened(dataset: Dataset) -> Source:
+    """The dataset as its files hold it, which are decoded when they are drawn."""
     own = own_code.is_own(dataset.name)
     source = (own_code.load(dataset.name) if own else SOURCES[dataset.name])(dataset)
     if not isinstance(source, Source):
@@ -247,12 +282,7 @@ def _read(dataset: Dataset) -> Source:
         raise UserError(
             f"dataset {dataset.name}: no training image of class {source.classes[missing[0]]!r}."
         )
-    source = replace(source, test=test)
-    parts = [p for p in (pool, source.held_out, test) if p is not None]
-    if sum(_bytes(p) for p in parts) > dataset.memory_gb * 1e9:
-        return source
-    held_out = source.held_out and source.held_out.load()
-    return replace(source, pool=pool.load(), held_out=held_out, test=test.load())
+    return replace(source, test=test)
 
 
 def _bytes(split: AnySplit) -> int:

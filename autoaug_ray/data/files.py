@@ -39,6 +39,12 @@ class ImageFiles(Reader):
         box = self.boxes[position] if self.boxes else None
         return read_image(path, str(path), self.size, self.channels, self.fit, box)
 
+    def mark(self, position: int) -> bytes:
+        """The file's name, its class folder's and its size, and the box: no image is read."""
+        path = self.paths[position]
+        box = self.boxes[position] if self.boxes else None
+        return repr((*Path(path).parts[-2:], os.path.getsize(path), box)).encode()
+
     def stored(
         self, first: int, labels: Sequence[int], shape: tuple[int, int] | None = None
     ) -> Stored:

@@ -4,7 +4,6 @@ What is held, what a training draws from it, and what it cost. Reading needs nei
 generative model.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from autoaug_ray.generate.plan import (
 )
 from autoaug_ray.generate.settings import Drawn, Generation, ImageKind
 from autoaug_ray.store import meter
+from autoaug_ray.store.files import read_lines
 from autoaug_ray.store.folder import append_line
 from autoaug_ray.store.places import Place, listed, place
 
@@ -153,10 +153,7 @@ class Bank:
 
     def quarantined(self) -> dict[str, dict[str, Any]]:
         """The shards that are set aside, by name: each one's `keys` and its `error`."""
-        if not self.quarantine_file.is_file():
-            return {}
-        lines = map(json.loads, self.quarantine_file.read_text().splitlines())
-        return {line["shard"]: line for line in lines}
+        return {line["shard"]: line for line in read_lines(self.quarantine_file)}
 
     def quarantined_keys(self) -> set[str]:
         """The keys of all images that are set aside."""

@@ -41,11 +41,13 @@ from autoaug_ray.generate.plan import (
     key_settings,
 )
 from autoaug_ray.generate.settings import Drawn, Generation, ImageKind, of_all_classes
-from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.files import DamagedFile, reading, write_whole
 from autoaug_ray.store.places import Place, opened
 
 LOSSLESS = 64
 """Images up to this many pixels a side are PNG; larger ones JPEG, a quarter of the size."""
+
+AGAIN = "delete it, and --resume makes what it held again"
 
 SHARD = pa.schema(
     [
@@ -246,6 +248,7 @@ def _write(path: Place, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         compression={name: "ZSTD" if name in text else "NONE" for name in schema.names},
         use_dictionary=text,
         write_statistics=False,
+        write_page_checksum=True,
         row_group_size=1 << 20,
     )
     write_whole(path, buffer.getvalue())
@@ -261,9 +264,15 @@ def read_keys(path: Place) -> list[str]:
 
 
 def read_images(path: Place) -> list[EditedImage]:
-    """The images of a shard, in the order of its rows."""
-    table = _read(path, ["key", "image", "reject"])
-    return [EditedImage(*row) for row in zip(*(c.to_pylist() for c in table.columns), strict=True)]
+    """The images of a shard, in the order of its rows. Raises DamagedFile."""
+    table = _read(path, ["key", "image", "reject", "checksum"])
+    images = []
+    for key, image, reject, checksum in zip(*(c.to_pylist() for c in table.columns), strict=True):
+        with reading(path, AGAIN):
+            if hashlib.sha256(image).hexdigest() != checksum:
+                raise ValueError(f"the checksum of the image {key} is another")
+        images.append(EditedImage(key, image, reject))
+    return images
 
 
 def read_continuations(path: Place) -> dict[str, str]:
@@ -298,7 +307,9 @@ def read_sources(path: Place) -> list[dict[str, Any]]:
 
 def _read(path: Place, columns: list[str] | None = None) -> pa.Table:
     # One file, not a dataset: its folder's other files are none of its business.
-    return pq.ParquetFile(opened(path)).read(columns=columns, use_threads=False)
+    with reading(path, AGAIN):
+        file = pq.ParquetFile(opened(path), page_checksum_verification=True)
+        return file.read(columns=columns, use_threads=False)
 
 
 # Checking: what is wrong with a file, a sentence each; nothing if all is well
@@ -329,7 +340,7 @@ def check_plan(path: Place, sources_path: Place) -> Iterator[str]:
     try:
         plan, sources = read_plan(path), read_sources(sources_path)
         guard(plan.edits, [row["hash"] for row in sources])
-    except (UserError, OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (UserError, OSError, KeyError, ValueError) as error:
         yield str(error)
         return
     same = key_settings(plan.settings, plan.fingerprints)
@@ -369,8 +380,10 @@ def _checked(path: Place, schema: pa.Schema) -> tuple[list[dict[str, Any]], list
     """Rows of a file that is named by the hash of its keys, and what is wrong with the file."""
     try:
         rows: list[dict[str, Any]] = _read(path, schema.names).to_pylist()
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, KeyError) as error:
         return [], [f"cannot be read ({error})"]
+    except DamagedFile as error:
+        return [], [f"cannot be read ({error.__cause__})"]
     if shard_name([row["key"] for row in rows]) != path.stem:
         return rows, ["its name is not the hash of its keys"]
     return rows, []

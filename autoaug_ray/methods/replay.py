@@ -1,7 +1,6 @@
 """Training again from a schedule that a bilevel run learned, at the cost of plain training."""
 
 import hashlib
-import io
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -17,6 +16,7 @@ from autoaug_ray.maths.strength import Strength
 from autoaug_ray.methods.base import Method, NextMeta, Task
 from autoaug_ray.methods.bilevel import Bilevel
 from autoaug_ray.methods.bilevel_state import BilevelState
+from autoaug_ray.store.files import reading, state_of
 from autoaug_ray.store.places import Place, place
 
 
@@ -131,12 +131,17 @@ def read(
 
     Raises UserError for the policy of another method.
     """
-    saved = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    with reading(path, "run the study that learned it again"):
+        saved = state_of(data)
     try:
         method = Bilevel.model_validate_json(saved["method"])
     except ValidationError:
         raise UserError(f"replay.policy: {path} is no policy of a bilevel run.") from None
-    return method, saved["shape"][0], [(start, t) for start, t in saved["schedule"]]
+    schedule = [
+        (start, {name: tensor.to(device) for name, tensor in state.items()})
+        for start, state in saved["schedule"]
+    ]
+    return method, saved["shape"][0], schedule
 
 
 def digest(data: bytes) -> str:

@@ -8,13 +8,11 @@ same kind of clock measured both.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.methods.sources import Source, parse
 from autoaug_ray.report import costs
-from autoaug_ray.report.runs import Runs, read_runs
+from autoaug_ray.report.runs import Runs, read_runs, read_study
 from autoaug_ray.store import calibration
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, folders
@@ -50,12 +48,7 @@ def open_source(source: Source, root: Place) -> tuple[Study, Folder]:
                 f"{', '.join(cases)}."
             )
         raise UserError(f"{root} holds no study; run {source.study} first, into the same folder.")
-    try:
-        return Study.model_validate_json(file.read_bytes()), Folder(root)
-    except ValidationError:
-        raise UserError(
-            f"{file} was written by another version; run {source.study} first."
-        ) from None
+    return read_study(root), Folder(root)
 
 
 def find(study: Study, folder: Folder, runs: Runs) -> dict[str, Elsewhere]:

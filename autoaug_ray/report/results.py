@@ -21,7 +21,7 @@ from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import Gap, Right, compare, gap, mean_of
 from autoaug_ray.report import costs
 from autoaug_ray.report.elsewhere import Elsewhere, find
-from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs
+from autoaug_ray.report.runs import Finals, Row, Runs, Searches, read_runs, read_study
 from autoaug_ray.settings.published import PublishedRow
 from autoaug_ray.store import calibration, meter
 from autoaug_ray.store.folder import Folder
@@ -297,27 +297,19 @@ def studies_in(root: Place) -> list[tuple[Study, Folder]]:
         raise UserError(
             f"{root} holds no study.json; give the folder of one study, as in runs/quickstart."
         )
-    return [(Study.model_validate_json(f.read_bytes()), Folder(f.parent)) for f in files]
+    return [(read_study(f.parent), Folder(f.parent)) for f in files]
 
 
 def collect_cases(cases: Iterable[tuple[Study, Folder]]) -> list[StudyResults]:
-    """The results of each study, read once; its dataset is opened for the names of the classes."""
-    from autoaug_ray import data
-
-    return [
-        collect(study, folder, data.load(study.dataset, val_fraction=None, device="cpu").classes)
-        for study, folder in cases
-    ]
+    """The results of each study, read once, without its images."""
+    return [collect(study, folder) for study, folder in cases]
 
 
 # From the folder to the results
 
 
-def collect(study: Study, folder: Folder, classes: Sequence[str] = ()) -> StudyResults:
-    """Read rows, ledger and outcomes of a study's folder, each file once.
-
-    `classes` are the names of the dataset's classes in the order of their labels.
-    """
+def collect(study: Study, folder: Folder) -> StudyResults:
+    """Read rows, ledger and outcomes of a study's folder, each file once."""
     from autoaug_ray.report.elimination import only_asked
 
     runs = read_runs(study, folder)
@@ -329,7 +321,7 @@ def collect(study: Study, folder: Folder, classes: Sequence[str] = ()) -> StudyR
         study=study,
         root=folder.root,
         entries=tuple(_entry(study, entry, runs, work, folder) for entry in study.entries),
-        classes=tuple(classes),
+        classes=folder.classes(),
         finals=runs.finals,
         searches=runs.searches,
         run_costs=costs.run_costs(work, runs),

@@ -9,11 +9,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.methods import method_class
 from autoaug_ray.store import meter
+from autoaug_ray.store.files import reading
 from autoaug_ray.store.folder import Folder
+from autoaug_ray.store.places import Place
 
 Row = dict[str, Any]
 """One epoch of one training, by the columns of `store.folder.ROW`, or one line of the ledger."""
@@ -39,6 +43,22 @@ class Runs(NamedTuple):
     """The last outcome of each run of the study that is not whole."""
     foreign: set[str]
     """Keys of runs with other settings than the study's."""
+
+
+def read_study(root: Place) -> Study:
+    """The study in a folder as it was run. Raises UserError if its file is damaged, or was written
+    by another version."""
+    file = root / "study.json"
+    with reading(file, "run its study again with --resume, which writes it anew"):
+        try:
+            study = Study.model_validate_json(file.read_bytes())
+            for entry in study.entries:
+                _ = entry.first_method
+            return study
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
 def read_runs(study: Study, folder: Folder) -> Runs:

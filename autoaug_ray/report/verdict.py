@@ -238,9 +238,10 @@ def _about_pre_training(entries: Entries, results: StudyResults) -> list[str]:
             continue
         of = f"{study.generate.model}, pre-trained on pictures that may show these classes"
         if study.generate.model == "embedded":
-            same = study.dataset.name.startswith("fashion-mnist")
-            classes = "of these classes" if same else "of ten kinds of clothes"
-            of = f"a generator pre-trained on 30,000 other pictures {classes}"
+            of = "a generator pre-trained on 30,000 " + {
+                "fashion-mnist-mini": "other pictures of these classes",
+                "fashion-mnist": "pictures that are half of this very training set",
+            }.get(study.dataset.name, "other pictures of ten kinds of clothes")
         out.append(f"The images that {r.label} mixes in come from {of}: that is in its accuracy.")
     if study.model.weights is not None:
         out.append(
@@ -254,9 +255,11 @@ def _about_search(use: EntryResult, results: StudyResults) -> list[str]:
     if not use.choices:
         return []
     trials = len(results.searches.get(use.label, ()))
+    asha = results.study.entry(use.label).search.scheduler == "asha"
     return [
         f"All seeds of {use.label} train with what one search of {trials} trials chose: the "
-        "interval is that of this choice, and another search may choose another."
+        "interval is that of this choice, and another search may choose another"
+        + (", also one of the same study, as ASHA stops trials by their arrival." if asha else ".")
     ]
 
 

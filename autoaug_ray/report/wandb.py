@@ -33,7 +33,7 @@ from typing import Any
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report.results import StudyResults, collect
-from autoaug_ray.report.runs import Row
+from autoaug_ray.report.runs import Row, read_study
 from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Remote, listed, place
@@ -126,7 +126,7 @@ class Tracker:
 
     def __init__(self, folder: Folder, mode: str) -> None:
         self.folder, self.mode = folder, mode
-        self.study = Study.model_validate_json((folder.root / "study.json").read_bytes())
+        self.study = read_study(folder.root)
         self._file = folder.root / "wandb" / "tracked.json"
         self.local = local(folder)
         if self._file.exists():

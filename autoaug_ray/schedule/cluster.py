@@ -4,8 +4,12 @@ import contextlib
 import logging
 import math
 import os
+import re
+import signal
 import socket
-from collections.abc import Iterator, Mapping
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +43,38 @@ LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 KUBERAY = "RAY_USAGE_STATS_KUBERAY_IN_USE"
 """KubeRay sets it in the pods of its clusters."""
 LOCAL = "local"
+HOST_AND_PORT = re.compile(r"(?<=//)[^/]+:\d+|^[^/]+:\d+$")
+"""In a RAY_ADDRESS; "local" and "auto" have none."""
+ANSWERS = 5.0
+"""Seconds in which a cluster's head must answer."""
+LONGEST_TMPDIR = 38
+"""Characters: Ray's sockets lie 69 deeper, and a socket's path may have 107."""
 TOKEN = Path("~/.ray/auth_token")
 """The file of the cluster's secret: its holder may run anything on the cluster."""
 
 
-def join(cpus: int | None = None) -> None:
-    """Joins the cluster of `address`, or starts one of `cpus` on this machine; once a process."""
+def join(cpus: int | None = None, say: Callable[[str], None] = lambda line: None) -> None:
+    """Joins the cluster of `address`, or starts one of `cpus` on this machine; once a process.
+
+    `say` is told which cluster was joined, if one was. Raises UserError if the one that RAY_ADDRESS
+    names does not answer within ANSWERS seconds.
+    """
     if ray.is_initialized():
         return
     where = address()
+    if (head := HOST_AND_PORT.search(where)) and not _answers(head[0]):
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster answers at {where}; give the host:port of one that runs, "
+            "or local for this machine alone."
+        )
+    if where == LOCAL and len(tempfile.gettempdir()) > LONGEST_TMPDIR:
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")
     local: dict[str, Any] = {
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": 128 * 2**20,  # bytes; trials exchange settings and figures only
     }
+    terminated = signal.getsignal(signal.SIGTERM)
     # Ray reads its token only for a cluster that it finds itself, which then is the one found here.
     named = where == LOCAL or os.environ.get("RAY_ADDRESS")
     try:
@@ -64,10 +86,20 @@ def join(cpus: int | None = None) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"cannot join the Ray cluster at {where}: {error}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own handler ends in a C++ stack
+    if where == LOCAL:
+        # Tune hands AWS's keys to its workers, and a log in there that all may read keeps them.
+        Path(ray._private.worker._global_node.get_session_dir_path()).chmod(0o700)
     with contextlib.suppress(OSError):  # Ray leaves its token for all users of the machine to read
         TOKEN.expanduser().chmod(0o600)
     if where != LOCAL:  # its launcher sets OMP_NUM_THREADS=1 for all processes
         torch.set_num_threads(os.cpu_count() or 1)
+        has = {kind: sum(m.get(kind, 0.0) for m in machines()) for kind in ("CPU", "GPU")}
+        say(
+            f"on the Ray cluster at {where}: {len(machines())} machine(s), {has['CPU']:g} CPUs, "
+            f"{has['GPU']:g} GPUs; RAY_ADDRESS=local would use this machine alone"
+        )
 
 
 def leave() -> None:
@@ -91,7 +123,7 @@ def address() -> str:
     """
     if named := os.environ.get("RAY_ADDRESS"):
         return named
-    if HEAD.exists() and _answers(found := HEAD.read_text().strip()):
+    if _ours(HEAD) and _answers(found := HEAD.read_text().strip()):
         return found
     why = None
     if LAUNCHED.expanduser().exists():
@@ -179,10 +211,22 @@ def _to_come() -> Iterator[Mapping[str, float]]:
         yield unknown
 
 
+def _ours(file: Path) -> bool:
+    """Whether the file, and the folder it is in, were made by this user or by root.
+
+    All may write where Ray leaves the address of its head, and whoever is named there is sent the
+    cluster's token.
+    """
+    try:
+        return {file.stat().st_uid, file.parent.stat().st_uid} <= {os.getuid(), 0}
+    except OSError:
+        return False
+
+
 def _answers(head: str) -> bool:
     host, _, port = head.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=5):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS):
             return True
     except (OSError, ValueError):
         return False

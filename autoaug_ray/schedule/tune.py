@@ -102,7 +102,7 @@ _interrupted = threading.Event()
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within this context Ctrl-C ends the study, even while Ray swallows exceptions."""
+    """Within this context Ctrl-C and SIGTERM end the study, even while Ray swallows exceptions."""
 
     def note(number: int, frame: Any) -> None:
         _interrupted.set()
@@ -112,11 +112,12 @@ def interruptible() -> Iterator[None]:
         yield
         return
     _interrupted.clear()
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def draw(values: Range, rng: np.random.RandomState) -> Any:

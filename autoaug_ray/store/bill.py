@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.store import meter
-from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.files import reading, write_whole
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 IDLE = ("warm_up", "other")
@@ -25,6 +25,8 @@ IDLE = ("warm_up", "other")
 LOOK_SECONDS = 1.0
 INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
 """Seconds between two writes of the file, on this machine and on a store."""
+FIELDS = ("began", "at", "billed", "allotted")
+"""Of a session's file."""
 
 
 class ClusterState(NamedTuple):
@@ -87,10 +89,8 @@ class Bill:
                 self._last = self._look()
             if not write:
                 return
-            line = {
-                "began": self._began, "at": time.time(),
-                "billed": self._billed, "allotted": self._allotted,
-            }  # fmt: skip
+            values = (self._began, time.time(), self._billed, self._allotted)
+            line = dict(zip(FIELDS, values, strict=True))
             write_whole(self._file, json.dumps(line).encode())
 
     def _watch(self) -> None:
@@ -124,7 +124,10 @@ class Sum(NamedTuple):
 
 def read(folder: Place, ledgers: Sequence[Place]) -> Sum | None:
     """Adds up the bills in the folder and the ledgers of the same sessions; None without a bill."""
-    bills = [json.loads(data) for data in read_all(listed(folder, "*.json"))]
+    files, bills = listed(folder, "*.json"), []
+    for file, data in zip(files, read_all(files), strict=True):
+        with reading(file, "delete it: the bill then lacks what this session was billed"):
+            bills.append({field: json.loads(data)[field] for field in FIELDS})
     lines = [line for ledger in ledgers for line in meter.read(ledger)]
     attempts = [line for line in lines if any(_within(line, bill) for bill in bills)]
     if not bills:

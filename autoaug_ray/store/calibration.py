@@ -5,13 +5,14 @@ machine meanwhile meets all entries alike (see `schedule.calibrate`). What the r
 then measure can be compared with that.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autoaug_ray.store.files import write_whole
+from autoaug_ray.store.files import reading, write_whole
 from autoaug_ray.store.places import Place
 
 
@@ -127,11 +128,16 @@ def _total(parts: Iterable[tuple[int, float | None]]) -> float | None:
 
 
 def read(path: Place) -> Calibration | None:
-    """The calibration in a file; None without one, and of a file that is none of this version."""
+    """The calibration in a file; None without one, and of a file that is none of this version.
+
+    Raises DamagedFile for one that is no JSON.
+    """
     if not path.exists():
         return None
+    with reading(path, "delete it, and costs stand by what every run measured itself"):
+        about = json.loads(path.read_bytes())
     try:
-        return Calibration.model_validate_json(path.read_text())
+        return Calibration.model_validate(about)
     except ValidationError:
         return None
 

@@ -2,6 +2,7 @@
 
     OUT/<study>/
       study.json             the study as it was run
+      data.json              the classes, and a fingerprint of the images (see data.fingerprint)
       calibration.json       a few steps of every entry, measured side by side (see .calibration)
       rows/<run key>.parquet one row per epoch of one run (see ROW)
       checkpoints/<key>.pt   the state of a run that is not finished
@@ -9,6 +10,7 @@
       ledger/                the meter's
       outcomes.jsonl         how every run that has ended did so (see autoaug_ray.schedule.queue)
       bill/, bill.txt        what the machines cost meanwhile (see store.bill), and in words
+      driver.lock, driver.json     the process that runs the study (see store.driver)
       bank_faults.txt        what went wrong with the generated images that the study mixes
       summary.parquet        one row per entry (see autoaug_ray.report.results)
       report.html, *.png     the page and its figures
@@ -19,6 +21,7 @@ computed under other settings can be taken for it, and a study can be resumed, l
 more seeds without doing anything twice.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -27,8 +30,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autoaug_ray.errors import StorageError, storing
-from autoaug_ray.store.files import load_state, save_state, write_whole
+from autoaug_ray.errors import StorageError, UserError, storing
+from autoaug_ray.store.files import load_state, read_lines, reading, save_state, write_whole
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 STEP_WORK = pa.struct(
@@ -86,6 +89,8 @@ ROW = pa.schema(
     ]
 )
 
+SEAL, UNSEALED = b"seal", b"autoaug_ray.sha256:" + 64 * b"0"
+
 TIMES = (
     "bank_hours", "bank_work", "device_hours", "device_hours_training", "step_work", "work",
     "work_after",
@@ -105,6 +110,7 @@ class Folder:
             root / "ledger", root / "policies", root / "trials",
         )  # fmt: skip
         self.outcomes, self.bill = root / "outcomes.jsonl", root / "bill.txt"
+        self.data = root / "data.json"
         self.bank_faults, self.calibration = root / "bank_faults.txt", root / "calibration.json"
 
     def check(self) -> None:
@@ -115,6 +121,32 @@ class Folder:
         if not isinstance(self.root, Remote) and not self.root.is_dir():
             raise StorageError(f"{self.root} cannot be used (it is not there any more).")
         self._seen = True
+
+    def note_data(self, fingerprint: str, classes: Sequence[str]) -> None:
+        """Writes what the runs of this folder train on. Raises UserError if that was other data.
+
+        A folder without runs, and one of a version that did not note its data, takes any.
+        """
+        about = {"fingerprint": fingerprint, "classes": list(classes)}
+        before = self._read_data()
+        if self.rows.exists() and before not in (None, about):
+            raise UserError(
+                f"{self.root} holds runs on other data than dataset.root has now: give --out "
+                "another folder, or put the images back as they were."
+            )
+        if before != about:
+            write_whole(self.data, json.dumps(about, indent=1).encode())
+
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes in the order of their labels; () if they were not noted."""
+        return tuple((self._read_data() or {}).get("classes", ()))
+
+    def _read_data(self) -> dict[str, Any] | None:
+        if not self.data.exists():
+            return None
+        with reading(self.data, "delete it, and --resume notes anew what it trains on"):
+            about: dict[str, Any] = json.loads(self.data.read_bytes())
+            return about
 
     def policy(self, label: str, seed: int) -> Place:
         return self.policies / label / f"seed-{seed}"
@@ -129,8 +161,10 @@ class Folder:
             for name in ROW.names
         }
         buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=ROW), buffer)
-        write_whole(self.rows / f"{key}.parquet", buffer.getvalue(), parents=not self._seen)
+        schema = ROW.with_metadata({SEAL: UNSEALED})
+        pq.write_table(pa.table(columns, schema=schema), buffer)
+        data = _sealed(buffer.getvalue())
+        write_whole(self.rows / f"{key}.parquet", data, parents=not self._seen)
 
     def read_rows(self, key: str | None = None) -> list[dict[str, Any]]:
         """The rows of one run, or of all, as dicts, in which columns of MAPS are dicts."""
@@ -139,10 +173,11 @@ class Folder:
         else:
             path = self.rows / f"{key}.parquet"
             paths = [path] if path.exists() else []
-        # In one read: pq.read_table(path) opens a file twice, and the second may be a newer one.
-        # Without threads: those that are left abort a process, at its end, that also used S3.
-        tables = (pq.read_table(io.BytesIO(data), use_threads=False) for data in read_all(paths))
-        rows = [row for table in tables for row in table.to_pylist()]
+        rows = [
+            row
+            for path, data in zip(paths, read_all(paths), strict=True)
+            for row in _rows_of(path, data)
+        ]
         return [row | {name: dict(row.get(name) or ()) for name in MAPS} for row in rows]
 
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -150,24 +185,55 @@ class Folder:
         return {row["run_key"]: row for row in self.read_rows() if row["finished"]}
 
     def read_outcomes(self) -> list[Mapping[str, Any]]:
-        """How every run that has ended did so, in the order of their ends."""
-        if not self.outcomes.exists():
-            return []
-        return [json.loads(line) for line in self.outcomes.read_text().splitlines()]
+        """How every run that has ended did so, in the order of their ends.
+
+        A line that is not whole does not count, and its run is done again.
+        """
+        return [line for line in read_lines(self.outcomes) if "run" in line and "outcome" in line]
 
     def save_checkpoint(self, key: str, state: Mapping[str, Any]) -> None:
         save_state(self.checkpoints / f"{key}.pt", state, parents=not self._seen)
 
     def load_checkpoint(self, key: str) -> dict[str, Any] | None:
         path = self.checkpoints / f"{key}.pt"
-        return load_state(path) if path.exists() else None
+        remedy = "delete it, and --resume trains the run from its beginning"
+        return load_state(path, remedy) if path.exists() else None
 
     def drop_checkpoint(self, key: str) -> None:
         (self.checkpoints / f"{key}.pt").unlink(missing_ok=True)
+
+
+def _sealed(data: bytes) -> bytes:
+    """A file of rows with the SHA-256 of all its other bytes in its footer.
+
+    Parquet's own checksums cover neither the footer nor the heads of pages. A file of a version
+    that did not seal is given back as it is.
+    """
+    begin = data.rfind(UNSEALED[:-64])
+    if begin < 0:
+        return data
+    end = begin + len(UNSEALED)
+    digest = hashlib.sha256(data[:begin] + data[end:]).hexdigest()
+    return data[:begin] + UNSEALED[:-64] + digest.encode() + data[end:]
+
+
+def _rows_of(path: Place, data: bytes) -> list[dict[str, Any]]:
+    """The rows in a file's bytes. Raises DamagedFile."""
+    with reading(path, "delete it, and --resume trains the run anew"):
+        # From bytes: pq.read_table(path) opens a file twice, and the second may be a newer one.
+        # Without threads: those that are left abort a process, at its end, that also used S3.
+        if data != _sealed(data):
+            raise ValueError("its checksum is another")
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        if not rows or any(row["run_key"] != path.stem for row in rows):
+            raise ValueError("its rows are not those of the run that it is named after")
+        return rows
 
 
 def append_line(path: Place, line: Mapping[str, Any]) -> None:
     """Adds a line of JSON; rewrites the file, which must have one writer. Raises StorageError."""
     with storing(path):
         before = path.read_bytes() if path.exists() else b""
+    before += b"\n" if before and not before.endswith(b"\n") else b""
     write_whole(path, before + json.dumps(line).encode() + b"\n")

@@ -260,6 +260,7 @@ class Meter:
                 return
             with open(self._file, "ab", buffering=0) as file:
                 file.write(line)
+                os.fsync(file.fileno())
 
 
 def read(
@@ -276,10 +277,11 @@ def read(
     lines = {file: ended[file] for file in files if file in ended}
     others = [file for file in files if file not in ended]
     for file, data in zip(others, read_all(others), strict=True):
-        for text in reversed(data.decode().splitlines()):
+        for text in reversed(data.decode(errors="replace").splitlines()):
             with contextlib.suppress(json.JSONDecodeError):
-                lines[file] = json.loads(text)
-                break
+                if isinstance(line := json.loads(text), dict):
+                    lines[file] = line
+                    break
     ended |= {file: line for file, line in lines.items() if not line.get("open", True)}
     return [lines[file] for file in files if file in lines]
 

@@ -22,7 +22,7 @@ PATIENCE = 600.0
 """Seconds for which operations on a store that does not answer are repeated."""
 READERS = 16
 """Files that are fetched at a time."""
-HOPELESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "credentials")
+HOPELESS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE", "NO_SUCH_BUCKET", "credentials")
 """Parts of messages of errors that waiting does not mend."""
 
 T = TypeVar("T")
@@ -146,7 +146,9 @@ class Remote:
                 raise
             except OSError as error:
                 waited = time.monotonic() - begin
-                if waited > PATIENCE or any(word in str(error) for word in HOPELESS):
+                if any(word in str(error) for word in HOPELESS):
+                    raise StorageError(f"{self} cannot be used ({_brief(error)}).") from error
+                if waited > PATIENCE:
                     raise StorageError(
                         f"{self}: the storage did not answer for {waited:.0f} s ({_brief(error)})."
                     ) from error

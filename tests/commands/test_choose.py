@@ -90,3 +90,21 @@ def test_the_exit_status_says_that_a_case_was_left_out(path, monkeypatch, capsys
     assert out.count("mine, ten is left out: ") == 2, "at the beginning and, for who waits, the end"
     assert main([str(path), "--data", "nowhere", "--out", "o", "--case", "here"]) == 0
     assert main([str(path), "--data", "nowhere", "--out", "o", "--case", "ten"]) == 2
+
+
+@pytest.mark.parametrize(
+    "fraction, lack", [(0.02, "no image for validation"), (0.9, "a class without training images")]
+)
+def test_a_search_without_validation_is_refused(tmp_path, fraction, lack):
+    path = tmp_path / "few.yaml"
+    path.write_text(
+        f"dataset: {{name: fashion-mnist-mini, shots: 2}}\nval_fraction: {fraction}\n"
+        "methods: {none: , randaugment: {magnitude: {grid: [1, 2]}}}\n"
+    )
+    (study,) = config.load(path)
+    with pytest.raises(
+        UserError, match=f"val_fraction: {fraction} leaves {lack}, of .*methods.randaug"
+    ):
+        run.introduce(study, Console(file=io.StringIO()))
+    without_search = study.model_copy(update={"entries": study.entries[:1]})
+    run.introduce(without_search, Console(file=io.StringIO()))

@@ -458,3 +458,25 @@ def test_tiny_imagenet_is_scaled(tmp_path):
     for size in (None, 32):
         dataset = data.Dataset(name="tiny-imagenet", root=str(tmp_path / "tiny"), image_size=size)
         assert data.source_of(dataset).pool.shape == (3, size or 64, size or 64)
+
+
+def test_the_fingerprint_changes_with_the_images_and_not_with_what_a_case_draws(tmp_path):
+    def given(**other):
+        return Dataset(name="folder", root=str(tmp_path), test_fraction=0.3, image_size=8, **other)
+
+    for name in ("ants", "bees"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            Image.new("RGB", (9, 9), (i, i, i)).save(tmp_path / name / f"{i}.png")
+    before = data.fingerprint(given())
+    assert before == data.fingerprint(given(shots=2)) and len(before) == 16
+    assert before != data.fingerprint(given(train_size=6))
+    for cached in (data._read, data._opened):
+        cached.cache_clear()
+    assert data.fingerprint(given()) == before
+    noise = torch.randint(256, (9, 9, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(tmp_path / "ants" / "3.png")
+    data._opened.cache_clear()
+    assert data.fingerprint(given()) != before
+    mini = Dataset(name="fashion-mnist-mini")
+    assert data.fingerprint(mini) != data.fingerprint(mini.model_copy(update={"image_size": 32}))

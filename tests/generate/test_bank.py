@@ -211,7 +211,7 @@ def test_the_cost_reads_what_never_changes_once_and_sees_what_other_processes_ad
 
     read = []
     parquet, whole = pq.ParquetFile, Path.read_bytes
-    monkeypatch.setattr(pq, "ParquetFile", lambda file: read.append(file) or parquet(file))
+    monkeypatch.setattr(pq, "ParquetFile", lambda file, **how: read.append(file) or parquet(file))
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or whole(path))
     assert bank.cost(key, of("fixed"))["generate"] == 10
     assert read == []

@@ -44,8 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, Fold
             with Meter(folder.ledger, key=run.key, about=about) as meter, catch_warnings():
                 filterwarnings("ignore", "The image decoding and encoding", DeprecationWarning)
                 folder.write_rows(run.key, [epoch.row for epoch in train.run(run, meter)])
-    classes = [f"<class {i}>" for i in range(10)]
-    yield study, folder, write(collect(study, folder, classes))
+    folder.note_data("", [f"<class {i}>" for i in range(10)])
+    yield study, folder, write(collect(study, folder))
     torch.set_num_threads(threads)
 
 
@@ -87,8 +87,7 @@ def test_pictures_can_be_read(made: tuple[Study, Folder, Path]) -> None:
 def test_same_rows_same_page(made: tuple[Study, Folder, Path]) -> None:
     study, folder, path = made
     before = path.read_bytes()
-    names = [f"<class {i}>" for i in range(10)]
-    assert write(collect(study, folder, names)).read_bytes() == before
+    assert write(collect(study, folder)).read_bytes() == before
 
 
 def test_summary_file(made: tuple[Study, Folder, Path]) -> None:

@@ -185,7 +185,8 @@ def test_which_images_were_right_is_in_the_interval_and_in_the_words(hand: Hand)
 def test_one_search_for_all_seeds_is_said(hand: Hand) -> None:
     rows = ROWS | {"randaugment": (4.0, above(3))}
     said = verdict(results(hand, rows, randaugment={"choices": {"magnitude": 5}}))
-    assert any("what one search of 0 trials chose" in note for note in said.notes)
+    (note,) = [note for note in said.notes if "what one search of 0 trials chose" in note]
+    assert "ASHA" not in note
     said = verdict(results(hand, rows))
     assert not any("one search" in note for note in said.notes)
 
@@ -199,6 +200,15 @@ def test_what_a_generator_was_pre_trained_on_is_said(hand: Hand) -> None:
         "pictures of these classes: that is in its accuracy."
     ) in said.notes
     assert not any("pre-trained" in note for note in verdict(study).notes)
+    full = study.study.dataset.model_copy(update={"name": "fashion-mnist"})
+    said = verdict(
+        replace(
+            study,
+            finals=study.finals | {"predefined": {0: [row]}},
+            study=study.study.model_copy(update={"dataset": full}),
+        )
+    )
+    assert any("30,000 pictures that are half of this very training set" in n for n in said.notes)
 
 
 def test_class_balanced_batches_are_no_part_of_a_policy(hand: Hand, tmp_path: Path) -> None:

@@ -50,6 +50,32 @@ def test_the_cluster_that_runs_here_is_joined_unless_another_is_named(head, monk
     assert cluster.address() == "10.0.0.1:6379"
 
 
+def test_an_address_that_another_user_left_is_not_followed(head, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    stat = Path.stat
+    owner = {cluster.HEAD: 1234, cluster.HEAD.parent: 4321}
+
+    def owned(path, **how):
+        found = list(stat(path, **how))
+        found[4] = owner.get(path, found[4])  # st_uid
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", owned)
+    assert cluster.address() == "local"
+    owner[cluster.HEAD] = 4321
+    assert cluster.address() == head
+    owner[cluster.HEAD.parent] = 1234
+    assert cluster.address() == "local"
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(nowhere, monkeypatch, where):
+    monkeypatch.setenv("RAY_ADDRESS", where)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS: no Ray cluster answers at {where}; give"):
+        cluster.join()
+
+
 def test_a_head_without_ray_is_never_this_machine_alone(nowhere, monkeypatch):
     monkeypatch.setenv(cluster.KUBERAY, "1")
     with pytest.raises(UserError, match="pod of KubeRay, but no Ray answers here"):
@@ -126,6 +152,16 @@ def test_ray_takes_the_shipped_yaml(name):
         assert any(f" {version}==" in words for words in tree["setup_commands"])
 
 
+def test_aws_opens_one_port_to_one_address_and_encrypts_every_disk():
+    tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
+    (rule,) = tree["provider"]["security_group"]["IpPermissions"]
+    (source,) = rule["IpRanges"]
+    assert rule["FromPort"] == rule["ToPort"] == 22 and source["CidrIp"].endswith("/32")
+    for node in tree["available_node_types"].values():
+        assert all(d["Ebs"]["Encrypted"] for d in node["node_config"]["BlockDeviceMappings"])
+    assert "**/.env*" in tree["rsync_exclude"]
+
+
 @pytest.mark.parametrize("name", ("aws", "gcp"))
 def test_no_trial_runs_on_the_head(name):
     types = yaml.safe_load((CLUSTERS / f"{name}.yaml").read_text())["available_node_types"]
@@ -151,8 +187,10 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
     tree = yaml.safe_load((CLUSTERS / "aws.yaml").read_text())
     assert tree["metadata"]["image"] == "ami-EDIT"
     with moto.mock_aws():
-        profile = tree["metadata"]["profile"]["Name"]
-        boto3.client("iam", "us-east-1").create_instance_profile(InstanceProfileName=profile)
+        for profile in ("profile", "worker_profile"):
+            boto3.client("iam", "us-east-1").create_instance_profile(
+                InstanceProfileName=tree["metadata"][profile]["Name"]
+            )
         ec2 = boto3.client("ec2", tree["provider"]["region"])
         instances = {}
         for name, node in tree["available_node_types"].items():
@@ -162,6 +200,10 @@ def test_ec2_takes_the_node_types_of_aws_yaml(monkeypatch):
         "head": "m7i.xlarge", "gpu": "g6.xlarge",
     }  # fmt: skip
     assert [n for n, i in instances.items() if i.get("InstanceLifecycle") == "spot"] == ["gpu"]
+    for instance in instances.values():
+        assert instance["MetadataOptions"]["HttpTokens"] == "required"
+    profiles = {name: i["IamInstanceProfile"]["Arn"] for name, i in instances.items()}
+    assert profiles["head"].endswith("-head") and profiles["gpu"].endswith("-worker")
 
 
 @pytest.mark.parametrize("on_spot", (0, 2, 5))

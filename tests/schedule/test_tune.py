@@ -288,21 +288,22 @@ def test_more_than_the_machine_has_is_refused_before_anything_runs(tmp_path):
     assert "methods.none: resources ask for 512 GPU, but no machine here has" in done.stderr
 
 
-def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed():
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_not_lost_where_exceptions_are_swallowed(number):
+    before = signal.getsignal(number)
     step = tune._Callback(tune.Watch(), tune._QueueSearcher([])).on_step_end
     with tune.interruptible():
         step(0, [])
         with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
             step(1, [])
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     with tune.interruptible():
         step(2, [])
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+def test_sigterm_ends_a_study_as_ctrl_c_does_and_says_how_to_go_on(tmp_path):
     (tmp_path / "long.yaml").write_text(
         "dataset: {name: fashion-mnist-mini}\ntrain: {epochs: 200, iters_per_epoch: 2}\nseeds: 1\n"
         "methods: {none: }\n"  # so short that it is not calibrated first
@@ -316,8 +317,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     while not meter.read(ledger):
         assert process.poll() is None and time.monotonic() - began < 120
         time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "--resume goes on" in errors
+    assert "--resume goes on" in errors and "Stack" not in errors and "***" not in errors
     assert Folder(ledger.parent).read_outcomes() == []

@@ -19,7 +19,7 @@ from autoaug_ray.errors import StorageError, UserError
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_files import Caption
 from autoaug_ray.generate.settings import EDITS
-from autoaug_ray.store import meter, places
+from autoaug_ray.store import driver, meter, places
 from autoaug_ray.store.files import load_state, save_state, write_whole
 from autoaug_ray.store.folder import Folder, append_line
 from autoaug_ray.store.places import Remote, listed, place, read_all, relative
@@ -81,6 +81,15 @@ def store(tmp_path_factory):
 def root(request, tmp_path, store):
     """A folder, and a prefix of a bucket: everything below is the same for both."""
     return tmp_path if request.param == "local" else place(store.uri(tmp_path.name))
+
+
+def test_one_driver_at_a_time(root, monkeypatch):
+    with driver.alone(root, print, beat=0.1):
+        with pytest.raises(UserError, match=f"in use: process {os.getpid()} on"):
+            with driver.alone(root, print, beat=0.1):
+                pass
+    with driver.alone(root, print, beat=0.1):
+        pass
 
 
 def test_files_are_written_read_listed_and_removed(root):
@@ -205,6 +214,14 @@ def test_an_unusable_store_is_said_before_any_work(store, capsys):
     assert f"error: storage {uri}: cannot be used (" in capsys.readouterr().err
     assert main(["--storage", "s4://bucket/x"]) == 2
     assert "unknown kind 's4'; allowed:" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_gone_is_not_waited_for(store):
+    root = place(store.uri("x").replace(BUCKET, "nobody-made-this", 1))
+    with pytest.raises(
+        StorageError, match="nobody-made-this/x/a.* cannot be used .*NO_SUCH_BUCKET"
+    ):
+        write_whole(root / "a", b"1")
 
 
 def test_an_outage_is_waited_out_or_ends_the_run(store, monkeypatch):
