@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from autoaug_ray import own_code
 from autoaug_ray.errors import UserError, did_you_mean
@@ -29,13 +27,12 @@ from autoaug_ray.methods import METHODS, OF_THE_STAGE, AnyMethod, method_class, 
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
-from autoaug_ray.settings.effort import Resources, Search
-from autoaug_ray.settings.plain import brief, check_plain
 from autoaug_ray.settings.published import Published, check_labels
+from autoaug_ray.settings.ranges import RANGE_KINDS, Range, Search, range_of
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.settings.training import Training
+from autoaug_ray.settings.tree import apply, assign, brief, check_plain, plain, read_yaml
 
-RangeKind = Literal["grid", "choice", "uniform", "loguniform", "randint"]
-RANGE_KINDS: tuple[str, ...] = get_args(RangeKind)
 INNER = {"entries", "bank_plans", "case", "code"}
 """Fields of a study that its YAML does not hold."""
 EARLY = (3, 5, 8, 12, 18, 27, 41, 61, 91)
@@ -44,11 +41,6 @@ times the one before."""
 MOST_RUNS = 100_000
 """Most seeds, and most trainings in a search; what is more was not meant."""
 S = TypeVar("S", bound=Settings)
-
-
-class Range(Settings):
-    kind: RangeKind
-    values: tuple[Any, ...]
 
 
 FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -156,6 +148,35 @@ class Study(Settings):
         for name, where in self.code.items():
             own_code.locate(name, where)
 
+    @classmethod
+    def from_yaml(
+        cls,
+        path: str | Path,
+        *,
+        changes: Mapping[str, Any] | Sequence[str] = (),
+        seeds: int | None = None,
+        case: str | None = None,
+    ) -> "Study":
+        """The study of a YAML file; of one with cases, the one that `case` names.
+
+        `changes`: {"train.epochs": 5}, or as of --set, ["train.epochs=5"]. Raises UserError.
+        """
+        return _named_case(load(Path(path).expanduser(), changes=changes, seeds=seeds), case)
+
+    @classmethod
+    def from_dict(
+        cls,
+        tree: Mapping[str, Any],
+        *,
+        name: str = "study",
+        case: str | None = None,
+    ) -> "Study":
+        """The study, or one case, of what a YAML would hold; tuples and paths may stand in it.
+
+        `name` is that of the folder of its results. Raises UserError.
+        """
+        return _named_case(cases_of(plain(tree, name), name=name), case)
+
     def run(
         self,
         entry: Entry,
@@ -203,46 +224,64 @@ class Study(Settings):
         return self.entry(label).resources or self.resources
 
 
-def load(path: Path, *, changes: Sequence[str] = (), seeds: int | None = None) -> list[Study]:
-    """Read a study and apply `dotted.key=value` changes to it; one per case. Raises UserError."""
+def load(
+    path: Path, *, changes: Sequence[str] | Mapping[str, Any] = (), seeds: int | None = None
+) -> list[Study]:
+    """Read a study and change what `dotted.key=value`, or a mapping from dotted keys to values,
+    says; one per case. Raises UserError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
-    tree = _read_yaml(text, f"{path} is not valid YAML")
+    tree = read_yaml(text, f"{path} is not valid YAML")
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping with dataset: and methods: in it.")
+    return cases_of(tree, name=path.stem, folder=path.parent, changes=changes, seeds=seeds)
+
+
+def cases_of(
+    tree: dict[str, Any],
+    *,
+    name: str,
+    folder: Path = Path(),
+    changes: Sequence[str] | Mapping[str, Any] = (),
+    seeds: int | None = None,
+) -> list[Study]:
+    """The studies of a tree, which stands in `folder`: one, or one per case. Raises UserError.
+
+    The tree is changed by what `load` is told to change.
+    """
+    if isinstance(changes, Mapping):
+        changes = [f"{key}={json.dumps(plain(value, key))}" for key, value in changes.items()]
     for change in changes:
-        _apply(tree, change)
+        apply(tree, change)
     if seeds is not None:
         tree["seeds"] = seeds
     check_plain(tree)
     cases = tree.pop("cases", None)
     if cases is None:
-        return [study(tree, name=path.stem, folder=path.parent)]
+        return [study(tree, name=name, folder=folder)]
     if not isinstance(cases, dict) or not cases:
         raise UserError("cases must map at least one name to what it changes in the study.")
-    return [_case(tree, path, name, body, changes) for name, body in cases.items()]
+    return [_case(tree, name, folder, case, body, changes) for case, body in cases.items()]
 
 
-def _read_yaml(text: str, where: str) -> Any:
-    """What a text of YAML 1.2 holds: `off` is a word, 1e-3 and 010 are decimal numbers.
-
-    Raises UserError, which begins with `where`, if it is not YAML or a key stands twice.
-    """
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except (RecursionError, ValueError) as error:  # nesting without end; a date that is none
-        raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
-    except YAMLError as error:
-        if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-            raise UserError(f"{where}: {' '.join(str(error).split())}.") from None
-        mark, problem = error.problem_mark, str(error.problem).partition(" with value ")[0]
-        place = f"line {mark.line + 1}, column {mark.column + 1}"
-        raise UserError(f"{where}: {place}: {problem}.") from None
+def _named_case(studies: list[Study], case: str | None) -> Study:
+    known = [one.case for one in studies]
+    if case in known:
+        return studies[known.index(case)]
+    name = studies[0].name
+    if known == [None]:
+        raise UserError(f"case: {name} has no cases, got {case!r}.")
+    raise UserError(
+        f"case must be one of {name}'s, got {case!r}: {', '.join(map(str, known))}; load_studies "
+        "reads all of them."
+    )
 
 
-def _case(tree: dict[str, Any], path: Path, name: Any, body: Any, last: Sequence[str]) -> Study:
+def _case(
+    tree: dict[str, Any], study_name: str, folder: Path, name: Any, body: Any, last: Sequence[str]
+) -> Study:
     """The study as a case of it changes it: `dotted.key: value`. --set has the last word."""
     where = f"cases.{name}"
     if not isinstance(name, str) or not re.fullmatch(r"[\w=.+-][\w=.+ -]*", name):
@@ -251,10 +290,10 @@ def _case(tree: dict[str, Any], path: Path, name: Any, body: Any, last: Sequence
         raise UserError(f"{where} must map dotted keys to values, got {body!r}.")
     tree = json.loads(json.dumps(tree))
     for key, value in body.items():
-        _assign(tree, str(key), value, where)
+        assign(tree, str(key), value, where)
     for change in last:
-        _apply(tree, change)
-    return study(tree, name=path.stem, case=name, folder=path.parent)
+        apply(tree, change)
+    return study(tree, name=study_name, case=name, folder=folder)
 
 
 def study(
@@ -294,9 +333,16 @@ def study(
             f"reference is {checked.reference!r}, which is no label of methods; "
             f"known: {', '.join(labels)}."
         )
+    if checked.train.lr_decay < 1 and checked.model.frozen:
+        raise UserError(
+            f"train.lr_decay: {checked.train.lr_decay} is for several layers, but with "
+            f"{'head_only' if checked.model.head_only else 'freeze_backbone'} one alone learns."
+        )
     for entry in entries:
         _check_entry(entry, checked)
-    checked.generate.check({kind for entry in entries for kind in entry.first_method.kinds})
+    checked.generate.check(
+        {e.label: {k for c in e.extremes() for k in e.method(c).kinds} for e in entries}
+    )
     try:
         check_labels(labels, checked.ranked, checked.published)
     except ValueError as error:
@@ -368,7 +414,7 @@ def _entries(label: str, name: str, body: dict[str, Any], folder: Path) -> Itera
     if controls and not learns:
         raise UserError(f"{where}.controls: {name} learns nothing that could be switched off.")
     ranges = {
-        k: _range(v, f"{where}.{k}")
+        k: range_of(v, f"{where}.{k}")
         for k, v in body.items()
         if isinstance(v, dict) and set(v) & set(RANGE_KINDS)
     }
@@ -398,45 +444,6 @@ def _own(reference: str, folder: Path, where: str) -> str:
 
 def _dump(ranges: Mapping[str, Range]) -> dict[str, Any]:
     return {k: r.model_dump() for k, r in ranges.items()}
-
-
-def _range(tree: dict[str, Any], where: str) -> Range:
-    (kind, *others), values = tree, next(iter(tree.values()))
-    if others:
-        raise UserError(f"{where} must have one of {', '.join(RANGE_KINDS)} as its only key.")
-    if not isinstance(values, list) or not values:
-        raise UserError(f"{where}.{kind} must be a list, got {values!r}.")
-    if kind not in ("grid", "choice"):
-        numbers = all(type(v) in ((int,) if kind == "randint" else (int, float)) for v in values)
-        if not (numbers and len(values) == 2 and values[0] < values[1]):
-            raise UserError(
-                f"{where}.{kind} must be [low, high] with low < high"
-                f"{' and whole numbers' if kind == 'randint' else ''}, got {values}."
-            )
-        if kind == "loguniform" and values[0] <= 0:
-            raise UserError(f"{where}.loguniform must have low > 0, got {values}.")
-    return Range(kind=kind, values=tuple(values))  # type: ignore[arg-type]
-
-
-def _apply(tree: dict[str, Any], change: str) -> None:
-    path, equals, text = change.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {change}: write it as dotted.key=value.")
-    _assign(tree, path, _read_yaml(text, f"--set {change}"), f"--set {change}")
-
-
-def _assign(tree: dict[str, Any], path: str, value: Any, where: str) -> None:
-    *parents, leaf = path.split(".")
-    node = tree
-    for key in parents:
-        if isinstance(node.get(key), str):
-            node[key] = {"name": node[key]}
-        if node.get(key) is None:
-            node[key] = {}
-        node = node[key]
-        if not isinstance(node, dict):
-            raise UserError(f"{where}: {key} holds {node!r}, which has no keys.")
-    node[leaf] = value
 
 
 def _validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:

@@ -27,16 +27,15 @@ class Accuracy(NamedTuple):
 @torch.no_grad()
 def evaluate(method: Method, learner: Learner, split: AnySplit, state: nn.Module) -> Accuracy:
     """Share of images that are classified correctly, over all images and per class."""
-    learner.model.eval()
     parts: list[Tensor] = []
     among: list[Tensor] = []
-    for batch in data.batches(split):
-        logits = method.predict(learner, as_float(batch.images), state)  # (n, classes)
-        parts.append(logits.argmax(1) == batch.labels)
-        if logits.shape[1] > FIVE:
-            likeliest = logits.topk(FIVE, dim=1).indices
-            among.append((likeliest == batch.labels[:, None]).any(1))
-    learner.model.train()
+    with learner.evaluated():
+        for batch in data.batches(split):
+            logits = method.predict(learner, as_float(batch.images), state)  # (n, classes)
+            parts.append(logits.argmax(1) == batch.labels)
+            if logits.shape[1] > FIVE:
+                likeliest = logits.topk(FIVE, dim=1).indices
+                among.append((likeliest == batch.labels[:, None]).any(1))
     correct = torch.cat(parts).float()
     correct_counts = torch.bincount(split.labels, weights=correct)
     counts = torch.bincount(split.labels)

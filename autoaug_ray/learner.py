@@ -1,8 +1,9 @@
 """The classifier's side of training: one update rule, for the trainer and for the look-ahead."""
 
+import contextlib
 import copy
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from autoaug_ray.errors import RunError, UserError
-from autoaug_ray.maths.hypergradient import SGD, SQUARE, Adam, Loss, Parts
+from autoaug_ray.maths.hypergradient import SQUARE, Loss, Parts, Rule
 from autoaug_ray.maths.recompute import blocks, recomputed
 from autoaug_ray.maths.workers import ALONE, Workers
+from autoaug_ray.recipe import averaged, groups_of, optimiser_of, rate, rule_of
 from autoaug_ray.settings.training import Training
 
 Criterion = Callable[[Tensor, slice], Tensor]
@@ -34,24 +36,14 @@ class Learner:
         workers: Workers = ALONE,
     ) -> None:
         """`noise` is the stream of the augmentations, on the model's device; `workers` share the
-        work of each batch. Raises UserError for a model that has nothing to recompute."""
+        work of each batch. Raises UserError for a model that has nothing to recompute, or no order
+        of blocks for layer-wise rates."""
         self.workers = workers
         self.model, self.training, self.noise = model, training, noise
         self.total_steps, self.steps_done = total_steps, 0
-        parameters = self.weights().values()
-        self.optimiser: torch.optim.Optimizer
-        if training.optimiser == "adam":
-            self.optimiser = torch.optim.Adam(
-                parameters, lr=training.lr, weight_decay=training.weight_decay
-            )
-        else:
-            self.optimiser = torch.optim.SGD(
-                parameters,
-                lr=training.lr,
-                momentum=training.momentum,
-                weight_decay=training.weight_decay,
-                nesterov=training.nesterov,
-            )
+        self._groups = groups_of(model, training)
+        self.optimiser = optimiser_of(model, self._groups, training)
+        self.ema = None if training.ema is None else averaged(model, training.ema)
         self._forward = torch.compile(model) if training.compile else model
         self._blocks = blocks(model) if training.recompute else []
         if training.recompute and not self._blocks:
@@ -61,12 +53,9 @@ class Learner:
             )
 
     @property
-    def rule(self) -> SGD | Adam:
+    def rule(self) -> Rule:
         """The update that `descend` and `apply` will do at this step, as a pure function."""
-        group = self.optimiser.param_groups[0]
-        if isinstance(self.optimiser, torch.optim.Adam):
-            return Adam(group["lr"], group["weight_decay"], self.steps_done + 1)
-        return SGD(group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+        return rule_of(self.optimiser, self._groups, self.steps_done + 1)
 
     @property
     def used(self) -> Training:
@@ -84,11 +73,30 @@ class Learner:
     def begin_step(self) -> None:
         """Sets the learning rate of the next step."""
         t = (self.steps_done + 0.5) / self.total_steps
-        lr = self.training.lr * _schedule(self.training.schedule, t)
-        self.optimiser.param_groups[0]["lr"] = lr
+        lr = self.training.lr * rate(self.training, t)
+        for group, of_torch in zip(self._groups, self.optimiser.param_groups, strict=True):
+            of_torch["lr"] = group.share * lr
 
     def end_step(self) -> None:
+        """Takes the weights into their average, if there is one, and counts the step."""
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
         self.steps_done += 1
+
+    @contextlib.contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """In it, the model is in evaluation mode; where an average is kept, it has the averaged
+        weights and statistics in the place of its own."""
+        own = None if self.ema is None else copy.deepcopy(self.model.state_dict())
+        if self.ema is not None:
+            self.model.load_state_dict(self.ema.module.state_dict())
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
+            if own is not None:
+                self.model.load_state_dict(own)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, classes) fp32 for images (B, C, H, W) in [0, 1], with the settings' precision and
@@ -97,6 +105,14 @@ class Learner:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             out: Tensor = self._forward(images)
         return out.float()
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, *, each: bool = False) -> Tensor:
+        """What trains the classifier: the cross-entropy of logits (B, classes) to labels (B,), with
+        the training's label smoothing; its mean (), or that of `each` sample (B,)."""
+        return F.cross_entropy(
+            logits, labels, reduction="none" if each else "mean",
+            label_smoothing=self.training.label_smoothing,
+        )  # fmt: skip
 
     def descend(self, loss: Tensor) -> None:
         """One optimiser step on `loss` (); leaves other than the weights get gradients, too.
@@ -115,7 +131,7 @@ class Learner:
     def train_on(
         self, images: Tensor, labels: Tensor, criterion: Criterion | None = None
     ) -> Tensor:
-        """One optimiser step on the mean cross-entropy () to labels (B,), or on what `criterion`
+        """One optimiser step on the mean `cross_entropy` () to labels (B,), or on what `criterion`
         has in its place; returns that loss.
 
         Leaves from which the images (B, C, H, W) in [0, 1] were computed get gradients, too.
@@ -129,7 +145,7 @@ class Learner:
         self, images: Tensor, labels: Tensor, criterion: Criterion | None = None
     ) -> Tensor:
         """`train_on` but for its last act: the weights have gradients and stay as they are."""
-        criterion = criterion or (lambda logits, part: F.cross_entropy(logits, labels[part]))
+        criterion = criterion or (lambda logits, part: self.cross_entropy(logits, labels[part]))
         self.optimiser.zero_grad()
         if self.training.accumulate == 1:
             loss = criterion(self.logits(images), slice(None))
@@ -165,7 +181,8 @@ class Learner:
     def share_statistics(self) -> None:
         """Give every process the mean of what batch norm has seen in all of them."""
         if self.workers.size > 1:
-            buffers = [b for b in self.model.buffers() if b.is_floating_point()]
+            models = [self.model] if self.ema is None else [self.model, self.ema]
+            buffers = [b for m in models for b in m.buffers() if b.is_floating_point()]
             for buffer, total in zip(buffers, self.workers.total(buffers), strict=True):
                 buffer.copy_(total / self.workers.size)
 
@@ -208,6 +225,7 @@ class Learner:
         *,
         weights: Tensor | None = None,
         real_pass: bool = False,
+        smoothed: bool = False,
     ) -> Loss:
         """The loss () as a function of the model's weights, for the look-ahead.
 
@@ -216,8 +234,10 @@ class Learner:
         `Parts`, which `maths.hypergradient` knows how to differentiate.
 
         Batch norm's statistics stay as they are, but for the first call to each part of the
-        `real_pass`.
+        `real_pass`. `smoothed`: with the training's label smoothing, as `cross_entropy` has it; it
+        is for training batches, and a meta loss has none.
         """
+        smoothing = self.training.label_smoothing if smoothed else 0.0
 
         def term(part: slice, share: float) -> Loss:
             real = real_pass
@@ -227,9 +247,10 @@ class Learner:
                 x = images(part) if callable(images) else images[part]
                 logits = self.logits_at(x, w, real_pass=real)
                 real = False
+                cross_entropy = partial(F.cross_entropy, label_smoothing=smoothing)
                 if weights is None:
-                    return share * F.cross_entropy(logits, labels[part])
-                each = F.cross_entropy(logits, labels[part], reduction="none")
+                    return share * cross_entropy(logits, labels[part])
+                each = cross_entropy(logits, labels[part], reduction="none")
                 return share * (weights[part] * each).mean()
 
             return loss
@@ -259,6 +280,7 @@ class Learner:
         return {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
             "steps_done": self.steps_done,
             "noise": self.noise.get_state(),
         }
@@ -267,16 +289,7 @@ class Learner:
         self.model.load_state_dict(state["model"])
         # A copy: torch would share the momentum buffers with `state`.
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
         self.steps_done = state["steps_done"]
         self.noise.set_state(state["noise"].cpu())
-
-
-def _schedule(kind: str, t: float) -> float:
-    """Learning rate as a share of its peak at progress t in (0, 1)."""
-    if kind == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * t))
-    if kind == "onecycle":
-        return t / 0.25 if t < 0.25 else 0.5 * (1 + math.cos(math.pi * (t - 0.25) / 0.75))
-    if kind == "step":
-        return float(0.2 ** sum(t >= milestone for milestone in (0.3, 0.6, 0.8)))
-    return 1.0

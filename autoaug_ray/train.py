@@ -29,6 +29,7 @@ from autoaug_ray.evaluation import Accuracy, evaluate
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.learner import Learner
+from autoaug_ray.maths.allocator import keep_memory
 from autoaug_ray.maths.strength import Strength
 from autoaug_ray.maths.workers import ALONE, Workers
 from autoaug_ray.methods.base import Method, Task, as_float
@@ -47,6 +48,8 @@ WARM_UP_SHARE = 0.01
 WARM: set[Any] = set()
 """The kinds of steps for which this process is warm."""
 
+keep_memory()  # as this is imported: before Ray starts the thread in which it trains
+
 
 class Epoch(NamedTuple):
     row: dict[str, Any]
@@ -59,7 +62,8 @@ class EditBank(Protocol):
     """Where generated images come from; `autoaug_ray.generate.bank.Bank` is the one."""
 
     def variants(
-        self, plan_key: str, drawn: Drawn, shape: tuple[int, int, int], hashes: Sequence[str]
+        self, plan_key: str, drawn: Drawn, shape: tuple[int, int, int], hashes: Sequence[str],
+        labels: Tensor,
     ) -> Edits: ...  # fmt: skip
 
     def cost(self, plan_key: str, drawn: Drawn) -> Mapping[str, float]: ...
@@ -160,7 +164,7 @@ def with_edits(splits: Splits, config: Run, bank: EditBank | None) -> DataUsed:
     counts = torch.bincount(labels, minlength=len(splits.classes)).tolist()
     drawn = config.method.drawn(counts)
     hashes = [content_hash(i) for b in data.batches(splits.train) for i in b.images.cpu()]
-    variants = bank.variants(plan, drawn, splits.train.shape, hashes)
+    variants = bank.variants(plan, drawn, splits.train.shape, hashes, labels)
     if any(drawn.values()) and not len(variants.images):
         raise RunError(f"{config.label}: none of the generated images can be used.")
     edits = Edits(*(x.to(labels.device) for x in (variants.images, variants.start, variants.count)))
@@ -336,7 +340,7 @@ def row_of(
     _, test, strength, pictures = measures
     class_counts = list(setup.task.class_counts)
     hours = meter.device_hours()
-    alpha = method.alpha(state)
+    alpha, edits = method.alpha(state), setup.splits.train.edits
     found = method.found_hyperparameters(state) if last and method.searches_in_own_run else None
     return {
         "run_key": config.key,
@@ -362,6 +366,7 @@ def row_of(
         "alpha": None if alpha is None else alpha.tolist(),
         "found": found and json.dumps(found),
         "bank_plan": config.bank_plan,
+        "generated": 0 if edits is None else len(edits.images),
         "bank_hours": dict(setup.data_used.bank_hours),
         "bank_work": dict(setup.data_used.bank_work),
         "displacement": float(strength.displacement().mean()),

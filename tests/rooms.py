@@ -18,7 +18,8 @@ BELOW: dict[str, set[str]] = {
     "store": {"errors"},
     "data": {"maths", "own_code", "settings", "errors"},
     "models": {"settings", "errors"},
-    "learner": {"maths", "settings", "errors"},
+    "recipe": {"maths", "models", "settings"},
+    "learner": {"recipe", "maths", "settings", "errors"},
     "generate": {"store", "data", "models", "settings", "errors"},
     "methods": {
         "maths", "store", "data", "learner", "generate", "own_code", "settings", "errors",
@@ -43,9 +44,13 @@ BELOW: dict[str, set[str]] = {
         "policy", "config", "methods", "maths", "store", "data", "settings", "errors",
     },
     "commands": {
-        "report", "schedule", "train", "exports", "policy", "config", "methods", "maths", "store",
-        "data", "models", "generate", "own_code", "settings", "errors",
+        "report", "schedule", "train", "evaluation", "exports", "policy", "config", "methods",
+        "maths", "store", "data", "models", "generate", "own_code", "settings", "errors",
     },
+    "python": {
+        "commands", "report", "schedule", "config", "methods", "store", "settings", "errors",
+    },
+    "examples": {"load_policy"},  # what everybody else may import
     "bench": {
         "commands", "report", "schedule", "train", "policy", "config", "methods", "maths", "store",
         "data", "models", "learner", "generate", "settings", "errors",
@@ -59,8 +64,9 @@ EDGES: dict[str, set[str]] = {
     "wandb": {"report/wandb.py"},
     "wandb_workspaces": {"report/wandb.py"},
     "diffusers": {"generate/"},
-    "transformers": {"generate/", "models/libraries.py"},
-    "timm": {"models/libraries.py"},
+    "transformers": {"generate/", "models/libraries.py", "examples/"},
+    "lightning": {"examples/"},
+    "timm": {"models/libraries.py", "models/listing.py", "models/layers.py"},
     "datasets": {"data/hub.py"},
     "optuna": {"methods/fast_autoaugment.py"},
 }

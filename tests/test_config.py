@@ -1,11 +1,13 @@
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from autoaug_ray import config
-from autoaug_ray.config import Run, study
+from autoaug_ray.config import Run, Study, study
 from autoaug_ray.errors import UserError
+from autoaug_ray.settings.tree import read_yaml
 
 DATA = "dataset: {name: fashion-mnist-mini}\n"
 
@@ -37,7 +39,7 @@ def test_a_study(tmp_path):
 
 
 def test_off_is_a_word_and_1e_3_a_number():
-    tree = config._read_yaml("a: off\nb: 1e-3\nc: true\nd: [on, no, 3, 4.5]", "")
+    tree = read_yaml("a: off\nb: 1e-3\nc: true\nd: [on, no, 3, 4.5]", "")
     assert tree == {"a": "off", "b": 0.001, "c": True, "d": ["on", "no", 3, 4.5]}
 
 
@@ -50,11 +52,11 @@ def test_off_is_a_word_and_1e_3_a_number():
     ],
 )  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(scalar, value):
-    assert repr(config._read_yaml(f"a: {scalar}", "")) == repr({"a": value})
+    assert repr(read_yaml(f"a: {scalar}", "")) == repr({"a": value})
 
 
 def test_merge_keys_merge_and_a_key_of_their_own_wins():
-    tree = config._read_yaml("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\nc: {q: 4, <<: *x}", "")
+    tree = read_yaml("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\nc: {q: 4, <<: *x}", "")
     assert tree["b"] == {"p": 1, "q": 3} and tree["c"] == {"p": 1, "q": 4}
 
 
@@ -70,7 +72,7 @@ def test_merge_keys_merge_and_a_key_of_their_own_wins():
 )
 def test_what_is_no_yaml_is_said_with_its_line(text, message):
     with pytest.raises(UserError) as error:
-        config._read_yaml(text, "f.yaml is not valid YAML")
+        read_yaml(text, "f.yaml is not valid YAML")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -317,3 +319,44 @@ def test_a_control_comes_by_default_with_what_learns_by_default(tmp_path):
     )
     controls = {e.label: e.control_of for e in loaded.entries if e.control_of}
     assert controls == {"bilevel learn:off": "bilevel", "both learn:off": "both"}
+
+
+TREE = {"dataset": {"name": "fashion-mnist-mini"}, "methods": {"none": {}, "bilevel": None}}
+
+
+def test_a_study_from_python_is_that_of_its_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        DATA + "model: cnn\nmethods: {none: {}, randaugment: {num_ops: {grid: [1, 2]}}}\n"
+    )
+    tree = {
+        "dataset": {"name": "fashion-mnist-mini"}, "model": "cnn",
+        "methods": {"none": {}, "randaugment": {"num_ops": {"grid": (1, 2)}}},
+    }  # fmt: skip
+    before = repr(tree)
+    assert Study.from_dict(tree, name="mine") == Study.from_yaml(path) == config.load(path)[0]
+    assert repr(tree) == before
+    changed = Study.from_yaml(str(path), changes={"train.epochs": 7, "model.width": 3}, seeds=2)
+    assert changed == Study.from_yaml(path, changes=["train.epochs=7", "model.width=3"], seeds=2)
+    assert (changed.train.epochs, changed.model.width, changed.seeds) == (7, 3, (0, 1))
+
+
+def test_paths_may_stand_in_a_study_from_python(tmp_path):
+    dataset = {"name": "folder", "root": tmp_path}
+    assert Study.from_dict({**TREE, "dataset": dataset}).dataset.root == str(tmp_path)
+    with pytest.raises(UserError, match=r"mine: .*complex; only plain values and paths are"):
+        Study.from_dict({**TREE, "seeds": 1j}, name="mine")
+
+
+def test_one_case_is_named_and_all_are_loaded(tmp_path):
+    path = tmp_path / "mine.yaml"
+    cases = {"long": {"train.epochs": 9}, "short": {"train.epochs": 1}}
+    path.write_text(json.dumps({**TREE, "cases": cases}))
+    assert [study.case for study in config.load(path)] == ["long", "short"]
+    assert Study.from_yaml(path, case="short").train.epochs == 1
+    assert Study.from_dict({**TREE, "cases": cases}, case="long").train.epochs == 9
+    for case in (None, "lng"):
+        with pytest.raises(UserError, match=rf"one of mine's, got {case!r}: long, short; load_st"):
+            Study.from_yaml(path, case=case)
+    with pytest.raises(UserError, match="case: study has no cases, got 'x'"):
+        Study.from_dict(TREE, case="x")

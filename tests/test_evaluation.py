@@ -1,5 +1,6 @@
 """Top-1 and top-5 accuracy, against torch's own sorting and, through a training, a page."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ def test_accuracies_are_counted_by_hand(classes):
     split = data.Split((images % 256).to(torch.uint8), labels)
     seen = iter(logits.split(500))
     method = SimpleNamespace(predict=lambda learner, x, state: next(seen))
-    learner = SimpleNamespace(model=torch.nn.Identity())
+    learner = SimpleNamespace(evaluated=contextlib.nullcontext)
     found = evaluate(method, learner, split, None)
     order = logits.argsort(dim=1, descending=True)
     ranks = [row.tolist().index(label) for row, label in zip(order, labels.tolist(), strict=True)]

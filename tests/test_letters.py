@@ -4,8 +4,10 @@ import importlib.util
 
 import pytest
 import torch
+from PIL import Image
 from rooms import ROOT
 
+from autoaug_ray.commands.flips import decide, measure
 from autoaug_ray.settings.dataset import Dataset
 
 FILE = ROOT.parent / "search_spaces" / "letters.py"
@@ -35,6 +37,25 @@ def test_a_transformation_makes_of_one_class_another(letters, name, channels, ch
     means = torch.stack([images[labels == c].mean(0) for c in range(len(source.classes))])
     distance = (changed(means)[:, None] - means[None]).square().mean((2, 3, 4))
     assert [source.classes[i] for i in distance.argmin(dim=1)] == list(becomes)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "name, fixed, learned", [("bdpq", "none", "none"), ("six_nine", "any", "learned")]
+)
+def test_a_flip_is_measured_to_be_harmful_where_it_makes_another_letter(
+    letters, tmp_path, name, fixed, learned
+):
+    source = getattr(letters, name)(Dataset(name="own:x"))
+    for i, (image, label) in enumerate(zip(source.pool.images, source.pool.labels, strict=True)):
+        place = tmp_path / source.classes[label] / f"{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place)
+    dataset = Dataset(
+        name="folder", root=str(tmp_path), test_fraction=0.2, image_size=28, channels=1
+    )
+    flips = decide(measure(dataset))
+    assert flips.learned == learned and fixed in (flips.fixed, "any")
 
 
 def test_pool_and_test_set_share_no_font(letters):

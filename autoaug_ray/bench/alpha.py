@@ -73,10 +73,11 @@ class Planted:
         drawn: Drawn,
         shape: tuple[int, int, int],
         hashes: Sequence[str],
+        labels: Tensor,
     ) -> Edits:
         assert list(hashes) == self.hashes
         generator = torch.Generator().manual_seed(0)
-        images, labels = self.pool.images, self.pool.labels
+        images = self.pool.images
         edited = [
             self.edits[kind](images, labels, generator) if kind in self.edits else images
             for kind in drawn

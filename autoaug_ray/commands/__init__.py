@@ -6,7 +6,6 @@ study's YAML are said at once.
 
 import json
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from autoaug_ray import __version__
+from autoaug_ray.commands import bank_words
+from autoaug_ray.commands.options import PLAIN, AsJson, Cases, Changes, DataFolder, Seeds, Studies
 from autoaug_ray.errors import UserError, did_you_mean, exit_status
 
 if TYPE_CHECKING:
@@ -63,49 +64,8 @@ class _RunByDefault(TyperGroup):
         raise typer.Exit(exit_status(lambda: work(ctx), again=GO_ON.get(ctx.meta["word"], "")))
 
 
-PLAIN: dict[str, Any] = {
-    "rich_markup_mode": None,
-    "context_settings": {"help_option_names": ["-h", "--help"], "max_content_width": 100},
-}
-"""Help and errors as plain lines, which boxes would break."""
 _words = typer.Typer(cls=_RunByDefault, **PLAIN)
-_bank = typer.Typer(**PLAIN)
-_words.add_typer(_bank, name="bank")
-
-Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE",
-        help="Change the study, as in --set train.epochs=5; may be given several times.",
-    ),
-]  # fmt: skip
-Studies = Annotated[
-    list[Path] | None,
-    typer.Argument(
-        metavar="STUDY.yaml",
-        show_default=False,
-        help="Studies, one after the other (default: search_spaces/quickstart.yaml).",
-    ),
-]
-Seeds = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Final trainings per entry, instead of the study's."),
-]
-Cases = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--case", metavar="NAME", help="Only this case of the study; may be given several times."
-    ),
-]
-DataFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", metavar="DIR",
-        help="The folder with all datasets, in place of data/: a root data/coco is DIR/coco.",
-    ),
-]  # fmt: skip
-_Edit = StrEnum("_Edit", ["fixed", "local", "transfer"])
-PlanKey = Annotated[str, typer.Argument(metavar="PLAN", help="A plan's key, or its beginning.")]
+_words.add_typer(bank_words.words, name="bank")
 
 
 def _show_version(asked: bool) -> None:
@@ -271,9 +231,12 @@ def _init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE.yaml if it exists.")] = False,
     flip: Annotated[
-        Literal["horizontal", "vertical", "none"],
-        typer.Option(help="How training images may be mirrored; none for text and digits."),
-    ] = "horizontal",
+        Literal["horizontal", "vertical", "none"] | None,
+        typer.Option(help="How training images are mirrored (default: as short trainings say)."),
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Of the study, here: 90s, 30m or 2h.")
+    ] = None,
 ) -> int:
     """Propose a study of a folder of images, with reasons."""
 
@@ -282,7 +245,7 @@ def _init(
         raise UserError(f"{path} exists; --force replaces it, --study names another file.")
     from autoaug_ray.commands import init
 
-    return init.propose_study(folder, path, flip)
+    return init.propose_study(folder, path, flip, budget)
 
 
 @_words.command("pilot")
@@ -342,16 +305,20 @@ def _report(
             "WANDB_PROJECT (default: autoaug_ray); needs pip install 'autoaug_ray[wandb-report]'.",
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Write a study's pages anew, without training anything.
 
     The folder has all they need. With --wandb, W&B also gets the trainings that
     it lacks, and a report of its own: accuracy against device-hours, the table, curves, settings.
+    With --json, the answer and the rows of summary.parquet are printed instead, for each case.
     """
 
     from autoaug_ray.commands import report
 
-    return report.report_folder(folder, publish=wandb)
+    if as_json and wandb:
+        raise UserError("--json only prints; leave out --wandb.")
+    return report.print_results(folder) if as_json else report.report_folder(folder, publish=wandb)
 
 
 @_words.command("export")
@@ -393,18 +360,44 @@ def _export(
     )
 
 
+def _method_names(incomplete: str) -> list[str]:
+    from autoaug_ray.methods import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
 @_words.command("methods")
 def _methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A method, to be told its keys.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="A method, to be told its keys.", autocompletion=_method_names
+        ),
     ] = None,
+    as_json: AsJson = False,
 ) -> int:
     """What can be compared: all methods, or the keys of one."""
     from rich.console import Console
 
     from autoaug_ray.commands import describe
 
-    return describe.print_methods(name, Console())
+    return describe.print_methods(name, Console(), as_json=as_json)
+
+
+@_words.command("models")
+def _models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="PATTERN", help="A part of a name, or as in torchvision:resnet*."),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """What can be trained: all classifiers and the keys of model:, or those that fit PATTERN."""
+    from rich.console import Console
+
+    from autoaug_ray.commands import describe
+
+    return describe.print_models(pattern, Console(), as_json=as_json)
 
 
 @_words.command("schema")
@@ -414,82 +407,3 @@ def _schema() -> int:
 
     print(json.dumps(describe.study_schema(), indent=1))
     return 0
-
-
-@_bank.callback()
-def _bank_folder(
-    context: typer.Context,
-    folder: Annotated[
-        str,
-        typer.Option("--bank", metavar="DIR", help="The bank's folder, or s3://bucket/prefix."),
-    ] = "runs/bank",
-) -> None:
-    """Look at generated images, check them, take some out."""
-    context.obj = folder
-
-
-@_bank.command("ls")
-def _bank_ls(
-    context: typer.Context,
-    classes: Annotated[bool, typer.Option("--classes", help="Counts per class too.")] = False,
-) -> int:
-    """Plans, images and what they cost."""
-
-    from autoaug_ray.commands import bank
-
-    return bank.ls(bank.open_bank(context.obj), classes=classes)
-
-
-@_bank.command("verify")
-def _bank_verify(context: typer.Context) -> int:
-    """Read everything and name what is broken."""
-
-    from autoaug_ray.commands import bank
-
-    return bank.verify(bank.open_bank(context.obj))
-
-
-@_bank.command("sheet")
-def _bank_sheet(
-    context: typer.Context,
-    plan: PlanKey,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="PNG", help="The picture; of every class: a folder of them."),
-    ],
-    class_name: Annotated[
-        str | None, typer.Option("--class", metavar="NAME", help="One class (default: every one).")
-    ] = None,
-    sources: Annotated[int, typer.Option(metavar="N", help="Rows.")] = 6,
-) -> int:
-    """Pictures of a class's edits with their prompts."""
-
-    from autoaug_ray.commands import bank
-
-    return bank.sheet(bank.open_bank(context.obj), plan, class_name, out, rows=sources)
-
-
-@_bank.command("export")
-def _bank_export(
-    context: typer.Context,
-    plan: PlanKey,
-    out: Annotated[Path, typer.Option(metavar="DIR")],
-    form: Annotated[Literal["imagefolder", "webdataset"], typer.Option("--format")] = "imagefolder",
-    kinds: Annotated[
-        list[_Edit] | None,
-        typer.Option(
-            "--kind",
-            metavar="<fixed|local|transfer>",
-            help="Only these edits; may be given several times.",
-        ),
-    ] = None,
-    no_sources: Annotated[
-        bool, typer.Option("--no-sources", help="Leave the real images out.")
-    ] = False,
-) -> int:
-    """Write a plan's images for other software."""
-
-    from autoaug_ray.commands import bank
-
-    opened = bank.open_bank(context.obj)
-    return bank.export(opened, plan, out, form, kinds=kinds or (), sources=not no_sources)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from autoaug_ray.errors import UserError
+from autoaug_ray.generate import bank_files
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_export import export_imagefolder, export_webdataset
 from autoaug_ray.generate.bank_files import Plan
@@ -38,6 +39,9 @@ def ls(bank: Bank, *, classes: bool) -> int:
         )
         for line in _counts(plan, stored, rejected, classes=classes):
             print(f"  {line}")
+    for path in bank.own_files():
+        images = bank_files.read_own(path)
+        print(f"plan {path.stem}  {len(images.labels)} images of one's own")
     size = sum(places.size(path) for path in bank.shards())
     line = f"{len(bank.shards())} shards, {len(stored)} images, {size / 1e6:.1f} MB"
     print(f"{line}, {sum(bank.spent().values()) / 3600:.3g} device-hours ({_devices(bank)})")

@@ -1,4 +1,4 @@
-"""What a study may say: its methods, their keys, and a JSON schema of its YAML for editors."""
+"""What a study may say: methods, models, their keys, and a JSON schema of its YAML for editors."""
 
 import ast
 import inspect
@@ -14,8 +14,11 @@ from rich.table import Table
 from autoaug_ray.config import INNER, Study
 from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.methods import METHODS, method_class
+from autoaug_ray.models import listing
 from autoaug_ray.settings import Settings
-from autoaug_ray.settings.effort import Resources, Search
+from autoaug_ray.settings.classifier import Classifier
+from autoaug_ray.settings.ranges import Search
+from autoaug_ray.settings.resources import Resources
 
 NUMBERS = {
     "minimum": "at least {}", "exclusiveMinimum": "above {}",
@@ -26,12 +29,19 @@ EXTRA: Mapping[str, type[Settings]] = {"search": Search, "resources": Resources}
 Schema = dict[str, Any]
 
 
-def print_methods(name: str | None, console: Console) -> int:
-    """All methods, or the keys of one: what it may be, its default, what it does."""
+def print_methods(name: str | None, console: Console, *, as_json: bool = False) -> int:
+    """All methods, or the keys of one: what it may be, its default, what it does.
+
+    `as_json`: a list of objects, or the JSON schema of the method.
+    """
     if name is None:
+        known = {known: _summary(method_class(known)) for known in METHODS}
+        if as_json:
+            _print_json([{"method": k, "about": about} for k, about in known.items()])
+            return 0
         table = Table("method", "what it is", box=None, padding=(0, 2, 0, 0))
-        for known in METHODS:
-            table.add_row(known, escape(_summary(method_class(known))))
+        for label, about in known.items():
+            table.add_row(label, escape(about))
         console.print(table)
         console.print("\nautoaug-ray methods NAME tells a method's keys.")
         return 0
@@ -40,18 +50,63 @@ def print_methods(name: str | None, console: Console) -> int:
             f"{name} is no method{did_you_mean(name, METHODS)}; known: {', '.join(METHODS)}."
         )
     cls = method_class(name)
+    if as_json:
+        defs: Schema = {}
+        _print_json({**_own_defs(cls, defs), "$defs": defs})
+        return 0
+    console.print(_summary(cls), markup=False)
+    console.print(_keys(cls, leave_out="name"))
+    return 0
+
+
+def print_models(pattern: str | None, console: Console, *, as_json: bool = False) -> int:
+    """The classifiers that there are, or those that fit a pattern; without one, also the keys of
+    `model:`. The exit status: 1 if none fits."""
+    found = listing.known(pattern)
+    if as_json:
+        _print_json([one._asdict() for one in found])
+        return int(not found)
+    if not found:
+        console.print(
+            f"no classifier fits {pattern}; hf:NAME, any image classifier of transformers by hub "
+            "id or folder, cannot be listed.",
+            markup=False,
+        )
+        return 1
+    table = Table("model", "weights", box=None, padding=(0, 2, 0, 0))
+    for column in ("million parameters", "ImageNet %"):
+        table.add_column(column, justify="right")
+    for one in found:
+        size = "" if one.parameters is None else f"{one.parameters / 1e6:.1f}"
+        table.add_row(one.name, one.weights or "", size, str(one.top1 or ""))
+    console.print(table)
+    if pattern is None:
+        console.print(
+            "\ntimm:NAME, where timm is installed: autoaug-ray models timm:PART lists them.\n"
+            "hf:NAME: any image classifier of transformers, by hub id or folder.\n\n"
+            "model: NAME, or model: {name: NAME, ...} with these keys:\n",
+            markup=False,
+        )
+        console.print(_keys(Classifier))
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _keys(cls: type[Settings], leave_out: str = "") -> Table:
+    """The keys of a settings object: default, what it may be, what it does."""
     schema = cls.model_json_schema()
     said = docstrings(cls)
-    console.print(_summary(cls), markup=False)
     table = Table("key", "default", "may be", "", box=None, padding=(0, 2, 0, 0))
     for key, node in schema["properties"].items():
-        if key != "name":
+        if key != leave_out:
             needed = key in schema.get("required", ())
             default = "(needed)" if needed else _default(node)
             told = default, _words(node, schema), " ".join(said.get(key, "").split())
             table.add_row(key, *map(escape, told))
-    console.print(table)
-    return 0
+    return table
 
 
 def _default(node: Schema) -> str:

@@ -5,20 +5,32 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from autoaug_ray import config
+from autoaug_ray.commands.budget import as_planned, at_epochs, differences, fit, parse, seconds_of
 from autoaug_ray.commands.calibrate import forecast_table
-from autoaug_ray.commands.propose import study_text
-from autoaug_ray.commands.run import new_console
+from autoaug_ray.commands.flips import asked_for, decide, measure
+from autoaug_ray.commands.pilot_rule import searching
+from autoaug_ray.commands.propose import backbones, size_of, study_text
+from autoaug_ray.commands.run import new_console, tell_apart
+from autoaug_ray.config import Study
+from autoaug_ray.data import folders
 from autoaug_ray.data.inspect import Inspection, inspect
 from autoaug_ray.methods.stage import Flip
+from autoaug_ray.models.at_hand import first_at_hand
 from autoaug_ray.schedule.calibrate import calibrate
+from autoaug_ray.schedule.forecast import forecast
+from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.store.files import write_whole
 
+TURNS = 3
+"""Turns in which the steps of every method are timed: a person waits."""
 SHOWN = 20
 """Number of classes that the table lists, the largest first."""
 NAMED = 5
@@ -27,32 +39,94 @@ FEW = 5
 """A class with fewer images may have none in the test set."""
 
 
-def propose_study(folder: Path, path: Path, flip: Flip) -> int:
-    """Describe the images, write the study to `path`, time its methods; the exit status."""
+def propose_study(folder: Path, path: Path, flip: Flip | None, budget: str | None) -> int:
+    """Describe the images and write a study of them to `path`, with its forecast; the exit status.
+
+    `flip` None: as a few short trainings say. `budget`: the time, as in 30m, that the whole study
+    may take on this machine; None: any. Raises UserError, and writes nothing, if it is too short.
+    """
+    seconds = None if budget is None else parse(budget)
     console = new_console()
     say = partial(console.print, markup=False)
     with console.status(f"reading {folder}"):
         found = inspect(folder)
+    gpu, cpus = torch.cuda.is_available(), os.cpu_count() or 1
+    draft = partial(study_text, found, gpu=gpu, cpus=cpus)
+    dataset = _loaded(draft(flips=asked_for("none")), path).dataset
+    held_back = folders.test_files(dataset) if found.flat else []
+    _describe(found, console, len(held_back))
+
+    with console.status("looking for trained weights"):
+        backbone, why = _backbone(found, gpu)
+    say(f"network     {why}", soft_wrap=True)
+    with console.status("training a small network with and without a flip"):
+        flips = asked_for(flip) if flip else decide(measure(dataset))
+    say(f"flip        {flips.why}", soft_wrap=True)
+    draft = partial(draft, flips=flips, backbone=backbone)
+    study = _loaded(draft(), path)
+    with console.status("timing a few steps of every method"):
+        calibration = calibrate(study, turns=TURNS)
+    if seconds is not None:
+        devices = torch.cuda.device_count() if gpu else cpus
+        plan = fit(study, calibration, seconds, devices)
+        calibration = at_epochs(calibration, plan.epochs / study.train.epochs)
+        planned = as_planned(study, plan)
+        expected = seconds_of(forecast(planned, calibration), devices)
+        for line in differences(study, plan, expected):
+            say(f"budget      {line}", soft_wrap=True)
+        study, draft = planned, partial(draft, plan=plan)
+
+    write_whole(path, draft().encode())
+    say(f"\nwrote {path}: a proposal that says why.")
+    if found.flat:
+        listed = path.with_suffix(".test_files.txt")
+        write_whole(listed, "".join(f"{name}\n" for name in held_back).encode())
+        say(f"wrote {listed}: the files of its test set, on which nothing else should train.")
+    console.print(forecast_table(study, calibration))
+    if searching(study):
+        say(f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?")
+    say(
+        f"{'     ' if searching(study) else 'next:'} autoaug-ray {path}         "
+        f"the whole study -> runs/{path.stem}/report.html",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _loaded(text: str, path: Path) -> Study:
+    """The study that a text would be in the file `path`, which stays as it is."""
+    with TemporaryDirectory() as folder:
+        draft = Path(folder) / path.name
+        draft.write_text(text)
+        (study,) = config.load(draft)
+    return study
+
+
+def _backbone(found: Inspection, gpu: bool) -> tuple[Classifier | None, str]:
+    """The trained network that suits the images, if its weights can be had; and a sentence."""
+    wanted = backbones(found, gpu=gpu)
+    if not wanted:
+        return None, "random weights: trained networks have seen no images that small"
+    side = int(size_of(found, gpu=gpu, trained=True)[0])
+    channels = 1 if found.grey else 3
+    backbone, why = first_at_hand(wanted, len(found.classes), (channels, side, side))
+    if backbone is None:
+        return None, f"random weights, as no trained ones can be had here: {why}"
+    return backbone, f"{backbone.name}, with {why}"
+
+
+def _describe(found: Inspection, console: Console, held_back: int) -> None:
+    """Print what is in the folder; `held_back`: the test images that are cut from a flat one."""
+    say = partial(console.print, markup=False)
     where = "CLASS/*" if found.flat else " ".join(f"{part}/CLASS/*" for part in found.parts)
     say(f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in {where}")
     console.print(_counts(found))
     for line in _facts(found):
         say(line)
+    tests = held_back if found.flat else sum(found.counts("test").values())
+    say(f"test set    {tests} images ({tell_apart(tests)})")
     for line in _warnings(found):
         say(f"warning: {line}", style="yellow")
-
-    gpu = torch.cuda.is_available()
-    text = study_text(found, gpu=gpu, cpus=os.cpu_count() or 1, flip=flip)
-    write_whole(path, text.encode())
-    say(f"\nwrote {path}: a proposal that says why. Timing a few steps of every method ...")
-    (study,) = config.load(path)
-    console.print(forecast_table(study, calibrate(study)))
-    say(
-        f"next: autoaug-ray pilot {path}   a cheap early answer: is a search worth it here?\n"
-        f"      autoaug-ray {path}         the whole study -> runs/{path.stem}/report.html",
-        soft_wrap=True,
-    )
-    return 0
 
 
 def _counts(found: Inspection) -> Table:

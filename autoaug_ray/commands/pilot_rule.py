@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from autoaug_ray.config import Entry, Range, Study
+from autoaug_ray.config import Entry, Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
@@ -22,6 +22,7 @@ from autoaug_ray.report.runs import Row
 from autoaug_ray.schedule.calibrate import pool_size
 from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
+from autoaug_ray.settings.ranges import Range
 
 LEVEL = 1 - (1 - OVERALL) / len(LOOKS)
 """The level of an interval at one look: at all looks it covers the truth in 95 % of pilots

@@ -2,71 +2,192 @@
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
+from typing import NamedTuple
 
 import yaml
 
+from autoaug_ray.commands.budget import Plan
+from autoaug_ray.commands.flips import Flips
 from autoaug_ray.data.inspect import TEST_FRACTION, Inspection
-from autoaug_ray.methods.stage import Flip
+from autoaug_ray.settings.classifier import Classifier
 
+Line = tuple[str, str]
+"""`key: value` of a YAML, and the reason for it."""
 SIZES = (28, 32, 64, 96, 128, 224)
 """Sides in pixels that are proposed."""
 LARGEST_ON_CPU = 64
+SEEDS = 5
 EPOCHS = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 150, 200)
 STEPS, STEPS_ON_GPU = 1000, 8000
-"""Steps that a proposed training takes on a CPU, where networks are small, and on a GPU."""
+"""Steps that a proposed training from random weights takes on a CPU, where networks are small, and
+on a GPU."""
 UNEVEN = 5.0
 """Batches are balanced if the largest class has this many times the images of the smallest."""
+PHOTOGRAPH = 48.0
+"""Sides in pixels below which trained networks, which have seen photographs, are not proposed."""
+BACKBONES_ON_CPU = ("torchvision:mobilenet_v3_small", "timm:mobilenetv3_small_100.lamb_in1k")
+BACKBONES = (
+    "torchvision:convnext_tiny", "timm:convnext_tiny.fb_in22k", "hf:facebook/dinov2-small",
+    "torchvision:resnet50",
+)  # fmt: skip
+"""Trained networks that are proposed; the first one whose weights can be had."""
+OWN_SIDE, SIDE_ON_CPU = 224, 128
+"""Pixels for which trained networks are proposed. A network of convolutions takes 128, too, for a
+third of the work; those of timm and transformers scale the images themselves."""
+TUNING_STEPS = ((1_000, 300), (20_000, 1_000), (math.inf, 5_000))
+"""Images, at most -> steps of a fine-tuning: it is the shorter the fewer images there are, as they
+are soon known by heart (cf. the BiT-HyperRule of Kolesnikov et al. 2020, of larger batches)."""
+TUNING_STEPS_ON_CPU = 300
+TUNING_RATES = {"torchvision:convnext_tiny": 1e-4, "timm:convnext_tiny.fb_in22k": 1e-4,
+                "hf:facebook/dinov2-small": 5e-5}  # fmt: skip
+TUNING_RATE = 3e-4
+"""Peak learning rates of Adam; the former for those of BACKBONES with layer norm."""
 
 
-def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
-    """The YAML of a study of the folder, for a machine with `cpus` cores and perhaps a GPU."""
-    name = found.root.resolve().name
+class Recipe(NamedTuple):
+    """How long and how fast a proposed training learns."""
+
+    batch: int
+    steps: int
+    epochs: int
+    lines: tuple[Line, ...]
+    """What `train:` says of the optimiser."""
+
+
+def backbones(found: Inspection, *, gpu: bool) -> tuple[Classifier, ...]:
+    """The trained networks that suit the images, the best first; none for very small images."""
+    if found.side < PHOTOGRAPH:
+        return ()
+    names = BACKBONES if gpu else BACKBONES_ON_CPU
+    weights = {"torchvision": "imagenet", "timm": "pretrained", "hf": "pretrained"}
+    return tuple(Classifier(name=n, weights=weights[n.partition(":")[0]]) for n in names)
+
+
+def size_of(found: Inspection, *, gpu: bool, trained: bool) -> Line:
+    """The side of the images in pixels, and why."""
+    if trained:
+        return (str(OWN_SIDE), "pixels, as the weights have seen") if gpu else (
+            str(SIDE_ON_CPU), f"pixels; {OWN_SIDE}, as the weights have seen, takes three times as "
+            "long",
+        )  # fmt: skip
     size = nearest(found.side, SIZES)
-    why_size = f"pixels; the median image has {found.side:.0f}"
     if not gpu and size > LARGEST_ON_CPU:
-        why_size = f"pixels; with a GPU, {size} would suit these images"
-        size = LARGEST_ON_CPU
-    channels = 1 if found.grey else 3
-    model, why_model = _model(size, found.pool, gpu)
-    batch = 32 if found.pool < 1000 else 64 if found.pool < 10_000 else 128
-    steps = max(1, found.pool // batch)
-    target = STEPS_ON_GPU if gpu else STEPS
-    epochs = int(nearest(target / steps, EPOCHS))
-    uneven = found.imbalance >= UNEVEN
-    group = "affine" if channels == 1 else "affine+color"
-    sampler = ", sampler: balanced" if uneven else ""
-    common = f"flip: {flip}{sampler}"
-    learned_flip = "none" if flip == "none" else "learned"
-    note = "" if flip == "none" else FLIP_NOTE
+        return str(LARGEST_ON_CPU), f"pixels; with a GPU, {size} would suit these images"
+    return str(size), f"pixels; the median image has {found.side:.0f}"
 
-    dataset = [
-        ("name: folder", ""),
-        (yaml.safe_dump({"root": str(found.root)}, allow_unicode=True, width=10_000).strip(), ""),
-    ]
-    if found.flat:
-        dataset.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
-    if found.unreadable:
-        dataset.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
-    why = "all images are grey" if channels == 1 else "not all images are grey"
-    dataset += [(f"image_size: {size}", why_size), (f"channels: {channels}", why)]
 
-    train = [
-        (f"batch_size: {batch}", f"{found.pool} images train: {steps} steps an epoch"),
-        (f"epochs: {epochs}", f"{epochs * steps} steps; the aim was about {target}"),
-    ]
-    if gpu:
-        train.append(("precision: bf16", "the usual on GPUs; hypergradients stay fp32"))
+def recipe(pool: int, *, gpu: bool, backbone: Classifier | None) -> Recipe:
+    """The training that suits so many images, from random weights or from those of a backbone."""
+    lines: tuple[Line, ...] = ()
+    if backbone is None:
+        batch = 32 if pool < 1000 else 64 if pool < 10_000 else 128
+        target: float = STEPS_ON_GPU if gpu else STEPS
+    else:
+        batch = 32 if pool < 5000 or not gpu else 64
+        target = next(steps for most, steps in TUNING_STEPS if pool <= most)
+        target = target if gpu else min(target, TUNING_STEPS_ON_CPU)
+        lines = (
+            ("optimiser: adam", "the usual for trained weights"),
+            (f"lr: {TUNING_RATES.get(backbone.name, TUNING_RATE)}", "the peak; they move little"),
+            ("weight_decay: 0", "few steps need none"),
+        )  # fmt: skip
+    steps = max(1, pool // batch)
+    return Recipe(batch, steps, int(nearest(target / steps, EPOCHS)), lines)
+
+
+def study_text(
+    found: Inspection,
+    *,
+    gpu: bool,
+    cpus: int,
+    flips: Flips,
+    backbone: Classifier | None = None,
+    plan: Plan | None = None,
+) -> str:
+    """The YAML of a study of the folder, for a machine with `cpus` cores and perhaps a GPU.
+
+    `backbone`: a trained network, whose weights can be had. `plan`: what of the study fits in a
+    budget; None: all of it.
+    """
+    name = found.root.resolve().name
+    size, why_size = size_of(found, gpu=gpu, trained=backbone is not None)
+    training = recipe(found.pool, gpu=gpu, backbone=backbone)
+    model, why_model = _model(int(size), found.pool, gpu)
+    if backbone is not None:
+        model = f'{{name: "{backbone.name}", weights: {backbone.weights}}}'
+        why_model = "trained on other images; fine-tuned here"
+    plan = plan or Plan(SEEDS, training.epochs, ())
     top = [(f"model: {model}", why_model)]
     if gpu:
         top.append((f"resources: {{cpus: {min(4, cpus)}, gpus: 0.5}}", "two trainings share a GPU"))
-    top.append(("seeds: 5", "final trainings of each method; fewer can seldom tell two apart"))
+    why = "final trainings of each method; fewer can seldom tell two apart"
+    if plan.seeds < SEEDS:
+        why = f"final trainings of each method; {SEEDS} did not fit in --budget"
+    top.append((f"seeds: {plan.seeds}", why))
+    left_out = f"\n# Left out for --budget: {', '.join(plan.left_out)}." if plan.left_out else ""
+    return "\n".join(
+        [
+            f"# Which augmentation is worth its compute on {name}? {len(found.pictures)} images of "
+            f"{len(found.classes)} classes.",
+            f"# Proposed by `autoaug-ray init`; everything may be changed.{left_out}",
+            "#",
+            *(f"# {line}" for line in wrap(f"flip: {flips.why}.", 98)),
+            "dataset:",
+            *_beside(_dataset_lines(found, size, why_size), "  "),
+            *_beside(top),
+            "train:",
+            *_beside(_train_lines(found, training, plan.epochs, gpu), "  "),
+            "methods:",
+            *(
+                f"  # {why}\n  {code}"
+                for code, why in _methods(found, int(size), flips)
+                if code.partition(":")[0] not in plan.left_out
+            ),
+            "",
+        ]
+    )
 
+
+def _dataset_lines(found: Inspection, size: str, why_size: str) -> list[Line]:
+    root = yaml.safe_dump({"root": str(found.root)}, allow_unicode=True, width=10_000).strip()
+    lines = [("name: folder", ""), (root, "")]
+    if found.flat:
+        lines.append((f"test_fraction: {TEST_FRACTION}", "of every class, always the same ones"))
+    if found.unreadable:
+        lines.append(("unreadable: skip", f"{len(found.unreadable)} files cannot be read"))
+    why = "all images are grey" if found.grey else "not all images are grey"
+    channels = f"channels: {1 if found.grey else 3}"
+    return [*lines, (f"image_size: {size}", why_size), (channels, why)]
+
+
+def _train_lines(found: Inspection, training: Recipe, epochs: int, gpu: bool) -> list[Line]:
+    steps = training.steps
+    why = f"{epochs * steps} steps"
+    if epochs < training.epochs:
+        why += f"; {training.epochs} epochs did not fit in --budget"
+    lines = [
+        (f"batch_size: {training.batch}", f"{found.pool} images train: {steps} steps an epoch"),
+        (f"epochs: {epochs}", why),
+        *training.lines,
+    ]
+    if gpu:
+        lines.append(("precision: bf16", "the usual on GPUs; hypergradients stay fp32"))
+    return lines
+
+
+def _methods(found: Inspection, size: int, flips: Flips) -> list[Line]:
+    uneven = found.imbalance >= UNEVEN
+    group = "affine" if found.grey else "affine+color"
+    sampler = ", sampler: balanced" if uneven else ""
+    common = f"flip: {flips.fixed}{sampler}"
     shift = round(size / 8)
     methods = [("none:", "The images as they are: the unit of cost.")]
     if uneven:
         why = f"The largest class has {found.imbalance:.0f} times the smallest: balanced batches."
         methods.append(("balanced: {method: none, sampler: balanced}", why))
-    methods += [
+    return [
+        *methods,
         (f"predefined: {{{common}, translate: {shift}}}", f"Moved by up to {shift} pixels."),
         (f"trivialaugment: {{{common}}}", "One random operation an image; nothing to tune."),
         (
@@ -79,34 +200,13 @@ def study_text(found: Inspection, *, gpu: bool, cpus: int, flip: Flip) -> str:
             "Random transformations of one magnitude, which is searched.",
         ),
         (
-            f"bilevel: {{flip: {learned_flip}{sampler}, group: {group}}}",
+            f"bilevel: {{flip: {flips.learned}{sampler}, group: {group}}}",
             "Learned while the classifier trains; brings its control, the same without learning.",
         ),
     ]
-    return "\n".join(
-        [
-            f"# Which augmentation is worth its compute on {name}? {len(found.pictures)} images of "
-            f"{len(found.classes)} classes.",
-            "# Proposed by `autoaug-ray init`; everything may be changed." + note,
-            "dataset:",
-            *_beside(dataset, "  "),
-            *_beside(top),
-            "train:",
-            *_beside(train, "  "),
-            "methods:",
-            *(f"  # {why}\n  {code}" for code, why in methods),
-            "",
-        ]
-    )
 
 
-FLIP_NOTE = """
-#
-# flip: horizontal mirrors half of the training images. Where left and right mean something, as in
-# text and digits, write this file again with `--flip none --force`."""
-
-
-def _model(size: float, pool: int, gpu: bool) -> tuple[str, str]:
+def _model(size: float, pool: int, gpu: bool) -> Line:
     if not gpu:
         return "cnn", "a small one: there is no GPU here; with one, try resnet18"
     if size <= 32 and pool < 20_000:
@@ -123,7 +223,7 @@ def nearest(value: float, choices: Sequence[int]) -> int:
     return min(choices, key=lambda c: abs(math.log(c / value)))
 
 
-def _beside(lines: Sequence[tuple[str, str]], indent: str = "") -> list[str]:
+def _beside(lines: Sequence[Line], indent: str = "") -> list[str]:
     """Lines of (`key: value`, reason), with the reasons in one column of comments."""
     widest = max(len(code) for code, why in lines if why)
     return [indent + (f"{code:<{widest}}  # {why}" if why else code) for code, why in lines]

@@ -29,6 +29,7 @@ from autoaug_ray.schedule.bank_for_study import (
     fill_bank,
     forecast_bank,
     kinds_of,
+    own_images,
     write_faults,
     write_sheet,
 )
@@ -88,8 +89,8 @@ def run_studies(
         for folder in _folders(cases, root):
             if folder.rows.exists() and not (resume or dry_run):
                 raise UserError(
-                    f"{folder.root} holds rows of an earlier run; add --resume to go on with it, "
-                    "or --out for another folder."
+                    f"{folder.root} holds rows of an earlier run; add --resume (resume=True in "
+                    "Python) to go on with it, or --out for another folder."
                 )
         ready, left_out = introduce_all(cases, console, named=named)
         if dry_run:
@@ -368,13 +369,10 @@ def introduce(study: Study, console: Console) -> None:
     counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
     _check_validation(study, splits, min(counts))
     tail = f" of {max(counts)} to {min(counts)} training images"
-    points = 100 * resolution(len(splits.test))
-    tests = f"{len(splits.test)} test images (they tell about {points:.2g} points apart)"
+    what = "test images"
     if study.dataset.closed_test:
-        tests = (
-            f"{len(splits.test)} images in place of the test set, which stays closed (they tell "
-            f"about {points:.2g} points apart)"
-        )
+        what = "images in place of the test set, which stays closed"
+    tests = f"{len(splits.test)} {what} ({tell_apart(len(splits.test))})"
     console.print(
         f"[bold]{study.name}[/]{f', {study.case}' if study.case else ''}: {study.dataset.name}, "
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
@@ -390,7 +388,15 @@ def introduce(study: Study, console: Console) -> None:
     _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
-    models.check(study.model, len(splits.classes), splits.train.shape)
+    if images := own_images(study):
+        fewest, most = min(images.counts), max(images.counts)
+        number = f"{len(images.labels)} images of one's own, {fewest} to {most} of a class"
+        console.print(f"{images.folder}: {number}", markup=False)
+        for line in images.faults():
+            console.print(line, markup=False)
+    study.train.check(len(splits.train))
+    layer_wise = study.train.lr_decay < 1
+    models.check(study.model, len(splits.classes), splits.train.shape, layer_wise=layer_wise)
 
 
 def _check_validation(study: Study, splits: data.Splits, least: int) -> None:
@@ -409,6 +415,11 @@ def _check_validation(study: Study, splits: data.Splits, least: int) -> None:
         f"{len(splits.val or ())} images in {len(splits.classes)} classes; the search of "
         f"methods.{searched[0]} needs both."
     )
+
+
+def tell_apart(images: int) -> str:
+    """What difference between two trainings so many test images can show."""
+    return f"they tell about {100 * resolution(images):.2g} points apart"
 
 
 def _check_images(study: Study, shape: tuple[int, int, int]) -> None:

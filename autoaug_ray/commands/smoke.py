@@ -14,17 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from autoaug_ray.config import Entry, Range, Study
+from autoaug_ray import data
+from autoaug_ray.config import Entry, Study
 from autoaug_ray.data import standins
 from autoaug_ray.errors import RunError, UserError
+from autoaug_ray.generate.bank_files import folder_name
 from autoaug_ray.generate.settings import Generation, Workers
 from autoaug_ray.own_code import is_own
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import OPTIONS, Dataset
-from autoaug_ray.settings.effort import Search
+from autoaug_ray.settings.ranges import Range, Search
 
 SIDE = 32
 """Side of the images in pixels, where a dataset does not fix it."""
@@ -38,21 +42,23 @@ PER_CLASS = 6
 
 def smaller(study: Study, place: Path) -> Study:
     """A small version of the study, on a stand-in for its data that is written to `place`."""
+    dataset = _dataset(study.dataset, place)
     return study.model_copy(
         update={
-            "dataset": _dataset(study.dataset, place),
+            "dataset": dataset,
             "model": Classifier(width=2, crop=study.model.crop and SIDE - 4),
             "train": study.train.model_copy(
                 update={
                     "epochs": 1, "iters_per_epoch": 2, "batch_size": 8, "precision": "fp32",
                     "compile": False, "accumulate": min(2, study.train.accumulate),
                     "recompute": False, "hypergradient_precision": "fp32",
+                    "ema": study.train.ema and 0.5,
                 }
             ),
             "val_fraction": 0.25,
             "seeds": study.seeds[:1],
             "resources": type(study.resources)(),
-            "generate": Generation(calls=2, per_source=1, per_class=2),
+            "generate": _generation(study, dataset, place),
             "workers": Workers(),
             "entries": tuple(_entry(entry) for entry in study.entries),
         }
@@ -80,6 +86,20 @@ def _dataset(dataset: Dataset, place: Path) -> Dataset:
     if dataset.shots:
         changes["shots"] = min(dataset.shots, 2)
     return dataset.model_copy(update=changes)
+
+
+def _generation(study: Study, dataset: Dataset, place: Path) -> Generation:
+    """A quick way to generate images; noise, where the study has images of somebody's own."""
+    if study.generate.folder is None:
+        return Generation(calls=2, per_source=1, per_class=2)
+    folder, stream = place / f"own {study.name} {study.case}", np.random.default_rng(0)
+    for name in data.source_of(dataset).classes:
+        of_class = folder / folder_name(name)
+        of_class.mkdir(parents=True)
+        for i in range(2):
+            noise = stream.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(of_class / f"{i}.png")
+    return Generation(folder=str(folder))
 
 
 def _entry(entry: Entry) -> Entry:

@@ -19,16 +19,15 @@ file of the user's own.
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pkgutil import resolve_name
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from autoaug_ray import own_code
-from autoaug_ray.data import arrays, bach, folders, hub, imagenet, objects
 from autoaug_ray.data.splits import (
     AnySplit,
     Edits,
@@ -53,22 +52,24 @@ __all__ = [
     "whole",
 ]  # fmt: skip
 
-SOURCES: dict[str, Callable[[Dataset], Source]] = {
-    "fashion-mnist-mini": arrays.fashion_mnist_mini,
-    "fashion-mnist": arrays.fashion_mnist,
-    "cifar10": arrays.cifar,
-    "cifar100": arrays.cifar,
-    "tiny-imagenet": imagenet.tiny_imagenet,
-    "imagenet": imagenet.imagenet,
-    "bach": bach.bach,
-    "npz": arrays.npz,
-    "hub": hub.hub,
-    "caltech101": objects.caltech101,
-    "voc2012": objects.voc2012,
-    "coco2017": objects.coco2017,
-    "lvis": objects.lvis,
-    "folder": folders.folder,
+SOURCES: dict[str, str] = {
+    "fashion-mnist-mini": "autoaug_ray.data.arrays:fashion_mnist_mini",
+    "fashion-mnist": "autoaug_ray.data.arrays:fashion_mnist",
+    "cifar10": "autoaug_ray.data.arrays:cifar",
+    "cifar100": "autoaug_ray.data.arrays:cifar",
+    "tiny-imagenet": "autoaug_ray.data.imagenet:tiny_imagenet",
+    "imagenet": "autoaug_ray.data.imagenet:imagenet",
+    "bach": "autoaug_ray.data.bach:bach",
+    "npz": "autoaug_ray.data.arrays:npz",
+    "hub": "autoaug_ray.data.hub:hub",
+    "caltech101": "autoaug_ray.data.objects:caltech101",
+    "voc2012": "autoaug_ray.data.objects:voc2012",
+    "coco2017": "autoaug_ray.data.objects:coco2017",
+    "lvis": "autoaug_ray.data.objects:lvis",
+    "folder": "autoaug_ray.data.folders:folder",
 }
+"""The name of a dataset in a study -> the module and the function from `Dataset` to `Source`, which
+is imported when it is asked for: whoever loads a policy needs no dataset, and no Pillow."""
 STANDS_IN = 0.2
 """Share of the pool that stands in for a closed test set."""
 STATISTICS_IMAGES = 8192
@@ -263,7 +264,8 @@ def _read(dataset: Dataset) -> Source:
 def _opened(dataset: Dataset) -> Source:
     """The dataset as its files hold it, which are decoded when they are drawn."""
     own = own_code.is_own(dataset.name)
-    source = (own_code.load(dataset.name) if own else SOURCES[dataset.name])(dataset)
+    read = own_code.load(dataset.name) if own else resolve_name(SOURCES[dataset.name])
+    source = read(dataset)
     if not isinstance(source, Source):
         raise UserError(
             f"dataset {dataset.name} must return a data.Source, got {type(source).__name__}."

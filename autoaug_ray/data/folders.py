@@ -56,6 +56,15 @@ def folder(dataset: Dataset) -> Source:
     return Source(pool, held_out[0] if held_out else None, test, classes)
 
 
+def test_files(dataset: Dataset) -> list[str]:
+    """The test images that `folder` gives, in its order: their paths below the root, with /."""
+    test = folder(dataset).test
+    assert isinstance(test, Stored) and isinstance(test.read, ImageFiles)
+    paths = [Path(test.read.paths[i]) for i in test.index.tolist()]
+    root = Path(dataset.root).expanduser()
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
 def has_parts(root: Path) -> bool:
     """Whether a folder has a train/ and a test/; one of them alone may be a class."""
     return (root / "train").is_dir() and (root / "test").is_dir()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autoaug_ray.data import Edits
 from autoaug_ray.errors import UserError
-from autoaug_ray.generate import bank_files
+from autoaug_ray.generate import bank_files, own
 from autoaug_ray.generate.bank_files import Caption, EditedImage, Plan, decode, shard_name
 from autoaug_ray.generate.plan import (
     Edit,
@@ -55,6 +55,7 @@ class Bank:
         self.root = root
         self.shards_folder, self.captions_folder = root / "shards", root / "captions"
         self.plans_folder, self.tokens_folder = root / "plans", root / "tokens"
+        self.own_folder = root / "own"
         self.ledger, self.quarantine_file = root / "ledger", root / "quarantine.jsonl"
         self._keys: dict[Place, list[str]] = {}
         self._plans: dict[str, Plan] = {}
@@ -146,6 +147,20 @@ class Bank:
     def tokens_path(self, fingerprint: str) -> Place:
         return self.tokens_folder / f"{fingerprint}.safetensors"
 
+    # Images of one's own
+
+    def own_files(self) -> list[Place]:
+        return listed(self.own_folder, "*.parquet")
+
+    def own_path(self, key: str) -> Place:
+        return self.own_folder / f"{key}.parquet"
+
+    def write_own(self, images: own.OwnImages) -> None:
+        path = self.own_path(images.key)
+        if not path.is_file():
+            labels = images.labels.tolist()
+            bank_files.write_own(path, images.images, labels, images.hashes, images.classes)
+
     # Quarantine
 
     def quarantine(self, name: str, keys: Sequence[str], error: str) -> None:
@@ -167,13 +182,18 @@ class Bank:
         drawn: Drawn,
         shape: tuple[int, int, int],
         hashes: Sequence[str] | None = None,
-    ) -> Variants:
+        labels: Tensor | None = None,
+    ) -> Edits:
         """The images that a training may draw; `shape`: (channels, height, width) of each.
 
-        `hashes` are those of the images that the training may see, in its order. Raises UserError
-        for a plan that does not belong to exactly these, and for one whose images are not all made
-        or set aside.
+        `hashes` are those of the images that the training may see, in its order, and `labels` (n,)
+        their classes, which images of one's own go by. Raises UserError for a plan that does not
+        belong to exactly these, and for one whose images are not all made or set aside. Edits are
+        `Variants`.
         """
+        if bank_files.is_own(plan_key):
+            assert labels is not None
+            return own.variants(self.own_path(plan_key), drawn, shape, labels)
         if hashes is not None:
             plan = self.read_plan(plan_key)
             guard(plan.edits, hashes)
@@ -190,8 +210,10 @@ class Bank:
         `drawn` None: all images of the plan. All attempts at a shard count, divided among its
         images: who needs half of a shard pays for half of it, whoever made it. A word that a class
         learned alone costs those who draw edits of the class; words that were learned together, for
-        this pool, cost all of it.
+        this pool, cost all of it. What images of one's own cost is the study's to say.
         """
+        if bank_files.is_own(plan_key):
+            return {}
         return self._divided(plan_key, drawn, self.spent())
 
     def work(self, plan_key: str, drawn: Drawn | None = None) -> dict[str, float]:
@@ -199,6 +221,8 @@ class Bank:
 
         Loading models is no part of it, nor is an attempt that was made again.
         """
+        if bank_files.is_own(plan_key):
+            return {}
         pieces: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for line in self.attempts():
             pieces[line["run"]].append(line)
@@ -287,6 +311,8 @@ class Bank:
             problems += [f"plans/{key}.parquet: {p}" for p in found]
         for path in listed(self.tokens_folder, "*.safetensors"):
             problems += [f"tokens/{path.name}: {p}" for p in bank_files.check_tokens(path)]
+        for path in self.own_files():
+            problems += [f"own/{path.name}: {p}" for p in bank_files.check_own(path)]
         return problems
 
     def _caption_files(self) -> list[Place]:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoaug_ray.generate.bank import Bank
+from autoaug_ray.generate.bank_files import folder_name
 from autoaug_ray.generate.plan import Edit
 from autoaug_ray.generate.settings import EDITS, ImageKind
 
@@ -25,7 +25,7 @@ def export_imagefolder(
     """
     written = 0
     for image in _images(bank, plan_key, kinds, sources=sources):
-        folder = out / _file_name(image.class_name)
+        folder = out / folder_name(image.class_name)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{image.stem}.{_ending(image.encoded)}").write_bytes(image.encoded)
         written += 1
@@ -94,7 +94,3 @@ def _images(
 
 def _ending(data: bytes) -> str:
     return "png" if data.startswith(b"\x89PNG") else "jpg"
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"^\.+|[^\w. -]", "_", text)  # `..` is no name of a folder

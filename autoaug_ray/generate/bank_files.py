@@ -5,6 +5,7 @@
       captions/<name>.parquet    what images show, as text after a prefix (see CAPTIONS)
       plans/<plan key>.parquet   the table of edits of one pool under one setting (see PLAN)
       plans/<plan key>-sources.parquet   that pool's own images, so that a bank can be looked at
+      own/<key>.parquet          images that somebody made elsewhere, as they train (see OWN)
       tokens/<fingerprint>.safetensors   learned words
       ledger/                    the meter's; a shard's work is under the shard's name
       quarantine.jsonl           shards that failed again and again, and why
@@ -17,6 +18,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from autoaug_ray.generate.plan import (
     Fingerprints,
     Pool,
     caption_key,
+    content_hash,
     edit_key,
     guard,
     key_settings,
@@ -105,6 +108,13 @@ SOURCES = pa.schema(
         ("image", pa.binary()),
     ]
 )
+OWN = pa.schema(
+    [
+        ("label", pa.int64()),  # of the classes in the file's metadata
+        ("hash", pa.string()),  # plan.content_hash of the image
+        ("image", pa.large_binary()),  # PNG, whatever its size: it trains like a real one
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -166,12 +176,29 @@ def shard_name(keys: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:32]
 
 
-def encode(image: Tensor) -> bytes:
-    """A (1 or 3, h, w) uint8 image as PNG, or above LOSSLESS pixels a side as JPEG."""
+def folder_name(class_name: str) -> str:
+    """A class's name as that of a folder."""
+    return re.sub(r"^\.+|[^\w. -]", "_", class_name)  # `..` is no name of a folder
+
+
+def own_key(classes: Sequence[str], labels: Sequence[int], hashes: Sequence[str]) -> str:
+    """The name of one's own generated images of these classes: `own-` and 28 hex digits of what
+    they show, wherever they lie and whatever their files are called."""
+    text = json.dumps([list(classes), list(labels), list(hashes)])
+    return f"own-{hashlib.sha256(text.encode()).hexdigest()[:28]}"
+
+
+def is_own(plan_key: str) -> bool:
+    """Whether a run's plan is a folder of one's own images, and no table of edits."""
+    return plan_key.startswith("own-")
+
+
+def encode(image: Tensor, lossless: int = LOSSLESS) -> bytes:
+    """A (1 or 3, h, w) uint8 image as PNG, or above `lossless` pixels a side as JPEG."""
     array = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
     buffer = io.BytesIO()
-    if max(picture.size) <= LOSSLESS:
+    if max(picture.size) <= lossless:
         picture.save(buffer, "PNG")
     else:
         picture.save(buffer, "JPEG", quality=95, subsampling=0)
@@ -231,6 +258,24 @@ def write_plan(path: Place, plan: Plan) -> None:
     }
     schema = PLAN.with_metadata({"about": json.dumps(about)})
     _write(path, [edit._asdict() for edit in plan.edits], schema)
+
+
+def write_own(
+    path: Place,
+    images: Tensor,
+    labels: Sequence[int],
+    hashes: Sequence[str],
+    classes: Sequence[str],
+) -> None:
+    """Writes images (n, c, h, w) uint8 of one's own with their labels and content hashes."""
+    side = max(images.shape[2:])
+    with ThreadPoolExecutor(4) as threads:
+        encoded = list(threads.map(lambda image: encode(image, lossless=side), images))
+    rows = [
+        {"label": label, "hash": content, "image": data}
+        for label, content, data in zip(labels, hashes, encoded, strict=True)
+    ]
+    _write(path, rows, OWN.with_metadata({"classes": json.dumps(list(classes))}))
 
 
 def _write(path: Place, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
@@ -305,6 +350,21 @@ def read_sources(path: Place) -> list[dict[str, Any]]:
     return rows
 
 
+class OwnFile(NamedTuple):
+    """A file of own/: its rows, in their order, by column."""
+
+    classes: tuple[str, ...]
+    labels: list[int]
+    hashes: list[str]
+    encoded: list[bytes]  # PNG
+
+
+def read_own(path: Place) -> OwnFile:
+    table = _read(path, OWN.names)
+    classes = json.loads(table.schema.metadata[b"classes"])
+    return OwnFile(tuple(classes), *(table[name].to_pylist() for name in OWN.names))
+
+
 def _read(path: Place, columns: list[str] | None = None) -> pa.Table:
     # One file, not a dataset: its folder's other files are none of its business.
     with reading(path, AGAIN):
@@ -348,6 +408,19 @@ def check_plan(path: Place, sources_path: Place) -> Iterator[str]:
         key = edit_key(source_hash=e.source_hash, prompt=e.prompt, seed=e.seed, **same)
         if key != e.key:
             yield f"{e.kind} edit {e.number} of image {e.source}: its key is not its row's"
+
+
+def check_own(path: Place) -> Iterator[str]:
+    try:
+        own = read_own(path)
+        found = [content_hash(decode(data)) for data in own.encoded]
+    except (OSError, KeyError, ValueError, SyntaxError) as error:
+        yield f"cannot be read ({error})"
+        return
+    if bad := sum(a != b for a, b in zip(found, own.hashes, strict=True)):
+        yield f"{bad} images are not what their hashes say"
+    if own_key(own.classes, own.labels, own.hashes) != path.stem:
+        yield "its name is not the hash of its images"
 
 
 def check_tokens(path: Place) -> Iterator[str]:

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate import prompts, weights
-from autoaug_ray.generate.settings import EDITS, Drawn, Generation, ImageKind, of_all_classes
+from autoaug_ray.generate.settings import (
+    EDITS,
+    OF_FOLDER,
+    Drawn,
+    Generation,
+    ImageKind,
+    of_all_classes,
+)
 
 RANKED = 4096
 """Captions that one edit ranks at most. If there are more, it ranks those that follow it on a ring
@@ -195,7 +202,7 @@ def plan_key(
     `drawn`: the edits that the plan has; None: of every kind and class.
     """
     drawn = of_all_classes(EDITS, len(pool.classes)) if drawn is None else drawn
-    chosen = settings.model_dump(exclude={"model", "captioner", "embedder", "tokens"})
+    chosen = settings.model_dump(exclude={"model", "captioner", "embedder", "tokens", *OF_FOLDER})
     models = fingerprints[:4]  # the fourth follows from the others
     which: list[Any] = sorted(drawn)
     if any(set(classes) != set(range(len(pool.classes))) for classes in drawn.values()):

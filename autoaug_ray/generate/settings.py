@@ -3,19 +3,23 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.settings import Settings
 
-ImageKind = Literal["identity", "fixed", "local", "transfer"]
+ImageKind = Literal["identity", "fixed", "local", "transfer", "own"]
 """identity: the real image. fixed: edited by one prompt per class. local, transfer: edited by the
-caption of another image of the class, or of a neighbouring class (AutoGenDA, section 3.2)."""
+caption of another image of the class, or of a neighbouring class (AutoGenDA, section 3.2). own: one
+that somebody made elsewhere for the class (`generate.folder`), of no particular image."""
 EDITS: tuple[ImageKind, ...] = ("fixed", "local", "transfer")
+"""The kinds that are made here."""
 Drawn = Mapping[ImageKind, Collection[int]]
 """Which edits a training may draw: for each kind, the classes (by number) whose images have any."""
 OF_EMBEDDED = ("strength", "guidance", "calls", "per_source", "per_class")
 """Keys whose defaults suit the embedded model, and no other."""
+OF_FOLDER = ("folder", "device_hours", "seconds_per_image")
+"""Keys about images that were made elsewhere; all others say how images are made."""
 Solver = Literal["dpm++", "pndm", "own"]
 """How an edit is solved for. dpm++, pndm: Stable Diffusion, by our own loop (see img2img). own: any
 image-to-image pipeline of diffusers, by its own scheduler in its own way."""
@@ -49,8 +53,19 @@ class Tokens(Settings):
 
 
 class Generation(Settings):
-    """All that the content of generated images depends on, besides the images that are edited."""
+    """All that the content of generated images depends on, besides the images that are edited.
 
+    With `folder` they are not made here, and nothing else is said but what making them took.
+    """
+
+    folder: str | None = Field(None, min_length=1)
+    """A folder of one's own generated images, CLASS/IMAGE, for methods that mix the kind `own`; a
+    relative path starts where the command is called, as that of dataset.root."""
+    device_hours: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """What making all images of the folder took, in device-hours of the kind of device that trains;
+    None, without seconds_per_image: it is in no cost, as the report says."""
+    seconds_per_image: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """The same in device-seconds for each image."""
     model: str = "embedded"
     """Hub id or folder: a Stable Diffusion, such as CompVis/stable-diffusion-v1-4; with solver own
     whatever `AutoPipelineForImage2Image` loads and takes a strength (SDXL, SD-Turbo, SD3, FLUX)."""
@@ -83,12 +98,55 @@ class Generation(Settings):
     """How words are learned for the classes; None: prompts say the class's name."""
     seed: int = 0
 
-    def check(self, kinds: Collection[ImageKind]) -> None:
-        """Raises UserError for another model that would be used by the embedded one's recipe.
+    @model_validator(mode="after")
+    def _made_once(self) -> "Generation":
+        if self.folder is None:
+            for key in ("device_hours", "seconds_per_image"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key} is the cost of the images in folder, which is missing; what images "
+                        "cost that are made here is measured"
+                    )
+            return self
+        if self.device_hours is not None and self.seconds_per_image is not None:
+            raise ValueError("only one of device_hours and seconds_per_image can be set")
+        for key, field in type(self).model_fields.items():
+            if key not in OF_FOLDER and getattr(self, key) != field.default:
+                raise ValueError(
+                    f"{key} says how images are made, and those of folder are made already: leave "
+                    f"it out; beside folder stand {' or '.join(OF_FOLDER[1:])}"
+                )
+        return self
 
-        `kinds`: the kinds of images that are mixed.
+    def check(self, mixed: Mapping[str, Collection[ImageKind]]) -> None:
+        """Raises UserError for methods that mix images of which there are none, and for another
+        model that would be used by the embedded one's recipe.
+
+        `mixed`: label of an entry -> the kinds of images that it mixes.
         """
-        captions = ["captioner"] if set(kinds) & {"local", "transfer"} else []
+        for label, used in mixed.items():
+            others = sorted(set(used) - {"identity"})
+            wrong = [kind for kind in others if (kind == "own") != (self.folder is not None)]
+            if wrong and self.folder:
+                raise UserError(
+                    f"methods.{label} mixes {' and '.join(wrong)} images, but generate.folder has "
+                    "images of the kind own only: write edits: [own], or probabilities: "
+                    "{identity: 0.5, own: 0.5} for mix."
+                )
+            if wrong:
+                raise UserError(
+                    f"methods.{label} mixes images of the kind own, but generate.folder, which "
+                    "says where they are (CLASS/IMAGE), is missing."
+                )
+        kinds = {kind for used in mixed.values() for kind in used}
+        if self.folder is not None:
+            if not kinds:
+                raise UserError(
+                    f"generate.folder is {self.folder!r}, but no entry mixes its images: add one, "
+                    "such as {method: mix, probabilities: {identity: 0.5, own: 0.5}}."
+                )
+            return
+        captions = ["captioner"] if kinds & {"local", "transfer"} else []
         missing = [*OF_EMBEDDED, *captions] if kinds and self.model != "embedded" else []
         for key in missing:
             if key not in self.model_fields_set:
@@ -96,6 +154,15 @@ class Generation(Settings):
                     f"generate.{key} is missing: its default, {getattr(self, key)!r}, is for the "
                     f"embedded model and not for {self.model}."
                 )
+
+    def for_each(self, found: int, kept: int) -> "Generation":
+        """The same, with the cost of a folder of `found` images divided among those that are kept:
+        the others had to be made, too."""
+        seconds = self.seconds_per_image and self.seconds_per_image * found
+        if self.device_hours is not None:
+            seconds = 3600 * self.device_hours
+        each = seconds and seconds / kept
+        return self.model_copy(update={"device_hours": None, "seconds_per_image": each})
 
     @field_validator("prefix", "fixed_prompt")
     @classmethod

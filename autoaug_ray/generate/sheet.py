@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.bank_files import decode
+from autoaug_ray.generate.own import OwnImages
 from autoaug_ray.generate.plan import Edit
 
 CELL = 168
@@ -65,7 +67,7 @@ def sheet(
         pen.text((MARGIN + width * x, MARGIN + line), name, FAINT, font)
     for y, row in enumerate(rows):
         top = head + height * y
-        page.paste(_shown(row["image"]), (MARGIN, top))
+        page.paste(_shown(decode(row["image"])), (MARGIN, top))
         pen.text((MARGIN, top + CELL + 4), f"image {row['position']}", FAINT, font)
         for x, (kind, number) in enumerate(columns, start=1):
             some = edits.get((row["position"], kind), [])
@@ -74,7 +76,7 @@ def sheet(
             edit, left = some[number], MARGIN + width * x
             data, reject = images.get(edit.key, (None, "not made"))
             if data is not None:
-                page.paste(_shown(data), (left, top))
+                page.paste(_shown(decode(data)), (left, top))
             if reject is not None:
                 pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline=BAD, width=3)
                 pen.text((left + 8, top + 8), reject, BAD, font)
@@ -86,9 +88,25 @@ def sheet(
     return page
 
 
-def _shown(data: bytes) -> Image.Image:
+def own_sheet(images: OwnImages, label: int, *, most: int = 6) -> Image.Image:
+    """A row of one's own images of a class, at most so many, spread over all of them."""
+    members = (images.labels == label).nonzero().flatten().tolist()
+    shown = [members[i * len(members) // most] for i in range(most)]
+    shown = list(dict.fromkeys(shown)) if members else []
+    head = 2 * MARGIN + TEXT + 4
+    page = Image.new(
+        "RGB", (MARGIN + (CELL + MARGIN) * most, head + CELL + MARGIN), "white"
+    )  # as wide for a class with fewer
+    title = f"{images.classes[label]}: {len(members)} own images, made elsewhere"
+    ImageDraw.Draw(page).text((MARGIN, MARGIN), title, INK, _font(TEXT))
+    for x, i in enumerate(shown):
+        page.paste(_shown(images.images[i]), (MARGIN + (CELL + MARGIN) * x, head))
+    return page
+
+
+def _shown(image: Tensor) -> Image.Image:
     """The image on a cell: enlarged by a whole factor, without smoothing, or reduced."""
-    array = decode(data).permute(1, 2, 0).numpy()
+    array = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
     factor = CELL / max(picture.size)
     if factor >= 1:

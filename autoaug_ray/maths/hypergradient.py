@@ -81,7 +81,8 @@ SQUARE = "/square"
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam with L2 weight decay, as torch.optim.Adam applies it at its `step`-th step (from 1).
+    """Adam as torch.optim applies it at its `step`-th step (from 1): with L2 weight decay, or, if
+    that is `decoupled`, AdamW (Loshchilov and Hutter 2019), whose decay is in no gradient.
 
     The buffers hold a weight's mean gradient under its name, and the mean square under its name
     followed by SQUARE.
@@ -92,10 +93,15 @@ class Adam:
     step: int = 1
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    decoupled: bool = False
 
     def __call__(self, w: Weights, m: Weights, g: Weights) -> tuple[Weights, Weights]:
         first, second = self.betas
-        decayed = {k: g[k] + self.weight_decay * w[k] for k in w}
+        if self.decoupled:
+            decayed = {k: g[k] for k in w}
+            w = {k: (1 - self.lr * self.weight_decay) * v for k, v in w.items()}
+        else:
+            decayed = {k: g[k] + self.weight_decay * w[k] for k in w}
         mean = {k: first * m[k] + (1 - first) * d for k, d in decayed.items()}
         square = {
             k + SQUARE: second * m[k + SQUARE] + (1 - second) * d.square()
@@ -107,6 +113,25 @@ class Adam:
         size = self.lr / (1 - first**self.step)
         moved = {k: w[k] - size * mean[k] / (root[k] / unbiased + self.eps) for k in w}
         return moved, mean | square
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A rule of its own for each group of weights, as the parameter groups of torch.optim have."""
+
+    groups: tuple[tuple[tuple[str, ...], SGD | Adam], ...]
+    """The names of some weights, and their rule; together they are all weights."""
+
+    def __call__(self, w: Weights, m: Weights, g: Weights) -> tuple[Weights, Weights]:
+        moved: dict[str, Tensor] = {}
+        buffers: dict[str, Tensor] = {}
+        for names, rule in self.groups:
+            some, of_some = rule({k: w[k] for k in names}, m, g)
+            moved, buffers = moved | dict(some), buffers | dict(of_some)
+        return moved, buffers
+
+
+Rule = SGD | Adam | Grouped
 
 
 @dataclass(frozen=True)

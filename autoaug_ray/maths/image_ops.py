@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, pad
+from torch.nn.functional import conv2d, grid_sample, pad
 
 from autoaug_ray.maths.strength import Strength, sampling_grid
 
@@ -399,22 +399,31 @@ def _op_matrix(
 
 
 def _levels(images: Tensor) -> Tensor:
-    """Images as whole floats in 0..255, uint8's levels, for which the ops below are defined."""
-    return (images * 255).round().clamp(0, 255)
+    """Images as whole floats in 0..255, uint8's levels, for which the ops below are defined.
+
+    A new tensor, in which the ops below go on: at 224 pixels a side every further one costs more
+    time than the arithmetic.
+    """
+    return (images * 255).round_().clamp_(0, 255)
 
 
 def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    from kornia import enhance
-
-    # kornia's convolution refuses images without an interior; torchvision leaves them alone.
-    return enhance.sharpness(images, factor) if min(images.shape[2:]) > 2 else images
+    # kornia's, without the mask that it makes, pads and compares to leave the frame alone.
+    if min(images.shape[2:]) <= 2:
+        return images  # it has no interior
+    channels = images.shape[1]
+    weights = images.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
+    smooth = images.clone()
+    inner = conv2d(images, weights.expand(channels, 1, 3, 3), groups=channels)
+    smooth[:, :, 1:-1, 1:-1] = inner.clamp_(0, 1)
+    return ((images - smooth) * factor[:, None, None, None]).add_(smooth).clamp_(0, 1)
 
 
 def _posterize(images: Tensor, bits: Tensor) -> Tensor:
     # Not kornia's: it truncates to levels, so that a value a rounding error below one loses it.
     bits = bits.trunc()[:, None, None, None]
     step = torch.exp2(8 - bits)
-    kept = torch.div(_levels(images), step, rounding_mode="floor") * step / 255
+    kept = _levels(images).div_(step).floor_().mul_(step).div_(255)
     return torch.where(bits < 8, kept, images)
 
 
@@ -428,15 +437,23 @@ def _autocontrast(images: Tensor, _: Tensor) -> Tensor:
     levels = _levels(images)
     low, high = levels.amin(dim=(2, 3), keepdim=True), levels.amax(dim=(2, 3), keepdim=True)
     # Multiplied before divided, whole levels stay exact; torchvision may lose one by truncation.
-    stretched = ((levels - low) * 255 / (high - low).clamp(min=1)).floor() / 255
+    stretched = (levels - low).mul_(255).div_((high - low).clamp(min=1)).floor_().div_(255)
     return torch.where(high > low, stretched, images)
 
 
 def _equalize(images: Tensor, _: Tensor) -> Tensor:
-    from kornia import enhance
-
-    # kornia's truncates to levels too, but takes whole ones exactly.
-    return enhance.equalize(_levels(images) / 255)
+    # kornia's, which counts in floats: whole numbers are counted twice as fast.
+    levels = _levels(images).flatten(2).flatten(0, 1).long()  # (n, pixels), n = B C
+    n, pixels = levels.shape
+    first = 256 * torch.arange(n, device=levels.device)[:, None]
+    counts = (levels + first).flatten().bincount(minlength=256 * n).view(n, 256)
+    level = torch.arange(256, device=levels.device)
+    highest = torch.where(counts > 0, level, 0).amax(1, keepdim=True)
+    step = (pixels - counts.gather(1, highest)) // 255
+    below = counts.cumsum(1) - counts
+    table = ((below + step // 2) // step.clamp(min=1)).clamp_(0, 255)
+    table = torch.where(step == 0, level, table) / images.new_tensor(255)
+    return table.gather(1, levels).view_as(images)
 
 
 _COLOR_OPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -5,7 +5,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
@@ -88,7 +87,9 @@ class AugMix(Staged):
             of_views = logits.unflatten(0, (-1, VIEWS))
             differ = divergence(of_views)
             apart[part] = differ.detach().repeat_interleave(VIEWS)
-            clean = F.cross_entropy(of_views[:, 0], labels.repeat_interleave(VIEWS)[part][::VIEWS])
+            clean = learner.cross_entropy(
+                of_views[:, 0], labels.repeat_interleave(VIEWS)[part][::VIEWS]
+            )
             return clean + self.consistency * differ.mean()
 
         loss = learner.train_on(images, labels, criterion)

@@ -37,7 +37,7 @@ from autoaug_ray.methods.bilevel_state import BilevelState, FlipState, Past
 from autoaug_ray.methods.generative import EditKind, edited
 from autoaug_ray.methods.mixture_state import MixtureState
 from autoaug_ray.methods.predefined import Predefined
-from autoaug_ray.methods.protocols import DEFAULTS, FREE, GROUPS, PLAIN, Protocol
+from autoaug_ray.methods.protocols import DEFAULTS, FREE, GROUPS, PLAIN, Protocol, check_training
 from autoaug_ray.methods.stage import Flip, Staged
 from autoaug_ray.settings.training import Training
 
@@ -170,10 +170,7 @@ class Bilevel(Staged):
                 )
 
     def check(self, training: Training) -> None:
-        if self.protocol == "release" and training.optimiser != "sgd":
-            raise ValueError(
-                f"protocol: release needs train.optimiser: sgd, got {training.optimiser!r}"
-            )
+        check_training(self.protocol, training)
 
     @property
     def uses_meta(self) -> bool:
@@ -396,7 +393,9 @@ class Bilevel(Staged):
             d = alignment.across(d, state.training_gradient.values if average else g)
         logs["alignment"] = alignment.inner(d, g)
         there, eps = alignment.shifted(now.weights, d)
-        of_batch = learner.loss_at(pixels, now.labels, weights=weights[0] if weights else None)
+        of_batch = learner.loss_at(
+            pixels, now.labels, weights=weights[0] if weights else None, smoothed=True
+        )
         with same_draws():
             _, after = hypergradient.towards(of_batch, there, leaves)
         before, wanted = [], leaves
@@ -422,7 +421,7 @@ class Bilevel(Staged):
         def loss_of(past: Past) -> hypergradient.Loss:
             return learner.loss_at(
                 partial(self._augmented, state, past), past.labels,
-                weights=state.likelihood_ratios(past), real_pass=shared,
+                weights=state.likelihood_ratios(past), real_pass=shared, smoothed=True,
             )  # fmt: skip
 
         return hypergradient.unrolled(

@@ -28,7 +28,7 @@ class Past(NamedTuple):
     """(B,) which images were mirrored, if the chance of that is learned."""
     noise: Tensor
     holes: Holes
-    rule: hypergradient.SGD | hypergradient.Adam
+    rule: hypergradient.Rule
 
 
 class FlipState(nn.Module):

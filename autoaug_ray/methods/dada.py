@@ -91,7 +91,7 @@ class Dada(Searched):
             images = self._relaxed(state, batch, learner.noise)
             # The look-ahead's gradient is the classifier's own: its images are the discrete ones.
             h = hypergradient.unrolled(
-                [learner.loss_at(images, batch.labels, real_pass=True)],
+                [learner.loss_at(images, batch.labels, real_pass=True, smoothed=True)],
                 learner.loss_at(as_float(meta.images), meta.labels),
                 {k: v.detach().requires_grad_() for k, v in learner.weights().items()},
                 learner.buffers(),

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
@@ -125,7 +124,7 @@ class EntAugment(Staged):
         def criterion(logits: Tensor, part: slice) -> Tensor:
             entropy = normalised_entropy(logits)
             magnitude[part] = 1 - entropy.detach()
-            loss = F.cross_entropy(logits, labels[part])
+            loss = learner.cross_entropy(logits, labels[part])
             return loss + entropy.mean() if self.entropy_loss else loss
 
         loss = learner.train_on(x, labels, criterion)

@@ -103,21 +103,19 @@ class FastAutoAugment(Searched):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         tried = []
-        learner.model.eval()
-        clean = loss_of(state.policy)
-        if not math.isfinite(clean):
-            raise RunError(
-                f"fast_autoaugment: the loss of the held-out images is {clean} after the training, "
-                f"so no policy can be scored; lower train.lr ({learner.training.lr})."
-            )
-        for _ in range(self.samples):
-            trial = study.ask()
-            policy = self._proposed(trial)
-            loss = loss_of(policy)
-            study.tell(trial, loss)
-            tried.append((loss, policy))
-        learner.model.train()
-
+        with learner.evaluated():
+            clean = loss_of(state.policy)
+            if not math.isfinite(clean):
+                raise RunError(
+                    f"fast_autoaugment: the loss of the held-out images is {clean} after the "
+                    f"training, so no policy can be scored; lower train.lr ({learner.training.lr})."
+                )
+            for _ in range(self.samples):
+                trial = study.ask()
+                policy = self._proposed(trial)
+                loss = loss_of(policy)
+                study.tell(trial, loss)
+                tried.append((loss, policy))
         tried.sort(key=lambda candidate: candidate[0])
         best = tried[: self.keep]
         state.policy = SubPolicies(tuple(s for _, policy in best for s in policy.table))

@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.errors import UserError
@@ -28,7 +27,7 @@ from autoaug_ray.settings.training import Training
 from autoaug_ray.store.files import load_state
 from autoaug_ray.store.places import Place
 
-EditKind = Literal["fixed", "local", "transfer"]
+EditKind = Literal["fixed", "local", "transfer", "own"]
 Then = Annotated[
     NoAugmentation | Predefined | RandAugment | TrivialAugment, Field(discriminator="name")
 ]
@@ -65,7 +64,7 @@ def _losses_at(
     out = torch.zeros_like(images[:, 0, 0, 0])
     for part, _ in learner.parts(len(labels)):
         logits = learner.logits_at(images[part], weights)
-        out[part] = F.cross_entropy(logits, labels[part], reduction="none")
+        out[part] = learner.cross_entropy(logits, labels[part], each=True)
     return out
 
 
@@ -121,7 +120,8 @@ class Mix(_Mixture):
 
     DAFusion is {identity: 0.5, fixed: 0.5}; GIT, as AutoGenDA compares with it, the same for
     classes below a quarter of the largest; AutoGenDA without its search (appendix D) is a third
-    each.
+    each. {identity: 0.5, own: 0.5} does with one's own generated images what DAFusion does with its
+    edits; but such an image takes the place of any of its class, and is no edit of it.
     """
 
     name: Literal["mix"] = "mix"
@@ -181,7 +181,8 @@ class AutoGenDA(_Mixture):
 
     name: Literal["autogenda"] = "autogenda"
     edits: tuple[EditKind, ...] = ("local", "transfer")
-    """Kinds of generated images that are mixed with the real ones."""
+    """Kinds of generated images that are mixed with the real ones; [own], of somebody's own making,
+    is ours."""
     alpha_table: Alpha | None = None
     """(classes, 1 + edits) probabilities, identity first; None: learned first, for each seed."""
     of: str | None = None
@@ -389,7 +390,7 @@ class AutoGenDA(_Mixture):
         before, same_draws = torch.zeros_like(images[:, 0, 0, 0]), SameDraws()
 
         def criterion(logits: Tensor, part: slice) -> Tensor:
-            each = F.cross_entropy(logits, labels[part], reduction="none")
+            each = learner.cross_entropy(logits, labels[part], each=True)
             before[part] = each.detach()
             return each.mean()
 
@@ -430,10 +431,12 @@ class AutoGenDA(_Mixture):
             with torch.no_grad():
                 images = self.augment(state, edited(batch, kind, noise), noise)
             train_loss = learner.loss_at(
-                images, batch.labels, weights=likelihood_ratio(log_alpha, kind), real_pass=True
-            )
+                images, batch.labels,
+                weights=likelihood_ratio(log_alpha, kind), real_pass=True, smoothed=True,
+            )  # fmt: skip
         else:
-            train_loss = learner.loss_at(self._blended(state, batch, noise), batch.labels)
+            blended = self._blended(state, batch, noise)
+            train_loss = learner.loss_at(blended, batch.labels, smoothed=True)
         h = hypergradient.unrolled(
             [train_loss],
             learner.loss_at(as_float(meta.images), meta.labels),

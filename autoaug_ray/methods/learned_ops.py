@@ -122,15 +122,19 @@ class OpsState(Aligned):
         self.meta_loss = state["meta_loss"].to(self.bins.device)
 
 
-def agreement(behind: Tensor, ahead: Tensor, labels: Tensor, score: str) -> Tensor:
+def agreement(
+    behind: Tensor, ahead: Tensor, labels: Tensor, score: str, smoothing: float = 0.0
+) -> Tensor:
     """(B,) a of samples with labels (B,), from their logits (B, C) at w - eps d and at w + eps d.
 
     score: "inner" gives eps dl_i/deps = eps <d, g_i>, "cosine" the cosine of dl_i/dlogits and
     dlogits/deps, in [-1, 1]. The step both ways has no error of first order in eps, which would
-    again be larger for longer features.
+    again be larger for longer features. `smoothing` is that of the labels in the loss l_i.
     """
     motion = (ahead - behind) / 2
-    slope = torch.softmax((ahead + behind) / 2, dim=1) - F.one_hot(labels, ahead.shape[1])
+    classes = ahead.shape[1]
+    target = (1 - smoothing) * F.one_hot(labels, classes) + smoothing / classes
+    slope = torch.softmax((ahead + behind) / 2, dim=1) - target
     if score == "inner":
         return (slope * motion).sum(1)
     # A constant added to all logits changes no loss.
@@ -279,7 +283,8 @@ class LearnedOps(Staged):
                     before = learner.logits_at(x[part], behind)
                 with same_draws():
                     after = learner.logits_at(x[part], ahead)
-            score[part] = agreement(before, after, labels[part], self.score)
+            smoothing = learner.training.label_smoothing
+            score[part] = agreement(before, after, labels[part], self.score, smoothing)
         return learner.workers.total([score])[0]
 
     def _anneal(self, learner: Learner, state: OpsState) -> None:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from autoaug_ray.data import Split
 from autoaug_ray.learner import Learner
@@ -17,6 +16,7 @@ from autoaug_ray.methods.erasing import Erase, Shares
 from autoaug_ray.methods.generative import OnTop, Then
 from autoaug_ray.methods.predefined import Predefined
 from autoaug_ray.methods.stage import Flip, Staged
+from autoaug_ray.settings.training import Training
 
 
 class _Mixing(Method, abc.ABC):
@@ -32,12 +32,17 @@ class _Mixing(Method, abc.ABC):
     batch is what the papers' codes, torchvision and timm do by default."""
     chance: float = Field(1.0, gt=0, le=1)
     """How often an image (a batch) is mixed at all; CutMix's code: 0.5 on CIFAR, 1 on ImageNet."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of a label that all classes have in equal parts, in the loss of the training."""
+    label_smoothing: float | None = Field(None, ge=0, lt=1)
+    """In the place of the study's train.label_smoothing; None: the study's."""
 
     @property
     @abc.abstractmethod
     def chances(self) -> mixing.Chances: ...
+
+    def training(self, phase: Literal["search", "final"], training: Training) -> Training:
+        if self.label_smoothing is None:
+            return training
+        return training.model_copy(update={"label_smoothing": self.label_smoothing})
 
     @property
     def left_out(self) -> str:
@@ -54,14 +59,12 @@ class _Mixing(Method, abc.ABC):
             x, own = mixing.mix(x, drawn)
 
         def criterion(logits: Tensor, part: slice) -> Tensor:
-            def losses(of: Tensor) -> Tensor:
-                return F.cross_entropy(
-                    logits, of[part], reduction="none", label_smoothing=self.label_smoothing
-                )
-
+            first, second = (
+                learner.cross_entropy(logits, of[part], each=True)
+                for of in (labels, labels[drawn.partner])
+            )
             # Cross-entropy is linear in the label.
-            mixed = own[part] * losses(labels) + (1 - own[part]) * losses(labels[drawn.partner])
-            return mixed.mean()
+            return (own[part] * first + (1 - own[part]) * second).mean()
 
         loss = learner.train_on(x, labels, criterion)
         return {"train_loss": loss, "mixed_in": 1 - own.mean()}
@@ -148,7 +151,7 @@ class TimmRecipe(_Mixing, Staged):
     cutmix_share: float = Field(0.5, gt=0, lt=1)
     """Chance that a batch is mixed by CutMix, not by mixup."""
     per: Literal["sample", "batch"] = "batch"
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float | None = Field(0.1, ge=0, lt=1)
 
     @property
     def chances(self) -> mixing.Chances:

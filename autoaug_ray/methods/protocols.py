@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from autoaug_ray.settings.training import Training
+
 Protocol = Literal["ours", "paper", "release"]
 PUBLISHED = {
     "size": "small",
@@ -41,3 +43,12 @@ GROUPS = ("translation", "affine", "color", "affine+color")
 """What the paper learns."""
 PLAIN = ("spread", "unroll", "fraction", "edits", "memory", "meta_every")
 """Settings whose defaults a published protocol keeps, but for those that are FREE."""
+
+
+def check_training(protocol: Protocol, training: Training) -> None:
+    """Raise ValueError, in one sentence, for a classifier's training that a protocol cannot look
+    ahead of: release has a momentum of its own, for one rule of SGD."""
+    needed: dict[str, Any] = {"optimiser": "sgd", "lr_decay": 1, "weight_decay_on": "all"}
+    for name, value in needed.items():
+        if protocol == "release" and (got := getattr(training, name)) != value:
+            raise ValueError(f"protocol: release needs train.{name}: {value}, got {got!r}")

@@ -91,7 +91,9 @@ class Saflex(OnTop):
             a = saflex.alignments(before, after, eps)
             y = saflex.soft_labels(a, batch.labels, self.prior, self.temperature)
             s = saflex.weights(a, y)
-        loss = F.cross_entropy(logits, saflex.targets(y, s))
+            smoothing = learner.training.label_smoothing
+            targets = saflex.targets((1 - smoothing) * y + smoothing / y.shape[1], s)
+        loss = F.cross_entropy(logits, targets)
         learner.descend(loss)
         return {
             "train_loss": loss.detach(),

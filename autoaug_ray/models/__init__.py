@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from torchvision import models as torchvision_models
 
 from autoaug_ray.errors import UserError
+from autoaug_ray.models.layers import depths
 from autoaug_ray.models.libraries import (
     Logits,
     Wanted,
@@ -45,22 +47,31 @@ def build(
         start_from(network, classifier)
     if wanted.mean is not None:
         mean, std = torch.tensor(wanted.mean), torch.tensor(wanted.std)
-    if classifier.freeze_backbone:
+    if classifier.frozen:
         network.requires_grad_(False)
         last_layer(network)[1].requires_grad_(True)
     prepare = Normalise(mean, std, channels, classifier.crop, wanted.size, wanted.mode)
     output = [Logits()] if classifier.library == "hf" else []
-    model = nn.Sequential(prepare, network, *output)
+    model = (HeadOnly if classifier.head_only else nn.Sequential)(prepare, network, *output)
     return model.to(memory_format=torch.channels_last)
 
 
-def check(classifier: Classifier, classes: int, shape: tuple[int, int, int]) -> None:
+def check(
+    classifier: Classifier,
+    classes: int,
+    shape: tuple[int, int, int],
+    *,
+    layer_wise: bool = False,
+) -> None:
     """Build the network and let two images of this shape, (channels, H, W), through it.
 
-    Raises UserError, as `build` does, or if it takes no such images or gives no such logits.
+    Raises UserError, as `build` does, or if it takes no such images or gives no such logits, or has
+    no order of blocks for rates that are `layer_wise`.
     """
     channels = torch.ones(shape[0])
     model = build(classifier, classes, 0 * channels, channels, seed=0)
+    if layer_wise:
+        depths(model)
     size = f"{shape[1]} x {shape[2]}"
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
@@ -77,6 +88,19 @@ def check(classifier: Classifier, classes: int, shape: tuple[int, int, int]) -> 
             f"model.name: {classifier.name} does not give one logit for each of {classes} classes "
             f"while it trains, but {got} for 2 images."
         )
+
+
+class HeadOnly(nn.Sequential):
+    """A network that is as in evaluation while its last layer, which has no modes, learns."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__(*parts)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(False)
+        self.training = mode
+        return self
 
 
 class Normalise(nn.Module):

@@ -46,6 +46,7 @@ def verdicts(results: StudyResults) -> list[str]:
         *_about_front(entries),
         *_alike(entries),
         *_conditions(results),
+        *_made_elsewhere(results),
         *_followed(results),
         *_plain_sums(entries),
         *_warnings(entries),
@@ -114,6 +115,23 @@ def _conditions(results: StudyResults) -> list[str]:
             "others meanwhile. For exact costs give each training a GPU of its own."
         )
     return out
+
+
+def _made_elsewhere(results: StudyResults) -> list[str]:
+    """What making one's own generated images took, of which only the study can tell."""
+    generate = results.study.generate
+    if generate.folder is None:
+        return []
+    if generate.seconds_per_image is None:
+        return [
+            f"Making the images in {generate.folder} is in no cost here, since the study does not "
+            "say what it took (generate.device_hours)."
+        ]
+    return [
+        f"The images in {generate.folder} were made elsewhere: an entry is charged "
+        f"{generate.seconds_per_image:.3g} device-seconds, as the study says, for each one that it "
+        "may draw."
+    ]
 
 
 def _followed(results: StudyResults) -> list[str]:

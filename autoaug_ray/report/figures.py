@@ -122,7 +122,7 @@ def cost_figure(entries: Entries) -> CostFigure | None:
     )
 
 
-def accuracy_vs_cost(entries: Entries) -> bytes | None:
+def accuracy_vs_cost(entries: Entries) -> Figure | None:
     """Test accuracy over relative cost, with seeds, intervals and the Pareto front.
 
     Where a paper gives both of an entry, its figures stand hollow and grey behind ours.
@@ -183,7 +183,7 @@ def accuracy_vs_cost(entries: Entries) -> bytes | None:
         taken = [*bars, *stairs, *((p, p) for p in papers)]
         points = {p.entry.label: p.at for p in shown.points}
         label_placement.beside_points(figure, axes, points, taken)
-        return png(figure)
+        return figure
 
 
 def _time_axis(axes: Axes, entry: EntryResult, left: float, right: float) -> None:

@@ -24,7 +24,10 @@ from autoaug_ray.report.figures import GREY, RC, Style, panels, round_ticks, sty
 from autoaug_ray.report.runs import Finals, Row, Searches
 from autoaug_ray.report.sentences import PHASES
 
-KINDS = {"identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368"}
+KINDS = {
+    "identity": "#c9c9c9", "fixed": "#c7a6d8", "local": "#7db8e0", "transfer": "#f2b368",
+    "own": "#9ccf9c",
+}  # fmt: skip
 PHASE_COLORS = {
     "caption": "#44AA99", "invert": "#117733", "generate": "#E69F00", "search": "#CC79A7",
     "final": "#0072B2", "eval": "#99b8cc", "warm_up": "#D55E00", "other": "#d0d0d0",

@@ -29,6 +29,7 @@ from autoaug_ray.store.places import Place, folders, listed, place
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from autoaug_ray.policy import Policy
 
@@ -276,6 +277,26 @@ class StudyResults:
     def to_pandas(self) -> "pd.DataFrame":
         """One row per entry, with the columns of summary.parquet."""
         return self.to_arrow().to_pandas()
+
+    def table(self) -> "pd.DataFrame":
+        """What the report's table says of each entry, as numbers; see `report.notebook.table`."""
+        from autoaug_ray.report import notebook
+
+        return notebook.table(self)
+
+    def plot(self) -> "Figure":
+        """Test accuracy over relative cost, with seeds, intervals and the Pareto front.
+
+        Raises UserError where no cost is known yet.
+        """
+        from autoaug_ray.report import notebook
+
+        return notebook.plot(self)
+
+    def _repr_html_(self) -> str:
+        from autoaug_ray.report import notebook
+
+        return notebook.page(self)
 
 
 def load_results(path: str | Place) -> StudyResults | dict[str, StudyResults]:

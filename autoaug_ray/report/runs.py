@@ -71,7 +71,7 @@ def read_runs(study: Study, folder: Folder) -> Runs:
 
     runs: defaultdict[str, list[Row]] = defaultdict(list)
     for row in folder.read_rows():
-        runs[row["run_key"]].append(row)
+        runs[row["run_key"]].append(row | own_images_cost(study, row))
     settings: defaultdict[str, dict[str, Row]] = defaultdict(dict)  # label -> final's key -> ...
     searches: defaultdict[str, list[list[Row]]] = defaultdict(list)
     learning: defaultdict[str, dict[int, str]] = defaultdict(dict)
@@ -121,6 +121,15 @@ def read_runs(study: Study, folder: Folder) -> Runs:
         ],
         foreign=foreign,
     )
+
+
+def own_images_cost(study: Study, row: Row) -> Row:
+    """The columns that say what a run's images took, if somebody made them elsewhere: by what the
+    study says now, so that it can be mended without training again."""
+    if study.generate.folder is None or not row.get("generated"):
+        return {}
+    seconds = row["generated"] * (study.generate.seconds_per_image or 0.0)
+    return {"bank_work": {"generate": seconds}, "bank_hours": {"generate": seconds / 3600}}
 
 
 def _lost(

@@ -237,12 +237,21 @@ def _about_pre_training(entries: Entries, results: StudyResults) -> list[str]:
         if kinds <= {"identity"}:
             continue
         of = f"{study.generate.model}, pre-trained on pictures that may show these classes"
-        if study.generate.model == "embedded":
+        if study.generate.folder is not None:
+            of = (
+                f"{study.generate.folder}, made elsewhere by something that may have seen pictures "
+                "of these classes, test images among them"
+            )
+        elif study.generate.model == "embedded":
             of = "a generator pre-trained on 30,000 " + {
                 "fashion-mnist-mini": "other pictures of these classes",
                 "fashion-mnist": "pictures that are half of this very training set",
             }.get(study.dataset.name, "other pictures of ten kinds of clothes")
-        out.append(f"The images that {r.label} mixes in come from {of}: that is in its accuracy.")
+        unpaid = study.generate.folder is not None and study.generate.seconds_per_image is None
+        out.append(
+            f"The images that {r.label} mixes in come from {of}: that is in its accuracy"
+            f"{', and making them is in no cost' if unpaid else ''}."
+        )
     if study.model.weights is not None:
         out.append(
             f"Every training started from {study.model.weights} weights, which may have seen "

@@ -33,7 +33,7 @@ from typing import Any
 from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.report.results import StudyResults, collect
-from autoaug_ray.report.runs import Row, read_study
+from autoaug_ray.report.runs import Row, own_images_cost, read_study
 from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Remote, listed, place
@@ -255,6 +255,7 @@ class Tracker:
         plans: dict[str, list[Mapping[str, float]]] = {}
         for row in self.folder.read_rows():
             if row["bank_plan"] and row["finished"]:
+                row |= own_images_cost(self.study, row)
                 plans.setdefault(row["bank_plan"], []).append(row["bank_hours"])
         for plan, hours in plans.items():
             key = f"generate-{plan[:16]}"

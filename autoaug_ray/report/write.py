@@ -37,19 +37,19 @@ def draw(results: StudyResults, true_displacement: float | None) -> dict[str, by
     """
     entries, finals, classes = results.entries, results.finals, results.classes
     learned, chosen = learned_mixes(results), told_apart_by_class(results)
-    mixed: dict[str, Figure | None] = {
+    drawn: dict[str, Figure | None] = {
+        "accuracy_vs_cost": figures.accuracy_vs_cost(entries),
         "frequency": mixes.frequency(entries, finals, chosen, classes),
         "mixture": mixes.mixture(entries, finals, learned, classes),
         "trajectories": mixes.trajectories(results.searches, learned),
         "device_hours": mixes.device_hours(entries),
     }
     return {
-        "accuracy_vs_cost": figures.accuracy_vs_cost(entries),
         "strength": figures.strength(entries, finals, true_displacement),
         "hypergradient": figures.hypergradient(entries, finals),
         "samples": figures.samples(entries, finals),
         "classes": figures.classes(entries, finals, classes),
-        **{name: figures.png(figure) if figure else None for name, figure in mixed.items()},
+        **{name: figures.png(figure) if figure else None for name, figure in drawn.items()},
     }
 
 

@@ -4,18 +4,21 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 from PIL import Image
 
 from autoaug_ray import data
 from autoaug_ray.config import Entry, Study
-from autoaug_ray.generate import flops
+from autoaug_ray.errors import UserError
+from autoaug_ray.generate import flops, own
 from autoaug_ray.generate.bank import Bank
 from autoaug_ray.generate.flops import Forecast
+from autoaug_ray.generate.own import OwnImages
 from autoaug_ray.generate.plan import Pool, edits_per_source
 from autoaug_ray.generate.settings import EDITS, Drawn, Generation, ImageKind
-from autoaug_ray.generate.sheet import sheet
+from autoaug_ray.generate.sheet import own_sheet, sheet
 from autoaug_ray.schedule.queue import is_searched
 from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.folder import Folder
@@ -26,7 +29,7 @@ SHOWN = 12
 
 
 def kinds_of(study: Study) -> tuple[ImageKind, ...]:
-    """The kinds of generated images that some entry mixes."""
+    """The kinds of generated images that some entry mixes and that are made here."""
     used = {kind for entry in study.entries for kind in _kinds(entry)}
     return tuple(kind for kind in EDITS if kind in used)
 
@@ -46,6 +49,16 @@ def drawn_of(study: Study, pool_name: str, pool: Pool) -> Drawn:
 
 def pools_of(study: Study) -> dict[str, Pool]:
     """The pools whose images are edited, by `Study.pool_name`; seeds may share one."""
+    pools = {}
+    for name, (seed, part) in _wanted(study).items() if kinds_of(study) else ():
+        splits = data.load(study.dataset, val_fraction=part, device="cpu", seed=seed)
+        train = splits.train.load()
+        pools[name] = Pool(train.images, train.labels, splits.classes)
+    return pools
+
+
+def _wanted(study: Study) -> dict[str, tuple[int, float | None]]:
+    """The pools that entries with generated images train on: `pool_name` -> seed, val_fraction."""
     mixing = [entry for entry in study.entries if _kinds(entry)]
     wanted: dict[str, tuple[int, float | None]] = {}
     for seed in study.seeds if mixing else ():
@@ -54,12 +67,29 @@ def pools_of(study: Study) -> dict[str, Pool]:
         # Search trials are compared on images that their pool, and so its captions, must lack.
         first = study.seeds[0], study.val_fraction
         wanted[study.pool_name(*first)] = first
-    pools = {}
-    for name, (seed, part) in wanted.items():
+    return wanted
+
+
+def own_images(study: Study) -> OwnImages | None:
+    """The images of `generate.folder`; None for a study without one.
+
+    Raises UserError for a folder that cannot be used, or lacks a class of which some entry draws.
+    """
+    if study.generate.folder is None:
+        return None
+    images = own.read(study.generate.folder, study.dataset)
+    for (seed, part), entry in product(_wanted(study).values(), study.entries):
         splits = data.load(study.dataset, val_fraction=part, device="cpu", seed=seed)
-        train = splits.train.load()
-        pools[name] = Pool(train.images, train.labels, splits.classes)
-    return pools
+        counts = torch.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
+        for choices in entry.extremes():
+            drawn = entry.method(choices).drawn(counts).get("own", ())
+            if lacking := [c for c in drawn if not images.counts[c]]:
+                raise UserError(
+                    f"generate.folder: {images.folder} has no image of class "
+                    f"{images.classes[lacking[0]]!r} besides copies of training images, but "
+                    f"methods.{entry.label} draws some of it."
+                )
+    return images
 
 
 def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None]) -> list[Study]:
@@ -69,7 +99,12 @@ def fill_bank(studies: Sequence[Study], root: Place, watch: Callable[[str], None
     """
     out = []
     for study in studies:
-        if pools := pools_of(study):
+        if images := own_images(study):
+            Bank(root).write_own(images)
+            update = {"bank_plans": dict.fromkeys(_wanted(study), images.key)}
+            cost = study.generate.for_each(images.found, len(images.labels))
+            study = study.model_copy(update=update | {"generate": cost})
+        elif pools := pools_of(study):
             from autoaug_ray.schedule.fill_bank import fill
 
             drawn = [drawn_of(study, name, pool) for name, pool in pools.items()]
@@ -124,8 +159,11 @@ def forecast_bank(studies: Sequence[Study]) -> tuple[int, dict[str, Forecast]]:
 
 def write_faults(study: Study, folder: Folder, root: Place) -> None:
     """Writes bank_faults.txt, a line for each fault, into the study's folder for its report."""
-    keys = study.bank_plans.values()
-    lines = dict.fromkeys(line for key in keys for line in Bank(root).faults(key))
+    if images := own_images(study):
+        lines = dict.fromkeys(images.faults())
+    else:
+        keys = study.bank_plans.values()
+        lines = dict.fromkeys(line for key in keys for line in Bank(root).faults(key))
     write_whole(folder.bank_faults, "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -133,9 +171,12 @@ def write_sheet(study: Study, folder: Folder, root: Place) -> None:
     """Writes sheet.png into the study's folder: an image of SHOWN classes each, and its edits."""
     if not study.bank_plans:
         return
-    key, bank = next(iter(study.bank_plans.values())), Bank(root)
-    classes = bank.read_plan(key).classes[:SHOWN]
-    pages = [sheet(bank, key, name, sources=1) for name in classes]
+    if images := own_images(study):
+        pages = [own_sheet(images, label) for label in range(len(images.classes[:SHOWN]))]
+    else:
+        key, bank = next(iter(study.bank_plans.values())), Bank(root)
+        classes = bank.read_plan(key).classes[:SHOWN]
+        pages = [sheet(bank, key, name, sources=1) for name in classes]
     size = max(page.width for page in pages), sum(page.height for page in pages)
     out, top = Image.new("RGB", size, "white"), 0
     for page in pages:

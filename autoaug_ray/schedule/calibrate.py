@@ -27,7 +27,7 @@ from autoaug_ray.errors import RunError
 from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.methods.base import Method
 from autoaug_ray.schedule.memory import Peak, capacity, does_not_fit
-from autoaug_ray.settings.effort import Resources
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
 from autoaug_ray.store.meter import Meter, WorkClock, device_name, out_of_memory
 from autoaug_ray.store.work import epoch_work
@@ -42,18 +42,18 @@ FINISH_EVERY = 2
 """Turns after which what follows a training's last step, which takes longer, is measured again."""
 
 
-def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
+def calibrate(study: Study, work_clock: WorkClock | None = None, turns: int = TURNS) -> Calibration:
     """Measure some steps of every entry, on the device that its trials ask for.
 
-    `work_clock` tells the work; None: that of the device. Random streams and the number of threads
-    are left as they are. Raises UserError for data that cannot be used; an entry whose training
-    must not go on is left out.
+    `work_clock` tells the work; None: that of the device. `turns`: those of each entry, at most.
+    Random streams and the number of threads are left as they are. Raises UserError for data that
+    cannot be used; an entry whose training must not go on is left out.
     """
     left_out: dict[str, str] = {}
-    turns: dict[str, _Turns] = {}
+    under_way: dict[str, _Turns] = {}
 
     def begin(entry: Entry) -> None:
-        turns[entry.label] = _Turns(study, entry, work_clock)
+        under_way[entry.label] = _Turns(study, entry, work_clock)
 
     def attempt(label: str, work: Callable[[], None]) -> None:
         try:
@@ -67,7 +67,7 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
                 left_out[label] = does_not_fit(run, device_of(resources))
             else:
                 raise
-            turns.pop(label, None)
+            under_way.pop(label, None)
 
     with _undisturbed(study):
         for entry in study.entries:
@@ -78,10 +78,10 @@ def calibrate(study: Study, work_clock: WorkClock | None = None) -> Calibration:
                 )
                 continue
             attempt(entry.label, partial(begin, entry))
-        for turn in range(turns_of(study)):
-            for label, one in list(turns.items()):
+        for turn in range(min(turns, turns_of(study))):
+            for label, one in list(under_way.items()):
                 attempt(label, partial(one.take, turn))
-        entries = tuple(one.result() for one in turns.values())
+        entries = tuple(one.result() for one in under_way.values())
     return Calibration(time=time.time(), entries=entries, left_out=left_out)
 
 
@@ -300,6 +300,8 @@ def tensors_of(setup: train.Setup) -> Iterator[Tensor]:
     """What is in memory between the steps of a run, without its dataset."""
     learner, state = setup.learner, setup.state
     modules, optimisers = [learner.model, state], [learner.optimiser]
+    if learner.ema is not None:
+        modules.append(learner.ema)
     if getattr(state, "optimiser", None) is not None:
         optimisers.append(state.optimiser)
     for module in modules:
@@ -333,7 +335,9 @@ class _Sources:
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def variants(self, plan_key: str, drawn: Drawn, shape: Any, hashes: Sequence[str]) -> Edits:
+    def variants(
+        self, plan_key: str, drawn: Drawn, shape: Any, hashes: Sequence[str], labels: torch.Tensor
+    ) -> Edits:
         run = self.run
         splits = data.load(run.dataset, val_fraction=None, device="cpu", seed=run.seed)
         images = splits.train.load().images

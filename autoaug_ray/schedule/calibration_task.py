@@ -16,7 +16,7 @@ from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.schedule.calibrate import calibrate, fits
 from autoaug_ray.schedule.ship_data import Handed, take
 from autoaug_ray.schedule.tune import check_resources, handed_to_workers
-from autoaug_ray.settings.effort import Resources
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.meter import device_name, out_of_memory
 

@@ -107,6 +107,18 @@ def leave() -> None:
     ray.shutdown()
 
 
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """What is joined or started within this context is left or ended; a Ray that this process used
+    before goes on."""
+    before = ray.is_initialized()
+    try:
+        yield
+    finally:
+        if not before:
+            leave()
+
+
 def look() -> ClusterState:
     """The state of the cluster that was joined, for its bill."""
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}

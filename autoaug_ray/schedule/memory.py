@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autoaug_ray.config import Run
-from autoaug_ray.settings.effort import Resources
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.store.meter import device_name
 
 

@@ -22,10 +22,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from autoaug_ray.config import Entry, Range, Run, Study
+from autoaug_ray.config import Entry, Run, Study
 from autoaug_ray.methods import method_class
 from autoaug_ray.methods.base import PopulationSearch
 from autoaug_ray.methods.sources import Source, parse
+from autoaug_ray.settings.ranges import Range
 from autoaug_ray.store.folder import Folder, append_line
 from autoaug_ray.store.places import listed
 

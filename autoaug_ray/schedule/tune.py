@@ -18,12 +18,13 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from autoaug_ray import data, own_code
-from autoaug_ray.config import Range, Run, Study
+from autoaug_ray.config import Run, Study
 from autoaug_ray.errors import StorageError, UserError, storing
 from autoaug_ray.schedule.queue import RunQueue, Wanted, population_of, queues_of
 from autoaug_ray.schedule.schedulers import PerEntry
 from autoaug_ray.schedule.ship_data import Handed, pack
 from autoaug_ray.schedule.trial import REUSE_ACTORS, trial
+from autoaug_ray.settings.ranges import Range
 from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.folder import Folder
 from autoaug_ray.store.places import Place, Remote

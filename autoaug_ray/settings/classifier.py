@@ -40,6 +40,9 @@ class Classifier(Settings):
     All take the path of a state dict of that network. Downloads are kept by the libraries."""
     freeze_backbone: bool = False
     """Only the last layer learns. Batch norm still follows the batches, as in DAFusion's code."""
+    head_only: bool = False
+    """Only the last layer learns, and all of the network is as in evaluation: batch norm has the
+    statistics of the weights, and nothing is dropped. The usual linear probe."""
     crop: int | None = Field(None, ge=8, le=2048)
     """The classifier sees the middle of the augmented images, a square of this side in pixels: a
     method's own `crop` by up to the margin is then the usual random crop of larger images, without
@@ -77,9 +80,17 @@ class Classifier(Settings):
             own, other = words[:: -1 if self.library == "torchvision" else 1]
             if self.weights == other:
                 raise ValueError(f"weights of {self.name} are called {own}, not {other}")
-        if self.freeze_backbone and self.weights is None:
-            raise ValueError("freeze_backbone needs weights: random features would be frozen")
+        if self.freeze_backbone and self.head_only:
+            raise ValueError("freeze_backbone and head_only are two ways to train the last layer")
+        if self.frozen and self.weights is None:
+            which = "head_only" if self.head_only else "freeze_backbone"
+            raise ValueError(f"{which} needs weights: random features would be frozen")
         return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the last layer alone learns."""
+        return self.freeze_backbone or self.head_only
 
     @property
     def library(self) -> Library | None:

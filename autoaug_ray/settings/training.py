@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from autoaug_ray.errors import UserError
 from autoaug_ray.settings import Settings
 
 
@@ -25,14 +26,30 @@ class Training(Settings):
     recompute: bool = False
     """Activation checkpointing for hypergradients: the inside of a residual block is computed
     again whenever it is needed, instead of being kept. The gradient is the same."""
-    optimiser: Literal["sgd", "adam"] = "sgd"
+    optimiser: Literal["sgd", "adam", "adamw"] = "sgd"
+    """adam adds the weight decay to the gradient, as L2; adamw takes it off the weights."""
     lr: float = Field(0.1, gt=0, le=100)
     momentum: float = Field(0.9, ge=0, lt=1)
     """Heavy-ball momentum; sgd alone has it, and `nesterov`."""
     weight_decay: float = Field(5e-4, ge=0, le=1)
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """matrices: neither on biases, norms and scales nor on a transformer's tokens and positions, as
+    in the recipes of timm, DeiT and BEiT."""
     nesterov: bool = False
+    lr_decay: float = Field(1.0, gt=0, le=1)
+    """Layer-wise: the last layer learns at `lr`, each block of the network before it at so many
+    times the rate of the block after it; timm's --layer-decay, BEiT's. 1: all alike."""
     schedule: Literal["constant", "cosine", "onecycle", "step"] = "onecycle"
     """onecycle: linear warm-up over a quarter, then cosine to zero. step: x0.2 at 30, 60, 80 %."""
+    warmup: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps over which the rate rises in a straight line, before schedule: cosine."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of a label that all classes have in equal parts, in the loss of training batches. A
+    meta loss, by which a method learns, has none."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights and of what batch norm has seen, taken
+    at each step; the average is evaluated in the place of the weights, and trains nothing. It looks
+    back over some 1 / (1 - ema) steps, which must not be more than the training has."""
     meta_fraction: float = Field(0.2, gt=0, lt=1)
     """Share of the pool in the meta role, dealt anew each epoch, for methods that need it."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -53,6 +70,24 @@ class Training(Settings):
                 "have fewer than two images, of which batch norm has no statistics"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> Self:
+        if self.warmup and self.schedule != "cosine":
+            raise ValueError(
+                f"warmup: {self.warmup} needs schedule: cosine, got schedule: {self.schedule}"
+                f"{', which rises over a quarter' * (self.schedule == 'onecycle')}"
+            )
+        return self
+
+    def check(self, pool: int) -> None:
+        """Raise UserError for what does not suit a training on a pool of so many images."""
+        steps = self.steps(pool)
+        if self.ema is not None and 1 / (1 - self.ema) > steps:
+            raise UserError(
+                f"train.ema: {self.ema} averages over some {1 / (1 - self.ema):.0f} steps, and the "
+                f"whole training has {steps}; {1 - 10 / (steps + 10):.3g} averages over a tenth."
+            )
 
     def steps_per_epoch(self, pool: int) -> int:
         """Steps of an epoch on a pool of so many images."""

@@ -67,6 +67,7 @@ ROW = pa.schema(
         ("alpha", pa.list_(pa.list_(pa.float64()))),  # class x kind: probabilities after the epoch
         ("found", pa.string()),  # JSON: hyperparameters that a learning run found; its last row
         ("bank_plan", pa.string()),  # of the generated images that the run needs
+        ("generated", pa.int64()),  # how many of them it may draw
         ("bank_hours", pa.map_(pa.string(), pa.float64())),  # billed for them, by phase
         ("bank_work", pa.map_(pa.string(), pa.float64())),  # device-seconds of it, by phase
         ("displacement", pa.float64()),  # delivered strength: mean pixels per image

@@ -8,9 +8,13 @@ from PIL import Image
 
 from autoaug_ray import config, data
 from autoaug_ray.commands import init, main
-from autoaug_ray.commands.propose import SIZES, nearest, study_text
+from autoaug_ray.commands.flips import asked_for
+from autoaug_ray.commands.propose import SIZES, backbones, nearest, recipe, study_text
+from autoaug_ray.data.files import read_image
 from autoaug_ray.data.inspect import inspect
 from autoaug_ray.errors import UserError
+from autoaug_ray.maths.statistics import compare
+from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.store.calibration import Calibration
 
 
@@ -31,15 +35,16 @@ def pets(tmp_path):
 
 @pytest.fixture
 def untimed(monkeypatch):
-    """The proposal alone, for tests that ask nothing of how long its steps take."""
+    """The proposal alone, for tests that ask nothing of its steps, or of what a flip is worth."""
     nothing = Calibration(time=0.0, entries=(), left_out={})
-    monkeypatch.setattr(init, "calibrate", lambda study: nothing)
+    monkeypatch.setattr(init, "calibrate", lambda study, turns: nothing)
+    monkeypatch.setattr(init, "measure", lambda dataset: compare("flip", {}, "none", {}))
 
 
-def study_of(folder, *, gpu=False, flip="horizontal"):
+def study_of(folder, *, gpu=False, flip="horizontal", **other):
     """The study that is proposed for it, through the YAML that its user is given."""
     path = folder.parent / "mine.yaml"
-    path.write_text(study_text(inspect(folder), gpu=gpu, cpus=8, flip=flip))
+    path.write_text(study_text(inspect(folder), gpu=gpu, cpus=8, flips=asked_for(flip), **other))
     (study,) = config.load(path)
     return study
 
@@ -57,6 +62,9 @@ def test_a_folder_is_looked_at_a_study_is_written_and_its_steps_are_timed(
         "balance     12 images in the largest class, 8 in the smallest (1.5 : 1)",
         "copies      none (files of the same bytes as another one)",
         "unreadable  none",
+        "test set    4 images (they tell about 35 points apart)",
+        "network     random weights: trained networks have seen no images that small",
+        "flip        not measured, with fewer than 40 images to train on",
         "autoaug-ray pilot pets.yaml",
         "runs/pets/report.html",
     ):
@@ -68,6 +76,9 @@ def test_a_folder_is_looked_at_a_study_is_written_and_its_steps_are_timed(
     splits = data.load(study.dataset, val_fraction=None, device="cpu")
     assert splits.classes == ("cat", "dog") and len(splits.test) == 4
     assert splits.train.images.shape == (16, 3, 28, 28)
+    listed = (tmp_path / "pets.test_files.txt").read_text().splitlines()
+    images = [read_image(pets / name, name, 28, 3, "stretch") for name in listed]
+    assert np.array_equal(np.stack(images), splits.test.images), "not what the study tests on"
 
 
 @pytest.mark.usefixtures("untimed")
@@ -200,6 +211,31 @@ def test_a_gpu_gets_a_larger_network(tmp_path):
     study = study_of(tmp_path / "mine", gpu=True)
     assert study.model.name == "resnet18" and study.resources.gpus == 0.5
     assert study_of(tmp_path / "mine").model.name == "cnn"
+
+
+def test_photographs_get_a_trained_network_and_a_fine_tuning(tmp_path):
+    for name in ("a", "b"):
+        draw_class(tmp_path / "mine" / name, 2, size=(80, 60))
+    found = inspect(tmp_path / "mine")
+    for gpu, side in ((False, 128), (True, 224)):
+        for backbone in backbones(found, gpu=gpu):
+            study = study_of(tmp_path / "mine", gpu=gpu, backbone=backbone)
+            assert study.model == backbone and study.dataset.image_size == side
+            assert backbone.weights and study.train.optimiser == "adam"
+            assert study.train.schedule == "onecycle" and 1e-5 < study.train.lr < 1e-3
+    draw_class(tmp_path / "small/a", 2, size=(40, 40))
+    draw_class(tmp_path / "small/b", 2, size=(40, 40))
+    assert backbones(inspect(tmp_path / "small"), gpu=False) == ()
+
+
+def test_fine_tuning_is_the_shorter_the_fewer_the_images():
+    tuned, fresh = (
+        [recipe(n, gpu=True, backbone=backbone) for n in (200, 5_000, 50_000)]
+        for backbone in (Classifier(name="torchvision:resnet50", weights="imagenet"), None)
+    )
+    steps = [[r.steps * r.epochs for r in some] for some in (tuned, fresh)]
+    assert steps[0] == sorted(steps[0]) and steps[0][0] < steps[0][-1]
+    assert all(a < b for a, b in zip(*steps, strict=True)), "as long as from random weights"
 
 
 def test_uneven_classes_get_balanced_batches(pets):

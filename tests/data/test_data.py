@@ -8,7 +8,7 @@ from PIL import Image
 from torchvision import transforms
 
 from autoaug_ray import data, train
-from autoaug_ray.data import files, standins
+from autoaug_ray.data import arrays, files, standins
 from autoaug_ray.errors import UserError
 from autoaug_ray.generate.tiny import excerpt
 from autoaug_ray.settings.dataset import Dataset, Shift
@@ -283,13 +283,13 @@ def test_fashion_mnist_errors_name_the_file(fashion):
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     with pytest.raises(UserError, match="train-labels-idx1-ubyte.gz is not a whole IDX file"):
-        data.SOURCES["fashion-mnist"](dataset)
+        arrays.fashion_mnist(dataset)
     idx(path, np.zeros(7, np.uint8))
     with pytest.raises(UserError, match="40 images but 7 labels"):
-        data.SOURCES["fashion-mnist"](dataset)
+        arrays.fashion_mnist(dataset)
     path.unlink()
     with pytest.raises(UserError, match=r"no train-labels-idx1-ubyte\[.gz\].*dataset.download"):
-        data.SOURCES["fashion-mnist"](dataset)
+        arrays.fashion_mnist(dataset)
 
 
 def test_a_missing_cifar_says_what_to_do(tmp_path):

@@ -1,5 +1,7 @@
 """The hypergradient against central finite differences in float64, and its variants against it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ class Problem:
     """A small net, an augmenter, K training batches and a meta batch; all float64."""
 
     def __init__(
-        self, group="affine+color", steps=1, activation=nn.SiLU, symmetric=True, adam=False
+        self, group="affine+color", steps=1, activation=nn.SiLU, symmetric=True, adam=None
     ):
         torch.manual_seed(0)
         self.net = nn.Sequential(
@@ -35,7 +37,7 @@ class Problem:
         self.rules = [RULE] * steps
         if adam:
             self.m |= {k + hg.SQUARE: 1e-4 * torch.rand_like(v) for k, v in self.w.items()}
-            self.rules = [hg.Adam(lr=0.01, weight_decay=1e-3, step=3 + i) for i in range(steps)]
+            self.rules = [adam(3 + i, self.w) for i in range(steps)]
         self.theta = list(self.augmenter.parameters())
 
     def loss(self, w, x, y):
@@ -103,9 +105,25 @@ def test_equals_finite_differences_through_unrolled_steps(steps):
     check(problem.exact(), problem.differences())
 
 
+def adam(step, w):
+    return hg.Adam(lr=0.01, weight_decay=1e-3, step=step)
+
+
+def adamw(step, w):
+    return hg.Adam(lr=0.01, weight_decay=2.0, step=step, decoupled=True)
+
+
+def grouped(step, w):
+    """As with layer-wise rates, and biases that do not decay."""
+    rules = [replace(adamw(step, w), lr=0.01 / 2**i, weight_decay=2.0 * (i % 2)) for i in range(3)]
+    names = list(w)
+    return hg.Grouped(tuple((tuple(names[i::3]), rule) for i, rule in enumerate(rules)))
+
+
 @pytest.mark.parametrize("steps", [1, 2])
-def test_equals_finite_differences_through_adam(steps):
-    problem = Problem(steps=steps, adam=True)
+@pytest.mark.parametrize("rule", [adam, adamw, grouped])
+def test_equals_finite_differences_through_adam(rule, steps):
+    problem = Problem(steps=steps, adam=rule)
     check(problem.exact(), problem.differences())
 
 
@@ -182,10 +200,11 @@ def test_rule_is_torchs_sgd(nesterov):
             torch.testing.assert_close(w[k], p.detach(), rtol=1e-12, atol=1e-12)
 
 
-def test_rule_is_torchs_adam():
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_rule_is_torchs_adam(name):
     torch.manual_seed(0)
     net = nn.Linear(3, 2).double()
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.1, weight_decay=0.01)
+    optimiser = getattr(torch.optim, name)(net.parameters(), lr=0.1, weight_decay=0.01)
     w = {k: v.detach().clone() for k, v in net.named_parameters()}
     m = {k + s: torch.zeros_like(v) for k, v in w.items() for s in ("", hg.SQUARE)}
     for step in range(1, 5):
@@ -193,6 +212,6 @@ def test_rule_is_torchs_adam():
         for k, p in net.named_parameters():
             p.grad = g[k]
         optimiser.step()
-        w, m = hg.Adam(0.1, 0.01, step)(w, m, g)
+        w, m = hg.Adam(0.1, 0.01, step, decoupled=name == "AdamW")(w, m, g)
         for k, p in net.named_parameters():
             torch.testing.assert_close(w[k], p.detach(), rtol=1e-12, atol=1e-12)

@@ -84,7 +84,7 @@ def test_only_what_a_method_can_draw_is_made_and_charged():
 
 def test_of_a_pool_without_small_classes_git_trains_on_the_real_images(final_run):
     class Nothing:
-        def variants(self, plan_key, drawn, shape, hashes):
+        def variants(self, plan_key, drawn, shape, hashes, labels):
             assert drawn == {"fixed": []}
             none = torch.zeros(len(hashes), 1, dtype=torch.int64)
             return Edits(torch.zeros((0, *shape), dtype=torch.uint8), none, none)

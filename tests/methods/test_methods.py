@@ -178,6 +178,34 @@ def test_any_method_trains_with_adam(name, final_run):
     assert rows(run, state) == whole[1:]
 
 
+RECIPE = {
+    "epochs": 2, "batch_size": 32, "iters_per_epoch": 3, "optimiser": "adamw", "lr": 1e-3,
+    "weight_decay": 0.05, "weight_decay_on": "matrices", "lr_decay": 0.75, "schedule": "cosine",
+    "warmup": 0.1, "label_smoothing": 0.1, "ema": 0.8,
+}  # fmt: skip
+NIGHTLY = (
+    "none", "bilevel alignment", "dada", "saflex", "autogenda alignment", "autogenda ratio",
+    "timm_recipe", "fast_autoaugment",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("bilevel K=3 J=2 half", {"accumulate": 2}),
+        ("learned_ops", {}),
+        *(pytest.param(n, {"precision": "bf16"}, marks=pytest.mark.nightly) for n in NIGHTLY),
+    ],
+)
+def test_any_method_trains_by_the_recipe_of_fine_tuning(name, more, final_run):
+    """Also resumed: averages, groups and schedule go on where they were."""
+    run = final_run(*CASES[name], train=RECIPE | more)
+    whole = rows(run)
+    assert all(row["used_key"] == row["run_key"] for row in whole)
+    state = next(train.run(run, bank=Planted(run))).snapshot()
+    assert rows(run, state) == whole[1:]
+
+
 def test_settings_are_frozen_and_classes_final(case):
     with pytest.raises(ValidationError, match="frozen"):
         case.method.flip = "none"

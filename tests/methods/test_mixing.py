@@ -146,6 +146,7 @@ def test_a_step_descends_the_cross_entropy_to_the_mixed_labels(name, accumulate,
     plain = Training(
         lr=0.5, schedule="constant", momentum=0, weight_decay=0, batch_size=n, accumulate=accumulate
     )
+    plain = method.training("final", plain)
     learner = Learner(model, plain, total_steps=9, noise=seeded())
     batch = Split(torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8), torch.arange(n) % 3)
     learner.begin_step()
@@ -162,6 +163,15 @@ def test_a_step_descends_the_cross_entropy_to_the_mixed_labels(name, accumulate,
     assert logs["mixed_in"] == pytest.approx(1 - seen["own"].mean().item())
     for old, g, new in zip(weights.values(), gradients, model.parameters(), strict=True):
         torch.testing.assert_close(old - 0.5 * g, new)
+
+
+def test_a_row_smooths_in_the_place_of_the_study_and_not_on_top_of_it():
+    study = Training(label_smoothing=0.2)
+    used = {
+        name: method_class(name)(**own).training("final", study).label_smoothing
+        for name, own in (("mixup", {}), ("cutmix", {"label_smoothing": 0}), ("timm_recipe", {}))
+    }
+    assert used == {"mixup": 0.2, "cutmix": 0.0, "timm_recipe": 0.1}
 
 
 # --- timm's RandAugment ---------------------------------------------------------------------------

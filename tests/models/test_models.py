@@ -86,17 +86,18 @@ def test_weights_from_a_file_are_those_of_all_layers_but_the_last(saved):
     torch.testing.assert_close(model.eval()(x), network.eval()(normalised))
 
 
-def test_a_frozen_backbone_stays_and_the_head_learns(saved):
-    classifier = Classifier(name="torchvision:resnet18", weights=saved[1], freeze_backbone=True)
+@pytest.mark.parametrize("how", ["freeze_backbone", "head_only"])
+def test_a_frozen_backbone_stays_and_the_head_learns(saved, how):
+    classifier = Classifier(name="torchvision:resnet18", weights=saved[1], **{how: True})
     model = build(classifier, 7, *RGB, seed=0)
     learner = Learner(model, Training(epochs=1), total_steps=1, noise=torch.Generator())
     before = {k: v.clone() for k, v in model.state_dict().items()}
     learner.begin_step()
     learner.descend(F.cross_entropy(learner.logits(torch.rand(4, 3, 32, 32)), torch.arange(4)))
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert {k for k in moved if "running" not in k and "num_batches" not in k} == {
-        "1.fc.weight", "1.fc.bias",
-    }  # fmt: skip
+    statistics = {k for k in moved if "running" in k or "num_batches" in k}
+    assert moved - statistics == {"1.fc.weight", "1.fc.bias"}
+    assert bool(statistics) == (how == "freeze_backbone")
     assert list(learner.weights()) == ["1.fc.weight", "1.fc.bias"]
 
 
@@ -112,8 +113,9 @@ def test_wrong_weights_are_refused_in_a_sentence(saved, tmp_path):
     assert "cannot load" in message(tmp_path / "text.pt")
     with pytest.raises(ValidationError, match="weights can be set .* not for cnn"):
         Classifier(name="cnn", weights="imagenet")
-    with pytest.raises(ValidationError, match="freeze_backbone needs weights"):
-        Classifier(name="resnet50", freeze_backbone=True)
+    for how in ("freeze_backbone", "head_only"):
+        with pytest.raises(ValidationError, match=f"{how} needs weights"):
+            Classifier(name="resnet50", **{how: True})
 
 
 def test_the_classifier_sees_the_middle():

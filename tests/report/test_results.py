@@ -13,7 +13,7 @@ from hand import KINDS, Hand, MixHand
 from rich.console import Console
 
 import autoaug_ray
-from autoaug_ray.commands import run
+from autoaug_ray.commands import main, run
 from autoaug_ray.errors import UserError
 from autoaug_ray.methods.base import Task
 from autoaug_ray.policy import export
@@ -258,3 +258,21 @@ def test_results_load_without_what_only_figures_and_tests_need():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_folder_is_told_to_programs(tmp_path, capsys):
+    hand = Hand(tmp_path / "hand")
+    for label, accuracy in (("none", 0.5), ("bilevel", 0.7), ("bilevel learn:off", 0.5)):
+        hand.finals(label, accuracy, accuracy + 0.01, accuracy - 0.01)
+    hand.finals("randaugment", 0.5, 0.51, 0.49, choices={"magnitude": 5})
+    hand.run("randaugment", "search", choices={"magnitude": 5})
+    hand.run("randaugment", "search", choices={"magnitude": 9}, index=1)
+    (hand.folder.root / "study.json").write_text(hand.study.model_dump_json())
+    assert main(["report", str(hand.folder.root), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    said = verdict(hand.results())
+    assert (told["answer"], told["headline"]) == (said.answer, said.headline)
+    assert told["use"] == said.use.label
+    assert {row["label"]: row for row in told["entries"]} == hand.rows()
+    assert not (hand.folder.root / "report.html").exists()
+    assert main(["report", str(hand.folder.root), "--json", "--wandb"]) == 2
