@@ -97,7 +97,7 @@ def test_nothing_is_better_and_the_study_ends_at_its_first_look(tmp_path: Path) 
     rows = dict.fromkeys(ROWS, above(-1)) | {"none": list(NONE)}
     drawn = Drawn(tmp_path, rows)
     drawn.train()
-    assert drawn.wanted() == dict.fromkeys(ROWS, 3)  # a control goes with its row
+    assert drawn.wanted() == dict.fromkeys(ROWS, 3)
     said = verdict(drawn.hand.results())
     assert said.answer == "cheapest" and "at 3 seeds" in said.headline
     # What the whole design would have found, not what its first look can.
@@ -164,3 +164,11 @@ def test_wrong_settings_are_one_sentence(changes: dict[str, Any], sentence: str)
     with pytest.raises(UserError) as error:
         config.study(tree | {"methods": {"none": None}} | changes, name="x")
     assert str(error.value) == sentence
+
+
+def test_a_control_goes_with_its_row(tmp_path: Path) -> None:
+    rows = ROWS | {"predefined": above(2, -1.0), "bilevel": above(-2, -1.0)}
+    drawn = Drawn(tmp_path, rows)
+    drawn.train()
+    wanted = {"none": 5, "predefined": 5, "bilevel": 3, "bilevel learn:off": 3}
+    assert drawn.wanted() == wanted
