@@ -29,24 +29,18 @@ from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.dataset import Dataset
 from autoaug_ray.settings.published import Published, check_labels
 from autoaug_ray.settings.ranges import RANGE_KINDS, Range, Search, range_of
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.settings.training import Training
 from autoaug_ray.settings.tree import apply, assign, brief, check_plain, plain, read_yaml
 
 INNER = {"entries", "bank_plans", "case", "code"}
 """Fields of a study that its YAML does not hold."""
+EARLY = (3, 5, 8, 12, 18, 27, 41, 61, 91)
+"""Numbers of seeds after which a study that eliminates entries is looked at; each is about 1.5
+times the one before."""
 MOST_RUNS = 100_000
 """Most seeds, and most trainings in a search; what is more was not meant."""
 S = TypeVar("S", bound=Settings)
-
-
-class Resources(Settings):
-    """What one trial holds; its device-hours are seconds x gpus, or x cpus without a GPU."""
-
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    workers: int = Field(1, ge=1, le=1024)
-    """Processes that share the parts of every batch (train.accumulate: a multiple of it) of one
-    training; each holds so many cpus and gpus."""
 
 
 FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
@@ -130,6 +124,9 @@ class Study(Settings):
     """Share of the pool that chooses between search trials; it trains the final ones."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the final trainings. Search trials use the first."""
+    eliminate: float | None = Field(None, gt=0, le=0.5)
+    """An entry gets no more seeds once its chance of still becoming the answer is below this; None:
+    every entry gets all of them (see `report.elimination`)."""
     resources: Resources = Resources()
     generate: Generation = Generation()
     workers: Workers = Workers()
@@ -212,6 +209,13 @@ class Study(Settings):
         drawn = (self.dataset.imbalance or self.dataset.shots) and self.dataset.redraw
         part = "whole" if val_fraction is None else "without val"
         return f"seed {seed}, {part}" if drawn else part
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of seeds after which entries may be eliminated, none of them close to that of all
+        seeds, which is the last one."""
+        n = len(self.seeds)
+        return (*(k for k in EARLY if self.eliminate is not None and 1.5 * k <= n), n)
 
     def entry(self, label: str) -> Entry:
         return next(e for e in self.entries if e.label == label)
@@ -345,6 +349,8 @@ def study(
         raise UserError(str(error)) from None
     if len(set(checked.seeds)) < len(checked.seeds) or not checked.seeds:
         raise UserError(f"seeds must be different whole numbers, got {list(checked.seeds)}.")
+    if checked.eliminate is not None and len(checked.looks) < 2:
+        raise UserError(f"eliminate: it takes seeds: 5 or more, got {len(checked.seeds)}.")
     return checked
 
 

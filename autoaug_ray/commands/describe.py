@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autoaug_ray.config import INNER, Resources, Study
+from autoaug_ray.config import INNER, Study
 from autoaug_ray.errors import UserError, did_you_mean
 from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.models import listing
 from autoaug_ray.settings import Settings
 from autoaug_ray.settings.classifier import Classifier
 from autoaug_ray.settings.ranges import Search
+from autoaug_ray.settings.resources import Resources
 
 NUMBERS = {
     "minimum": "at least {}", "exclusiveMinimum": "above {}",

@@ -12,6 +12,7 @@ from rich.console import Console
 from autoaug_ray.commands import run, transfer
 from autoaug_ray.commands.pilot_rule import (
     TRIALS,
+    Finding,
     decide,
     device_hours,
     search_free,
@@ -21,10 +22,11 @@ from autoaug_ray.commands.pilot_rule import (
 )
 from autoaug_ray.config import Study
 from autoaug_ray.report.compare import time_unit
-from autoaug_ray.report.results import collect_cases
+from autoaug_ray.report.elimination import LOOKS, waits
+from autoaug_ray.report.results import collect, collect_cases
 from autoaug_ray.report.sentences import table
-from autoaug_ray.report.verdict import LOOKS
 from autoaug_ray.store import meter
+from autoaug_ray.store.files import write_whole
 from autoaug_ray.store.folder import Folder
 
 
@@ -54,16 +56,13 @@ def _pilot(
     run.introduce(study, console)
     for line in _shorter(whole, study):
         console.print(line, markup=False)
-    searches, free = searching(study), search_free(study)
-    for seeds in LOOKS:
-        asked = study.model_copy(update={"seeds": tuple(range(seeds))})
-        (ran,), failed = run.run_cases([asked], [folder], out / "bank", console)
-        (results,) = collect_cases([(ran, folder)])
-        page = write(results)
-        finding = decide(results.entries, searches, free, worth=worth)
-        if finding.decided or seeds == LOOKS[-1]:
-            break
-        console.print(f"{finding.sentence} Going on with more seeds.")
+    watch = _Looks(study, worth, console)
+    most = study.model_copy(update={"seeds": tuple(range(LOOKS[-1]))})
+    (ran,), failed = run.run_cases([most], [folder], out / "bank", console, wanted=watch.wanted)
+    ran, finding = watch.look(ran, folder)
+    write_whole(folder.root / "study.json", ran.model_dump_json(indent=1).encode())
+    (results,) = collect_cases([(ran, folder)])
+    page = write(results)
     console.print(table(results))
     console.print(finding.sentence)
     if study.train.epochs < whole.train.epochs:
@@ -79,9 +78,39 @@ def _pilot(
     return bool(failed)
 
 
+class _Looks:
+    """Looks at a pilot after so many seeds, and asks for more while it is undecided."""
+
+    def __init__(self, study: Study, worth: float, console: Console) -> None:
+        self.searches, self.free = searching(study), search_free(study)
+        self.worth, self.console = worth, console
+        self.said: set[int] = set()
+
+    def wanted(self, study: Study, folder: Folder) -> dict[str, tuple[int, ...]]:
+        """label -> the seeds of the look that the pilot has come to."""
+        asked, _ = self.look(study, folder)
+        return dict.fromkeys((entry.label for entry in study.entries), asked.seeds)
+
+    def look(self, study: Study, folder: Folder) -> tuple[Study, Finding]:
+        """The study with the seeds of the look that it has come to, and what it finds there."""
+        for n in LOOKS:
+            asked = study.model_copy(update={"seeds": study.seeds[:n]})
+            results = collect(asked, folder)
+            finding = decide(results.entries, self.searches, self.free, worth=self.worth)
+            if finding.decided or waits(results):
+                break
+            if n != LOOKS[-1] and n not in self.said:
+                self.said.add(n)
+                self.console.print(f"{finding.sentence} Going on with more seeds.")
+        return asked, finding
+
+
 def _shorter(whole: Study, study: Study) -> Iterator[str]:
     """What the pilot leaves out."""
-    yield f"{study.train.epochs} of {whole.train.epochs} epochs, {LOOKS[0]} seeds at first"
+    yield (
+        f"{study.train.epochs} of {whole.train.epochs} epochs, {LOOKS[0]} seeds at first; a "
+        f"forecast is that of {LOOKS[-1]}, at most"
+    )
     for entry, cut in zip(whole.entries, study.entries, strict=True):
         if cut != entry:
             yield f"{entry.label}: its search is cut to {TRIALS} trials"

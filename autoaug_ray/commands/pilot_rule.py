@@ -16,9 +16,9 @@ from autoaug_ray.maths.statistics import ENOUGH
 from autoaug_ray.maths.statistics import LEVEL as OVERALL
 from autoaug_ray.methods import METHODS, method_class
 from autoaug_ray.report.compare import Entries, finished, mean_accuracy, paired
+from autoaug_ray.report.elimination import LOOKS
 from autoaug_ray.report.results import EntryResult
 from autoaug_ray.report.runs import Row
-from autoaug_ray.report.verdict import LOOKS
 from autoaug_ray.schedule.calibrate import pool_size
 from autoaug_ray.schedule.queue import is_searched, population_of, search_runs
 from autoaug_ray.schedule.tune import draw
@@ -53,6 +53,7 @@ def shortened(study: Study, epochs: int | None) -> Study:
             "dataset": study.dataset.model_copy(update={"closed_test": True}),
             "train": study.train.model_copy(update=train),
             "seeds": tuple(range(LOOKS[0])),
+            "eliminate": None,
             "entries": tuple(_cut(study, entry) for entry in study.entries),
         }
     )

@@ -4,8 +4,9 @@ import contextlib
 import math
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ from autoaug_ray.schedule.bank_for_study import (
     write_sheet,
 )
 from autoaug_ray.schedule.calibration_task import calibrate_on_workers
-from autoaug_ray.schedule.queue import Done, is_searched
+from autoaug_ray.schedule.queue import Done, Wanted, is_searched
 from autoaug_ray.store import bill, driver, places
 from autoaug_ray.store.bill import Bill
 from autoaug_ray.store.calibration import Calibration
@@ -244,12 +245,15 @@ def run_cases(
     to: "Target | None" = None,
     *,
     calibrated: bool = True,
+    wanted: Wanted | None = None,
 ) -> tuple[list[Study], list[Done]]:
     """Run what the folders lack; returns the studies as they were run, and the runs that failed.
 
     `to`: where the trainings are tracked. `calibrated`: whether a few steps of every entry are
-    measured first, where runs are left to do.
+    measured first, where runs are left to do. `wanted`: which seeds entries get, by what was found
+    so far; None: as the studies say.
     """
+    from autoaug_ray.report.elimination import seeds_wanted
     from autoaug_ray.report.track import tracking
     from autoaug_ray.schedule import cluster
     from autoaug_ray.schedule.progress import Progress
@@ -260,6 +264,7 @@ def run_cases(
     for study in studies:
         if kinds_of(study):  # images that may take hours, before a training asks for anything
             check_resources(study)
+    wanted, ended = wanted or seeds_wanted, False
     with contextlib.ExitStack() as held:
         for folder in folders:
             held.enter_context(driver.alone(folder.root, say))
@@ -267,22 +272,61 @@ def run_cases(
             classes = data.source_of(study.dataset).classes
             folder.note_data(data.fingerprint(study.dataset), classes)
         held.enter_context(Bill(_bills(studies[0], folders[0]), cluster.look))
-        studies = fill_bank(studies, bank, say)
-        for study, folder in zip(studies, folders, strict=True):
-            write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
-            write_sheet(study, folder, bank)
-            write_faults(study, folder, bank)
-        if calibrated:
-            calibrate_before_runs(studies, folders, say)
-        with tracking(folders, to, say):
-            queues = execute(list(zip(studies, folders, strict=True)), Progress(console), bank)
+        while not ended:
+            studies = _with_images(studies, list(map(wanted, studies, folders)), bank, say)
+            for study, folder in zip(studies, folders, strict=True):
+                write_whole(folder.root / "study.json", study.model_dump_json(indent=1).encode())
+                write_sheet(study, folder, bank)
+                write_faults(study, folder, bank)
+            if calibrated:
+                calibrate_before_runs(studies, folders, say)
+            with tracking(folders, to, say):
+                cases = list(zip(studies, folders, strict=True))
+                queues = execute(cases, Progress(console), bank, _with_plans(wanted))
+            ended = all(queue.seeds == wanted(queue.study, queue.folder) for queue in queues)
     ledgers = [folder.ledger for folder in folders] + [bank / "ledger"]
     if paid := bill.read(_bills(studies[0], folders[0]), ledgers):
         if studies[0].case:  # one bill for all of them, which is no case's own
             say(bill.sentence(paid))
         else:
             write_whole(folders[0].bill, bill.sentence(paid).encode())
-    return studies, [done for queue in queues for done in queue.done if done.outcome == "failed"]
+    return list(studies), [
+        done for queue in queues for done in queue.done if done.outcome == "failed"
+    ]
+
+
+def _with_images(
+    studies: Sequence[Study],
+    asked: Sequence[Mapping[str, Sequence[int]]],
+    bank: Place,
+    say: Callable[[str], None],
+) -> list[Study]:
+    """The studies with the images that they mix made, for the seeds that are asked for."""
+    now = []
+    for study, seeds in zip(studies, asked, strict=True):
+        some = set(chain(*seeds.values()))
+        now.append(study.model_copy(update={"seeds": tuple(s for s in study.seeds if s in some)}))
+    plans = [study.bank_plans for study in fill_bank(now, bank, say)]
+    return [
+        study.model_copy(update={"bank_plans": study.bank_plans | more})
+        for study, more in zip(studies, plans, strict=True)
+    ]
+
+
+def _with_plans(wanted: Wanted) -> Wanted:
+    """What is wanted, but for seeds of which no images have been made: they come in the next round.
+
+    Studies whose seeds all train on one pool, or mix no images, have one round.
+    """
+
+    def made(study: Study, folder: Folder) -> Mapping[str, Sequence[int]]:
+        seeds = wanted(study, folder)
+        if not study.bank_plans:
+            return seeds
+        there = {s for s in study.seeds if study.pool_name(s, None) in study.bank_plans}
+        return {label: tuple(s for s in own if s in there) for label, own in seeds.items()}
+
+    return made
 
 
 def say_failed(failed: Sequence[Done], console: Console) -> None:
@@ -342,6 +386,12 @@ def introduce(study: Study, console: Console) -> None:
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "
         f"{study.model.name}, {study.train.epochs} epochs, seeds {list(study.seeds)}",
     )
+    if study.eliminate is not None:
+        *early, last = study.looks
+        console.print(
+            f"Seeds go to the entries that still matter, after {' and '.join(map(str, early))} of "
+            f"{last}: forecasts are those of all seeds, at most.",
+        )
     _check_images(study, splits.train.shape)
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)

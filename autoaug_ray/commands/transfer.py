@@ -49,6 +49,10 @@ def _check(
     if there is None:
         root = source.root(folder.root, study.case)
         there, place = open_source(source, root)
+    elif there.eliminate is not None:
+        raise ValueError(
+            f"of: {source} may get fewer seeds, as its study eliminates entries; run it first"
+        )
     labels = [e.label for e in there.entries]
     sources.check_label(source.label, labels, f"no label of {source.study}")
     sources.check_source(entry.first_method, there.entry(source.label).first_method)

@@ -125,6 +125,23 @@ class Parts:
         t = stats.t.ppf(1 - alpha / 2, freedom) + stats.t.ppf(POWER, freedom)
         return t * self.error(n, images)
 
+    def chance(self, difference: float, n: int, alpha: float) -> float:
+        """How likely this mean difference will be told to be above zero at `n` seeds, at level
+        `alpha`: its predictive power (Spiegelhalter, Freedman and Blackburn, Controlled Clinical
+        Trials 1986).
+
+        With a flat prior, the mean over n seeds is Student's t with self.n - 1 degrees of freedom
+        around the one over the first self.n, and of_seeds (1 / self.n - 1 / n) is the square of its
+        scale. The test images stay the same, so that their part of the mean does not change.
+        """
+        from scipy import stats
+
+        needed = float(stats.t.ppf(1 - alpha / 2, self.freedom(n)) * self.error(n))
+        scale = math.sqrt(self.of_seeds * max(0.0, 1 / self.n - 1 / n))
+        if scale == 0:
+            return float(difference > needed)
+        return float(stats.t.sf((needed - difference) / scale, self.n - 1))
+
     def seeds_for(self, difference: float, alpha: float) -> int | None:
         """Seeds that find it in these test images; None if MOST_SEEDS do not."""
         n = np.arange(max(self.n, ENOUGH), MOST_SEEDS + 1)
@@ -313,6 +330,16 @@ def in_points(difference: float, half_width: float | None) -> str:
         return text
     low, high = difference - half_width, difference + half_width
     return f"{text} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def spent(share: float, error: float) -> float:
+    """The part of a two-sided error that may be spent once a share of the planned seeds has run:
+    2 - 2 Phi(z / sqrt(share)), where Phi(z) = 1 - error / 2, close to O'Brien and Fleming's bounds
+    (Lan and DeMets, Biometrika 1983). Little early, and all of it at the end.
+    """
+    from scipy import stats
+
+    return 2 * float(stats.norm.sf(stats.norm.isf(error / 2) / math.sqrt(share)))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

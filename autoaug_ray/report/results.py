@@ -53,7 +53,7 @@ class EntryResult:
     seeds: tuple[int, ...]
     """The seeds whose final training is whole."""
     missing_seeds: tuple[int, ...]
-    """The seeds that the study asks for and whose final training is not whole."""
+    """The seeds that the study asks of it and whose final training is not whole."""
     test_accuracies: tuple[float, ...]
     """In [0, 1], in the order of `seeds`."""
     test_accuracy_mean: float | None
@@ -331,12 +331,14 @@ def collect_cases(cases: Iterable[tuple[Study, Folder]]) -> list[StudyResults]:
 
 def collect(study: Study, folder: Folder) -> StudyResults:
     """Read rows, ledger and outcomes of a study's folder, each file once."""
+    from autoaug_ray.report.elimination import only_asked
+
     runs = read_runs(study, folder)
     found = find(study, folder, runs)
     work = costs.work_of(study, runs, calibration.read(folder.calibration), found)
     sheet = folder.root / "sheet.png"
     last = [rows[-1] for by_seed in runs.finals.values() for rows in by_seed.values()]
-    return StudyResults(
+    results = StudyResults(
         study=study,
         root=folder.root,
         entries=tuple(_entry(study, entry, runs, work, folder) for entry in study.entries),
@@ -352,6 +354,7 @@ def collect(study: Study, folder: Folder) -> StudyResults:
         foreign=len(runs.foreign),
         sheet=sheet.read_bytes() if sheet.is_file() else None,
     )
+    return only_asked(results)
 
 
 def _lines(file: Place) -> tuple[str, ...]:

@@ -76,9 +76,10 @@ def _about_test_set(results: StudyResults) -> list[str]:
         return []
     closed = results.study.dataset.closed_test
     what = "What stands in for the closed test set" if closed else "The test set"
+    more = "" if results.study.eliminate is None else ", but who got more seeds"
     return [
         f"{what} was read once by each of the {finals} final trainings, after the last epoch; "
-        "no setting was chosen by it."
+        f"no setting was chosen by it{more}."
     ]
 
 

@@ -10,33 +10,36 @@ from collections.abc import Mapping
 from autoaug_ray.maths.statistics import Comparison, holm
 from autoaug_ray.report.compare import cheaper, mean_accuracy, time_unit
 from autoaug_ray.report.results import EntryResult
+from autoaug_ray.report.standing import Standing
 
 
-def needed(label: str, against_base: Mapping[str, Comparison], error: float) -> float | None:
+def needed(
+    label: str, against_base: Mapping[str, Comparison], error: float, out: int = 0
+) -> float | None:
     """The smallest gain over the cheapest entry, in [0, 1], at which an entry is told from it.
 
-    `against_base`: every entry against the cheapest, by label. Holm's correction for all of them
-    is made at `error`, and all else stays as it was seen: the spread of this entry, and the other
-    entries. None if the entry has fewer than two seeds in common with the cheapest.
+    `against_base`: every entry against the cheapest, by label. Holm's correction for all of them,
+    and for `out` that were given up, is made at `error`, and all else stays as it was seen: the
+    spread of this entry, and the other entries. None if the entry has fewer than two seeds in
+    common with the cheapest.
     """
     own = against_base[label]
     if own.parts is None:
         return None
     others = [c.p_value for name, c in against_base.items() if name != label]
-    corrected = holm([*others, 1.0])
+    corrected = holm([*others, *[1.0] * (out + 1)])
     family = sum(p is not None for p in corrected)
     rejected = sum(p is not None and p < error for p in corrected)
     return float(own.parts.told_from(error / (family - rejected)))
 
 
-def of_use(
-    use: EntryResult, base: EntryResult, against_base: Mapping[str, Comparison], error: float
-) -> str:
-    """What would turn the answer from `use` back to `base`, the cheapest."""
-    comparison = against_base[use.label]
+def of_use(found: Standing) -> str:
+    """What would turn the answer from the entry that is above the cheapest back to that one."""
+    use, base = found.use, found.base
+    comparison = found.against_base[use.label]
     assert comparison.difference is not None and comparison.half_width is not None
     gain, low = comparison.difference, comparison.difference - comparison.half_width
-    text = _told(use, base, against_base, error, "less than")
+    text = _told(use, found, "less than")
     if not cheaper(base, use):
         return (
             f"{text}{use.label} does not cost distinguishably more than {base.label}, so no price "
@@ -50,18 +53,16 @@ def of_use(
     )
 
 
-def of_cheapest(
-    base: EntryResult, nearest: EntryResult, against_base: Mapping[str, Comparison], error: float
-) -> str | None:
-    """What would turn the answer from `base`, the cheapest, to `nearest`, the next in accuracy.
+def of_cheapest(nearest: EntryResult, found: Standing) -> str | None:
+    """What would turn the answer from the cheapest entry to `nearest`, the next in accuracy.
 
     None if nothing varies, so that there is nothing to say.
     """
-    comparison = against_base[nearest.label]
+    base, comparison = found.base, found.against_base[nearest.label]
     if comparison.difference is None or comparison.half_width is None:
         return None
     high = comparison.difference + comparison.half_width
-    text = _told(nearest, base, against_base, error, "at least")
+    text = _told(nearest, found, "at least")
     if high <= 0:
         return f"{text}Even the upper end of its interval is no gain." if text else None
     if not cheaper(base, nearest):
@@ -74,17 +75,12 @@ def of_cheapest(
     )
 
 
-def _told(
-    entry: EntryResult,
-    base: EntryResult,
-    against_base: Mapping[str, Comparison],
-    error: float,
-    bound: str,
-) -> str:
-    least = needed(entry.label, against_base, error)
+def _told(entry: EntryResult, found: Standing, bound: str) -> str:
+    base, out = found.base, found.family - len(found.others)
+    least = needed(entry.label, found.against_base, found.error, out)
     if least is None or 100 * least < 0.005:  # accuracies that do not vary
         return ""
-    seen = 100 * (against_base[entry.label].difference or 0.0)
+    seen = 100 * (found.against_base[entry.label].difference or 0.0)
     room = 1 - mean_accuracy(base)
     more = f", more than the {100 * room:.2f} to 100 %" if seen < 100 * room < 100 * least else ""
     return (

@@ -5,7 +5,8 @@ correction for the number of entries. *cheapest*: there is none such. *too early
 yet. Differences are paired over the seeds, and cover the choice of the test images where it is
 known which of them each training classified correctly.
 
-Candidates are the entries that are no controls and whose seeds have all finished. The cheapest is
+Candidates are the entries that are no controls and whose seeds have all finished; where a study
+eliminates entries, those that are left after the looks at it (`elimination`). The cheapest is
 the simplest of those than which no other one is clearly cheaper, and costs do not depend on
 accuracies: so at most one study in twenty in which all are equally accurate says *use*. Of several
 entries above the cheapest, the one to use is the cheapest and simplest among those that cannot be
@@ -23,19 +24,17 @@ from autoaug_ray.maths.statistics import (
     POWER,
     Comparison,
     Parts,
-    holm,
     in_points,
     resolution,
 )
 from autoaug_ray.report import turning_points
-from autoaug_ray.report.compare import Entries, cheaper, mean_accuracy, paired
+from autoaug_ray.report.compare import Entries, mean_accuracy, paired
 from autoaug_ray.report.cost_sentences import in_words, number
+from autoaug_ray.report.elimination import LOOKS, Course, course
 from autoaug_ray.report.results import EntryResult, StudyResults
+from autoaug_ray.report.standing import Standing, candidates, failed_seeds
 
 Answer = Literal["use", "cheapest", "too early"]
-LOOKS = (3, 5, 8)
-"""Seeds after which a pilot, of which the test set is closed, is looked at: its answers are given
-at a third of the error, so that all looks together have no more (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -66,85 +65,44 @@ class Verdict:
 
 def verdict(results: StudyResults) -> Verdict:
     """What the results of a study, or of one of its cases, say to use."""
-    failed, early = _failed(results), _too_early(results)
-    if early is not None:
+    run = course(results)
+    found, early = run.standing, _too_early(results)
+    if early is not None or found is None:
         return Verdict("too early", None, f"Too early to say what to use: {early}")
-    known = [
-        r for r in candidates(results) if r.label not in failed and r.relative_cost is not None
-    ]
-    base = simplest(known, results)
-    error = (1 - LEVEL) / (len(LOOKS) if results.study.dataset.closed_test else 1)
-    others = [r for r in known if r is not base]
-    found = {r.label: paired(r, base, 1 - error) for r in others}
-    corrected = holm([c.p_value for c in found.values()])
-    above = [
-        r
-        for r, p in zip(others, corrected, strict=True)
-        if p is not None and p < error and _points(found[r.label]) > 0
-    ]
-    if not above:
-        nearest = max(others, key=lambda r: _points(found[r.label]), default=None)
-        comparison = None if nearest is None else found[nearest.label]
-        headline = _headline_cheapest(base, nearest, comparison, error, len(others))
-        change = None
-        if nearest is not None:
-            change = turning_points.of_cheapest(base, nearest, found, error)
-        return _said("cheapest", base, headline, change, comparison, results, failed)
-    best = max(above, key=mean_accuracy)
-    ties = {r.label: paired(best, r, 1 - error) for r in above if r is not best}
-    as_good = [r for r in above if r is best or not _told(ties[r.label], error)]
-    use = simplest(as_good, results)
-    comparison = found[use.label]
+    if not found.above:
+        nearest = max(
+            found.others, key=lambda r: _points(found.against_base[r.label]), default=None
+        )
+        comparison = None if nearest is None else found.against_base[nearest.label]
+        headline = _headline_cheapest(found, nearest, comparison, run)
+        change = None if nearest is None else turning_points.of_cheapest(nearest, found)
+        return _said("cheapest", found, headline, change, comparison, results, run)
+    use, best, base = found.use, found.best, found.base
+    comparison = found.against_base[use.label]
     headline = (
         f"Use {use.label} ({_at(use)}): {_interval(comparison)} against the cheapest, {base.label} "
         f"({_at(base)}), at {_sizes(comparison)}."
     )
-    if use is not best:
+    if best is not None and use is not best:
         headline += (
             f" {best.label} ({_at(best)}) has the highest mean, but is not distinguishable from "
-            f"it: {_interval(ties[use.label])}."
+            f"it: {_interval(found.ties[use.label])}."
         )
-    change = turning_points.of_use(use, base, found, error)
-    return _said("use", use, headline, change, comparison, results, failed, best)
-
-
-def candidates(results: StudyResults) -> list[EntryResult]:
-    """The entries that may be recommended: all but controls."""
-    return [r for r in results.entries if r.control_of is None]
-
-
-def simplest(entries: Entries, results: StudyResults) -> EntryResult:
-    """Among the entries than which no other one is clearly cheaper: the reference, else one that
-    neither searches nor learns, else that of the lowest mean cost."""
-    cheap = [r for r in entries if not any(cheaper(other, r) for other in entries)]
-
-    def order(r: EntryResult) -> tuple[bool, bool, float]:
-        learns = results.study.entry(r.label).first_method.learns
-        return r.label != r.reference, learns or bool(r.relative_search_cost), r.relative_cost or 0
-
-    return min(cheap, key=order)
-
-
-def _failed(results: StudyResults) -> dict[str, tuple[int, ...]]:
-    """label -> seeds that will not finish: runs of the entry, or of the one it follows, failed."""
-    fallen = {row["label"] for row in results.failures}
-    return {
-        r.label: r.missing_seeds
-        for r in candidates(results)
-        if r.missing_seeds and {r.label, results.study.entry(r.label).first_method.follows} & fallen
-    }
+    change = turning_points.of_use(found)
+    return _said("use", found, headline, change, comparison, results, run)
 
 
 def _too_early(results: StudyResults) -> str | None:
     """Why nothing can be said yet; None if something can."""
-    entries, failed = candidates(results), _failed(results)
+    entries = candidates(results)
+    failed = failed_seeds(results, entries)
     if not any(r.seeds for r in entries):
         return "no final training has finished yet."
     waiting = [r for r in entries if r.missing_seeds and r.label not in failed]
     if waiting:
         missing = sum(len(r.missing_seeds) for r in waiting)
         names = ", ".join(f"{r.label} {len(r.missing_seeds)}" for r in waiting)
-        total = len(entries) * len(results.study.seeds)
+        total = sum(len(r.seeds) + len(r.missing_seeds) for r in entries)
         return (
             f"{missing} of {total} final trainings have not finished ({names}); --resume goes on."
         )
@@ -170,27 +128,24 @@ _SURELY = f"{100 * POWER:.0f} %"
 
 
 def _headline_cheapest(
-    base: EntryResult,
-    nearest: EntryResult | None,
-    comparison: Comparison | None,
-    error: float,
-    others: int,
+    found: Standing, nearest: EntryResult | None, comparison: Comparison | None, run: Course
 ) -> str:
+    base = found.base
     if nearest is None or comparison is None or comparison.parts is None:
         return f"Use the cheapest, {base.label} ({_at(base)}): there is no other entry to use."
     text = (
         f"Use the cheapest, {base.label} ({_at(base)}): nothing is distinguishably more accurate "
         f"at {_sizes(comparison)}."
     )
-    alpha, parts = error / others, comparison.parts
+    alpha, parts, whole = run.last_error / found.family, comparison.parts, run.planned
     if _points(comparison) <= 0:
-        least = 100 * float(parts.detectable(alpha))
+        least = 100 * float(parts.detectable(alpha, n=whole))
         text += " No other entry has a higher mean."
         if least < 0.05:  # accuracies that do not vary, as where all images are easy
             return text
         return (
             f"{text} One that is {least:.1f} points better would have been found with a chance of "
-            f"{_SURELY}."
+            f"{_SURELY}{'' if whole is None else f' by {whole} seeds'}."
         )
     return (
         f"{text} The nearest, {nearest.label} ({_at(nearest)}), has {_interval(comparison)}; "
@@ -214,16 +169,20 @@ def _power(parts: Parts, difference: float, alpha: float) -> str:
 
 def _said(
     answer: Answer,
-    use: EntryResult,
+    found: Standing,
     headline: str,
     change: str | None,
     comparison: Comparison | None,
     results: StudyResults,
-    failed: dict[str, tuple[int, ...]],
-    best: EntryResult | None = None,
+    run: Course,
 ) -> Verdict:
-    named = [use] if best in (None, use) else [use, best]
-    provisos = (*_not_candidates(results, failed), *_about_pre_training(named, results))
+    use, failed = found.use, failed_seeds(results, candidates(results))
+    named = [use] if found.best in (None, use) else [use, found.best]
+    provisos = (
+        *_not_candidates(results, failed),
+        *_about_eliminated(run, results),
+        *_about_pre_training(named, results),
+    )
     notes = [
         *([in_words(use)] if answer == "use" else []),
         *provisos,
@@ -233,7 +192,8 @@ def _said(
         *_covers(comparison, results),
         *_what_else(use, results),
     ]
-    return Verdict(answer, use, headline, tuple(notes), _load(use), change, provisos)
+    whole = results.by_label[use.label]
+    return Verdict(answer, whole, headline, tuple(notes), _load(use), change, provisos)
 
 
 def _not_candidates(results: StudyResults, failed: dict[str, tuple[int, ...]]) -> list[str]:
@@ -250,6 +210,33 @@ def _not_candidates(results: StudyResults, failed: dict[str, tuple[int, ...]]) -
     ]
     if unknown:
         out.append(f"Not recommended, as the cost is not known: {', '.join(unknown)}.")
+    return out
+
+
+def _about_eliminated(run: Course, results: StudyResults) -> list[str]:
+    """Who got no more seeds, and why; who failed is told elsewhere."""
+    out, planned = [], len(results.study.seeds)
+    for gone in run.eliminated:
+        if gone.comparison is None:
+            continue
+        text = (
+            f"{gone.label} was eliminated after {gone.seeds} of {planned} seeds: "
+            f"{_interval(gone.comparison)} against {gone.comparison.other}, "
+        )
+        if gone.chance is None:
+            out.append(f"{text}which is distinguishably more accurate.")
+        else:
+            chance = f"of about {100 * gone.chance:.0f} %" if gone.chance >= 0.01 else "below 1 %"
+            out.append(f"{text}and a chance {chance} of being told above it after {planned}.")
+    if run.eliminated or run.look < planned:
+        asked = sum(map(len, run.seeds.values()))
+        out.append(
+            f"{asked} final trainings were enough for this answer, of {planned * len(run.seeds)} "
+            f"that were planned (eliminate: {results.study.eliminate:g}). The "
+            f"{_images(results.study.dataset.closed_test)} said who got more seeds: means of what "
+            "was eliminated may be too low, as it stopped low, and its intervals are those of one "
+            "look (95 %)."
+        )
     return out
 
 
@@ -326,7 +313,10 @@ def _covers(comparison: Comparison | None, results: StudyResults) -> list[str]:
         return []
     closed = results.study.dataset.closed_test
     parts, level = comparison.parts, f"{100 * LEVEL:.0f} %"
-    if closed:
+    if results.study.eliminate is not None:
+        *early, last = results.study.looks
+        level += f" over looks at {', '.join(map(str, early))} and {last} seeds"
+    elif closed:
         level += f" over the {len(LOOKS)} looks of a pilot"
     if parts.images is None or parts.apart is None:
         return [
@@ -354,10 +344,6 @@ def _load(use: EntryResult) -> str | None:
         return None
     path = json.dumps(str(next(iter(use.policies.values()))), ensure_ascii=False)
     return f"augment = autoaug_ray.load_policy({path})"
-
-
-def _told(comparison: Comparison, error: float) -> bool:
-    return comparison.p_value is not None and comparison.p_value < error
 
 
 def _points(comparison: Comparison) -> float:

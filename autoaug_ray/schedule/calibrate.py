@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoaug_ray import data, train
-from autoaug_ray.config import Entry, Resources, Run, Study
+from autoaug_ray.config import Entry, Run, Study
 from autoaug_ray.data import Edits
 from autoaug_ray.errors import RunError
 from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.methods.base import Method
 from autoaug_ray.schedule.memory import Peak, capacity, does_not_fit
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.store.calibration import Calibration, EntryCalibration, KindOfStep, Training
 from autoaug_ray.store.meter import Meter, WorkClock, device_name, out_of_memory
 from autoaug_ray.store.work import epoch_work

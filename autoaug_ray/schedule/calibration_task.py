@@ -11,11 +11,12 @@ import ray
 import torch
 
 from autoaug_ray import own_code
-from autoaug_ray.config import Resources, Study
+from autoaug_ray.config import Study
 from autoaug_ray.errors import RunError, UserError
 from autoaug_ray.schedule.calibrate import calibrate, fits
 from autoaug_ray.schedule.ship_data import Handed, take
 from autoaug_ray.schedule.tune import check_resources, handed_to_workers
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.store.calibration import Calibration
 from autoaug_ray.store.meter import device_name, out_of_memory
 

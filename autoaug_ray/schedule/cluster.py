@@ -88,9 +88,9 @@ def join(cpus: int | None = None, say: Callable[[str], None] = lambda line: None
         raise UserError(f"cannot join the Ray cluster at {where}: {error}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminated)  # Ray's own handler ends in a C++ stack
-    if where == LOCAL:
+    if where == LOCAL and (node := ray._private.worker._global_node) is not None:
         # Tune hands AWS's keys to its workers, and a log in there that all may read keeps them.
-        Path(ray._private.worker._global_node.get_session_dir_path()).chmod(0o700)
+        Path(node.get_session_dir_path()).chmod(0o700)
     with contextlib.suppress(OSError):  # Ray leaves its token for all users of the machine to read
         TOKEN.expanduser().chmod(0o600)
     if where != LOCAL:  # its launcher sets OMP_NUM_THREADS=1 for all processes

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autoaug_ray.config import Resources, Run
+from autoaug_ray.config import Run
+from autoaug_ray.settings.resources import Resources
 from autoaug_ray.store.meter import device_name
 
 

@@ -34,6 +34,9 @@ Outcome = Literal["finished", "stopped", "failed"]
 Draw = Callable[[Range, np.random.RandomState], Any]
 Case = tuple[str, str | None]
 """Names of a study and of its case."""
+Wanted = Callable[[Study, Folder], Mapping[str, Sequence[int]]]
+"""A study and its folder -> the seeds that each label is to be trained with by now; what was wanted
+once stays so. It must depend on what is on disk only."""
 
 
 class Done(NamedTuple):
@@ -49,8 +52,12 @@ class RunQueue:
         folder: Folder,
         draw: Draw,
         beside: Mapping[Case, "RunQueue | None"] | None = None,
+        wanted: Wanted | None = None,
     ) -> None:
         """`draw` samples a random range. What the folder already holds counts as done.
+
+        `wanted` says which seeds each entry gets by what the folder holds, and is asked again each
+        time that those have ended (see `complete`); None: all of the study's.
 
         `beside` are the queues of the cases that run together; None is one that is yet to come. Any
         other study that an entry follows has to be finished (see `commands.transfer`).
@@ -71,15 +78,19 @@ class RunQueue:
         self._learning: dict[str, tuple[Entry, dict[str, Any]]] = {}
         """Keys of runs that learn the hyperparameters of a final run -> what it is made of."""
         self.expected = 0
+        self.seeds: dict[str, tuple[int, ...]] = {e.label: () for e in study.entries}
+        """Label -> seeds of the final trainings that have been asked for."""
+        self._planned: Counter[str] = Counter()
+        """Label -> how many of them have been handed out, or given up."""
+        self._wanted = wanted
         searches = {e.label: list(search_runs(study, e, draw)) for e in study.entries}
-        for entry in study.entries:
-            self._waiting[entry.label] = {run.key for run in searches[entry.label]}
-            twice = entry.first_method.searches_in_own_run
-            finals = len(study.seeds) * (2 if twice else 1)
-            self.expected += len(searches[entry.label]) + finals
+        for label, runs in searches.items():
+            self._waiting[label] = {run.key for run in runs}
+            self.expected += len(runs)
+        self._ask()
         for runs in searches.values():
             self._hand_out(runs)
-        self._plan_finals()
+        self._plan_all()
 
     def next(self) -> Run | None:
         """The next run to start; None if there is none now (see `complete`)."""
@@ -90,6 +101,21 @@ class RunQueue:
         _, _, run = heapq.heappop(self.queue)
         self.running[run.key] = run
         return run
+
+    def _ask(self) -> bool:
+        """Ask for the seeds that are wanted by now; whether there are any new ones."""
+        wanted: Mapping[str, Sequence[int]] = dict.fromkeys(self.seeds, self.study.seeds)
+        if self._wanted is not None:
+            wanted = self._wanted(self.study, self.folder)
+        asked = False
+        for entry in self.study.entries:
+            label = entry.label
+            if new := tuple(s for s in wanted[label] if s not in self.seeds[label]):
+                asked = True
+                self.seeds[label] += new
+                self.expected += len(new) * (2 if entry.first_method.searches_in_own_run else 1)
+                self._waiting.setdefault(label, set())
+        return asked
 
     @property
     def complete(self) -> bool:
@@ -117,7 +143,7 @@ class RunQueue:
         self.running.pop(run.key, None)
         self._append_outcome(run, outcome, error)
         self._end(run, outcome, error)
-        self._plan_finals()
+        self._plan_all()
 
     def _append_outcome(self, run: Run, outcome: Outcome, error: str | None) -> None:
         line = {
@@ -149,6 +175,12 @@ class RunQueue:
                 turn = self.study.seeds.index(run.seed) + 1 if run.phase == "final" else 0
                 heapq.heappush(self.queue, (turn, next(self._arrivals), run))
 
+    def _plan_all(self) -> None:
+        """Plan what is ready, and more seeds if they are wanted once nothing else is left."""
+        self._plan_finals()
+        while self.complete and self._ask():
+            self._plan_finals()
+
     def _plan_finals(self) -> None:
         planned = True
         while planned:  # an entry without final trainings may be what another one waits for
@@ -157,22 +189,24 @@ class RunQueue:
 
     def _plan(self, entry: Entry) -> bool:
         """Hand out the final runs of an entry, or those that come before; False: it still waits."""
-        method, seeds = entry.first_method, self.study.seeds
+        method, label = entry.first_method, entry.label
+        new = seeds = self.seeds[label][self._planned[label] :]
         source = None if method.follows is None else parse(method.follows)
         if source is not None:
             found = self._found(source)
             if found is None:
                 return False
             seeds = tuple(seed for seed in seeds if seed in found)
-        del self._waiting[entry.label]
+        del self._waiting[label]
+        self._planned[label] = len(self.seeds[label])
         choices = self._best(entry)
         if choices is None:
             seeds = ()
-        self._give_up(entry.label, len(self.study.seeds) - len(seeds))
+        self._give_up(label, len(new) - len(seeds))
         if choices is None:
             return True
         if entry.method(choices).searches_in_own_run:
-            runs = list(learning_runs(self.study, entry, choices))
+            runs = list(learning_runs(self.study, entry, choices, seeds))
             self._learning |= {run.key: (entry, choices) for run in runs}
             self._hand_out(runs)
             return True
@@ -197,7 +231,7 @@ class RunQueue:
 
     def _finished(self, label: str) -> Collection[int] | None:
         finals = [d for d in self.done if d.run.label == label and d.run.phase == "final"]
-        if len(finals) + self._missing[label] < len(self.study.seeds):
+        if len(finals) + self._missing[label] < len(self.seeds[label]):
             return None
         return {done.run.seed for done in finals if done.outcome == "finished"}
 
@@ -229,13 +263,15 @@ class RunQueue:
         return {name: method[name] for name in entry.ranges}
 
 
-def queues_of(cases: Sequence[tuple[Study, Folder]], draw: Draw) -> list[RunQueue]:
+def queues_of(
+    cases: Sequence[tuple[Study, Folder]], draw: Draw, wanted: Wanted | None = None
+) -> list[RunQueue]:
     """The queues of cases that run together, whose entries may follow those of another case."""
     names = [(study.name, study.case) for study, _ in cases]
     beside: dict[Case, RunQueue | None] = dict.fromkeys(names)
     queues = []
     for name, (study, folder) in zip(names, cases, strict=True):
-        queues.append(RunQueue(study, folder, draw, beside))
+        queues.append(RunQueue(study, folder, draw, beside, wanted))
         beside[name] = queues[-1]
     for queue in queues:
         queue._plan_finals()
@@ -271,9 +307,11 @@ def search_runs(study: Study, entry: Entry, draw: Draw) -> Iterable[Run]:
         yield study.run(entry, "search", seed=seed, choices=choices, index=index)
 
 
-def learning_runs(study: Study, entry: Entry, choices: Mapping[str, Any]) -> Iterable[Run]:
+def learning_runs(
+    study: Study, entry: Entry, choices: Mapping[str, Any], seeds: Sequence[int]
+) -> Iterable[Run]:
     """The runs in which a method finds its hyperparameters, one for each seed, on all images."""
-    for seed in study.seeds:
+    for seed in seeds:
         yield study.run(entry, "search", seed=seed, choices=choices, whole_pool=True)
 
 

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from autoaug_ray import data, own_code
 from autoaug_ray.config import Run, Study
 from autoaug_ray.errors import StorageError, UserError, storing
-from autoaug_ray.schedule.queue import RunQueue, population_of, queues_of
+from autoaug_ray.schedule.queue import RunQueue, Wanted, population_of, queues_of
 from autoaug_ray.schedule.schedulers import PerEntry
 from autoaug_ray.schedule.ship_data import Handed, pack
 from autoaug_ray.schedule.trial import REUSE_ACTORS, trial
@@ -38,16 +38,18 @@ def execute(
     cases: Sequence[tuple[Study, Folder]],
     watch: "Watch",
     bank: Place | None = None,
+    wanted: Wanted | None = None,
     attempt: Callable[..., None] | None = None,
 ) -> list[RunQueue]:
     """Run what the folders do not hold yet; returns the queues with the outcome of every run.
 
-    `bank` is the folder of generated images, for methods that mix them. `attempt` takes the place
+    `bank` is the folder of generated images, for methods that mix them. `wanted` gives entries
+    their seeds by what has been found so far; None: all of the study's. `attempt` takes the place
     of `trial`, to measure what surrounds it. Raises UserError if some entry asks for more than the
     machines have, and StorageError if a folder cannot be used any more: what runs then has not
     failed, and goes on with the next call.
     """
-    queues = queues_of(cases, draw)
+    queues = queues_of(cases, draw, wanted)
     watch.begin(queues)
     if all(queue.complete for queue in queues):
         return queues

@@ -11,7 +11,7 @@ from PIL import Image
 from autoaug_ray.commands import main, pilot_rule
 from autoaug_ray.commands.pilot_rule import decide
 from autoaug_ray.errors import UserError
-from autoaug_ray.report.verdict import LOOKS
+from autoaug_ray.report.elimination import LOOKS
 from autoaug_ray.store.folder import Folder
 
 FLAT = (0.5, 0.5, 0.5)
@@ -317,7 +317,6 @@ def test_a_real_pilot(tmp_path, monkeypatch):
     said = " ".join(done.stdout.split())
     assert "in place of the test set, which stays closed" in said
     assert "Undecided at 3 seeds" in said
-    assert "6 of 10 runs are on disk already." in said
     assert "that the whole study takes at this speed (4 seeds of 3 epochs)" in said
     assert "held-out accuracy %" in said
     assert "the whole study: autoaug-ray pets.yaml" in said

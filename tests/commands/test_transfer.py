@@ -106,3 +106,9 @@ def test_alpha_needs_the_same_classes(tmp_path, monkeypatch):
     assert "as many, but with other names" in refused(here, tmp_path, to_come)
     names = ("boot",) * 4
     assert "(4 classes there, 10 here)" in refused(here, tmp_path, to_come)
+
+
+def test_a_source_that_may_get_fewer_seeds_is_run_first(learned):
+    there = config.study(TREE | {"seeds": 5, "eliminate": 0.1}, name="there")
+    message = refused(study(), learned, {("there", None): there})
+    assert "there/bilevel may get fewer seeds, as its study eliminates entries" in message

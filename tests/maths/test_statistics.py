@@ -16,6 +16,7 @@ from statsmodels.stats.power import TTestPower
 from autoaug_ray.maths.statistics import (
     Comparison,
     Mean,
+    Parts,
     Ranking,
     compare,
     gap,
@@ -27,6 +28,7 @@ from autoaug_ray.maths.statistics import (
     rank,
     resolution,
     round_up,
+    spent,
 )
 
 
@@ -407,3 +409,24 @@ def test_what_images_can_resolve() -> None:
     """McNemar: the difference of two shares has the variance p / N, if they are equal."""
     assert 100 * resolution(61) == pytest.approx(8.87, abs=0.01)
     assert [round_up(v) for v in (61.0, 4871.0, 120000.0, 9.2)] == [61, 4900, 120000, 10]
+
+
+def test_the_chance_of_being_told_above_is_that_of_futures_that_are_drawn() -> None:
+    """Variance and mean from the posterior of a flat prior, then the seeds that are to come."""
+    rng, n, more, draws = np.random.default_rng(0), 3, 5, 200_000
+    parts = Parts(n, 500, of_seeds=4e-4, of_images=2e-4, of_both=0.1)
+    variance = (n - 1) * parts.of_seeds / rng.chisquare(n - 1, draws)
+    true = rng.normal(0.01, np.sqrt(variance / n))
+    later = rng.normal(true, np.sqrt(variance / more))
+    mean = (n * 0.01 + more * later) / (n + more)
+    needed = stats.t.ppf(0.99, parts.freedom(n=8)) * parts.error(n=8)
+    assert parts.chance(0.01, 8, 0.02) == pytest.approx((mean > needed).mean(), abs=0.004)
+    assert parts.chance(0.01, 8, 0.02) < parts.chance(0.02, 8, 0.02)
+    assert parts.chance(needed + 1e-9, 3, 0.02) in (0.0, 1.0)  # nothing is to come
+
+
+def test_what_is_spent_of_an_error() -> None:
+    """By the chi-square with one degree of freedom: P(Z^2 > z^2 / share)."""
+    bound = stats.chi2.isf(0.05, 1)
+    for share in (0.2, 0.5, 1.0):
+        assert spent(share, 0.05) == pytest.approx(stats.chi2.sf(bound / share, 1))

@@ -13,9 +13,10 @@ from hand import TREE, Hand, Page, entry
 from autoaug_ray import config
 from autoaug_ray.maths.statistics import holm
 from autoaug_ray.report.compare import paired
+from autoaug_ray.report.elimination import LOOKS
 from autoaug_ray.report.results import StudyResults
 from autoaug_ray.report.turning_points import needed
-from autoaug_ray.report.verdict import LOOKS, over_cases, verdict
+from autoaug_ray.report.verdict import over_cases, verdict
 from autoaug_ray.report.write import write
 
 ROWS: dict[str, tuple[float, tuple[float, ...]]] = {

@@ -15,8 +15,9 @@ import pytest
 from hand import Hand, entry
 from scipy import stats
 
+from autoaug_ray.report.elimination import LOOKS
 from autoaug_ray.report.results import StudyResults
-from autoaug_ray.report.verdict import LOOKS, verdict
+from autoaug_ray.report.verdict import verdict
 
 LABELS = {"none": 1.0, "predefined": 1.1, "trivialaugment": 1.2, "stn": 1.5, "bilevel": 1.7}
 HARD, SUITS, SEED, CHANCE = 1.0, 0.3, 0.05, 0.5

@@ -315,3 +315,31 @@ def test_a_searched_setting_of_a_learning_method_is_compared_with_validation_ima
     assert [(r.phase, r.seed, r.method.lr) for r in take(queue)] == [
         ("final", 3, 0.2), ("final", 4, 0.2),
     ]  # fmt: skip
+
+
+def test_more_seeds_are_handed_out_once_those_before_have_ended(tiny, folder):
+    """One of them per look, to the entry that finished the seeds before; in one queue."""
+    methods = {"other": {"method": "predefined"}, "mine": {"method": "autogenda"}}
+    study = tiny(methods, seeds=[3, 4, 5]).model_copy(update={"bank_plans": {"whole": "plan"}})
+
+    def wanted(study, folder):
+        finals = [row for row in folder.finished().values() if row["phase"] == "final"]
+        looks = min(len(finals) // 2, 3)  # `none` and `mine` have one more seed each
+        return {"none": (3, 4, 5)[: looks + 1], "other": (), "mine": (3, 4, 5)[: looks + 1]}
+
+    queue, order = RunQueue(study, folder, draw, wanted=wanted), []
+    while not queue.complete:
+        runs = take(queue)
+        order.append([(r.label, r.phase, r.seed) for r in runs])
+        for run in runs:
+            finish(queue, folder, run, None, found=FOUND)
+    assert order == [
+        line
+        for seed in (3, 4, 5)
+        for line in (
+            [("mine", "search", seed), ("none", "final", seed)],
+            [("mine", "final", seed)],
+        )
+    ]
+    assert queue.expected == len(queue.done) == 3 * 3
+    assert RunQueue(study, folder, draw, wanted=wanted).complete
