@@ -112,7 +112,7 @@ WRONG = {
     "- 1": "must hold a mapping",
     FINE: "methods must map at least one label",
     FINE + METHODS + "epochs: 3": "epochs: unknown key",
-    FINE + METHODS + "seeds: 0": "seeds must be at least 1",
+    FINE + METHODS + "seeds: 0": "seeds must be between 1 and 100000",
     METHODS + "dataset: {name: fashion}": "dataset.name: unknown dataset",
     METHODS + "dataset: {name: bach, image_sise: 3}": "dataset.image_sise: unknown key (did you",
     FINE + METHODS + "model: resnet9": "model.name: unknown classifier",

@@ -238,7 +238,7 @@ def test_more_seeds_run_only_what_is_new(killed_and_resumed):
     [
         (["--set", "train.epoch=3"], "error: train.epoch: unknown key (did you mean epochs?)"),
         (["no.yaml"], "error: no.yaml cannot be read"),
-        (["--seeds", "0"], "error: seeds must be at least 1"),
+        (["--seeds", "0"], "error: seeds must be between 1 and 100000"),
         (["--set", "dataset.imbalance.largest=999"], "dataset.imbalance.largest: 999 images"),
         (["--set", "dataset={name: fashion-mnist-mini, train_size: 100000}"], "is 100000, but"),
         (
