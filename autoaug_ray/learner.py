@@ -98,6 +98,20 @@ class Learner:
             if own is not None:
                 self.model.load_state_dict(own)
 
+    @torch.no_grad()
+    def check_alive(self, images: Tensor) -> None:
+        """Raises RunError if the classifier tells no image (B, C, H, W) from another one, as when no
+        unit of some layer answers to anything: nothing can revive it, whatever the method."""
+        if bool((images == images[:1]).all()):
+            return
+        with self.evaluated():
+            logits = self._forward(images)
+        if bool((logits == logits[:1]).all()):
+            raise RunError(
+                "the classifier gives all images the same logits: its units are dead; lower "
+                f"train.lr ({self.training.lr:g})."
+            )
+
     def logits(self, images: Tensor) -> Tensor:
         """(B, classes) fp32 for images (B, C, H, W) in [0, 1], with the settings' precision and
         compilation."""

@@ -103,6 +103,7 @@ def run(
                 (after,) = meter.between([begin, meter.work_clock.mark()])
             work = work._replace(after=after)
         with meter.phase("eval"):
+            learner.check_alive(probed(setup.splits.train))
             log |= method.end_epoch(state)
             measures = measure(setup, epoch)
         row = row_of(setup, epoch, log, work, measures, meter)
@@ -319,11 +320,16 @@ def probe(method: Method, state: nn.Module, pool: AnySplit) -> tuple[Strength, T
     Every method is measured in every epoch on the same images with the same noise, which comes from
     a stream of its own.
     """
-    first = torch.arange(min(PROBE, len(pool)), device=pool.labels.device)
-    images = as_float(pool.take(first).load().images)
+    images = probed(pool)
     strength = Strength(images)
     augmented = method.augment(state, images, stream(0, "probe", images.device), strength)
     return strength, augmented
+
+
+def probed(pool: AnySplit) -> Tensor:
+    """The first of the training images, at most PROBE, (n, C, H, W) in [0, 1]."""
+    first = torch.arange(min(PROBE, len(pool)), device=pool.labels.device)
+    return as_float(pool.take(first).load().images)
 
 
 def row_of(

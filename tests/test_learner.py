@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from autoaug_ray import train
 from autoaug_ray.errors import RunError
 from autoaug_ray.learner import Learner
 from autoaug_ray.settings.training import Training
@@ -200,3 +201,22 @@ def test_logits_at_other_weights_are_those_of_a_model_that_has_them():
     found = here.logits_at(x, dict(there.model.named_parameters()))
     torch.testing.assert_close(found, there.model(x))
     assert all(torch.equal(b, before[k]) for k, b in here.model.named_buffers())
+
+
+class Dead(torch.nn.Module):
+    """A network whose only hidden units answer to nothing."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.hidden, self.out = torch.nn.Linear(1, 4), torch.nn.Linear(4, classes)
+        torch.nn.init.constant_(self.hidden.bias, -1e4)
+
+    def forward(self, images):
+        return self.out(self.hidden(images.mean((2, 3))[:, :1]).relu())
+
+
+@pytest.mark.parametrize("method", ["none", "bilevel", "trivialaugment"])
+def test_a_dead_classifier_fails_every_method_alike(method, final_run, monkeypatch):
+    monkeypatch.setattr(train.models, "build", lambda *_, **__: Dead(10))
+    with pytest.raises(RunError, match="gives all images the same logits.*lower train.lr"):
+        list(train.run(final_run(method)))

@@ -43,10 +43,13 @@ TUNING_STEPS = ((1_000, 300), (20_000, 1_000), (math.inf, 5_000))
 """Images, at most -> steps of a fine-tuning: it is the shorter the fewer images there are, as they
 are soon known by heart (cf. the BiT-HyperRule of Kolesnikov et al. 2020, of larger batches)."""
 TUNING_STEPS_ON_CPU = 300
-TUNING_RATES = {"torchvision:convnext_tiny": 1e-4, "timm:convnext_tiny.fb_in22k": 1e-4,
-                "hf:facebook/dinov2-small": 5e-5}  # fmt: skip
-TUNING_RATE = 3e-4
-"""Peak learning rates of Adam; the former for those of BACKBONES with layer norm."""
+TUNING_RATE, OTHER_RATES = 1e-4, {"hf:facebook/dinov2-small": 5e-5}
+"""Peak learning rates of AdamW for the last layer of a trained network."""
+LAYER_DECAY = {"torchvision:convnext_tiny": 0.8, "timm:convnext_tiny.fb_in22k": 0.8,
+               "hf:facebook/dinov2-small": 0.75}  # fmt: skip
+"""By how much a block learns less than the one after it: MAE's and ConvNeXt's fine-tuning."""
+FEW_IMAGES = 1_000
+"""With fewer, labels are not smoothed: so few are soon known by heart, and their loss is small."""
 
 
 class Recipe(NamedTuple):
@@ -91,13 +94,27 @@ def recipe(pool: int, *, gpu: bool, backbone: Classifier | None) -> Recipe:
         batch = 32 if pool < 5000 or not gpu else 64
         target = next(steps for most, steps in TUNING_STEPS if pool <= most)
         target = target if gpu else min(target, TUNING_STEPS_ON_CPU)
-        lines = (
-            ("optimiser: adam", "the usual for trained weights"),
-            (f"lr: {TUNING_RATES.get(backbone.name, TUNING_RATE)}", "the peak; they move little"),
-            ("weight_decay: 0", "few steps need none"),
-        )  # fmt: skip
+        lines = _fine_tuning(backbone.name, pool)
     steps = max(1, pool // batch)
     return Recipe(batch, steps, int(nearest(target / steps, EPOCHS)), lines)
+
+
+def _fine_tuning(name: str, pool: int) -> tuple[Line, ...]:
+    """What fine-tuning a trained network takes by the recipes of MAE (He et al. 2022), ConvNeXt
+    (Liu et al. 2022) and AutoGluon; no rate is measured on these images."""
+    lines = [
+        ("optimiser: adamw", "the usual for trained weights"),
+        (f"lr: {OTHER_RATES.get(name, TUNING_RATE)}", "the peak; they move little"),
+        ("weight_decay: 0.05", ""),
+        ("weight_decay_on: matrices", "not on biases and norms"),
+        ("schedule: cosine", ""),
+        ("warmup: 0.1", "of the steps"),
+    ]
+    if (decay := LAYER_DECAY.get(name)) is not None:
+        lines.append((f"lr_decay: {decay}", "each block learns less than the one after it"))
+    if pool >= FEW_IMAGES:
+        lines.append(("label_smoothing: 0.1", ""))
+    return tuple(lines)
 
 
 def study_text(

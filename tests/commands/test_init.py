@@ -274,8 +274,8 @@ def test_photographs_get_a_trained_network_and_a_fine_tuning(tmp_path):
         for backbone in backbones(found, gpu=gpu):
             study = study_of(tmp_path / "mine", gpu=gpu, backbone=backbone)
             assert study.model == backbone and study.dataset.image_size == side
-            assert backbone.weights and study.train.optimiser == "adam"
-            assert study.train.schedule == "onecycle" and 1e-5 < study.train.lr < 1e-3
+            assert backbone.weights and study.train.optimiser == "adamw"
+            assert study.train.schedule == "cosine" and 1e-5 < study.train.lr < 1e-3
     draw_class(tmp_path / "small/a", 2, size=(40, 40))
     draw_class(tmp_path / "small/b", 2, size=(40, 40))
     assert backbones(inspect(tmp_path / "small"), gpu=False) == ()
