@@ -100,8 +100,10 @@ class Learner:
 
     @torch.no_grad()
     def check_alive(self, images: Tensor) -> None:
-        """Raises RunError if the classifier tells no image (B, C, H, W) from another one, as when no
-        unit of some layer answers to anything: nothing can revive it, whatever the method."""
+        """Raises RunError if the classifier tells no image (B, C, H, W) from another.
+
+        So it is when no unit of some layer answers to anything, which no method can mend.
+        """
         if bool((images == images[:1]).all()):
             return
         with self.evaluated():

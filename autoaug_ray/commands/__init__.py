@@ -384,11 +384,10 @@ def _methods(
     as_json: AsJson = False,
 ) -> int:
     """What can be compared: all methods, or the keys of one."""
-    from rich.console import Console
-
     from autoaug_ray.commands import describe
+    from autoaug_ray.commands.console import new_console
 
-    return describe.print_methods(name, Console(), as_json=as_json)
+    return describe.print_methods(name, new_console(), as_json=as_json)
 
 
 @_words.command("models")
@@ -400,11 +399,10 @@ def _models(
     as_json: AsJson = False,
 ) -> int:
     """What can be trained: all classifiers and the keys of model:, or those that fit PATTERN."""
-    from rich.console import Console
-
     from autoaug_ray.commands import describe
+    from autoaug_ray.commands.console import new_console
 
-    return describe.print_models(pattern, Console(), as_json=as_json)
+    return describe.print_models(pattern, new_console(), as_json=as_json)
 
 
 @_words.command("schema")

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from autoaug_ray.config import INNER, Study
@@ -41,7 +40,7 @@ def print_methods(name: str | None, console: Console, *, as_json: bool = False) 
             return 0
         table = Table("method", "what it is", box=None, padding=(0, 2, 0, 0))
         for label, about in known.items():
-            table.add_row(label, escape(about))
+            table.add_row(label, about)
         console.print(table)
         console.print("\nautoaug-ray methods NAME tells a method's keys.")
         return 0
@@ -105,7 +104,7 @@ def _keys(cls: type[Settings], leave_out: str = "") -> Table:
             needed = key in schema.get("required", ())
             default = "(needed)" if needed else _default(node)
             told = default, _words(node, schema), " ".join(said.get(key, "").split())
-            table.add_row(key, *map(escape, told))
+            table.add_row(key, *told)
     return table
 
 

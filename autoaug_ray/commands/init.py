@@ -11,14 +11,16 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from autoaug_ray import config
 from autoaug_ray.commands.budget import as_planned, at_epochs, differences, fit, parse, seconds_of
 from autoaug_ray.commands.calibrate import forecast_table
+from autoaug_ray.commands.console import new_console
 from autoaug_ray.commands.flips import asked_for, decide, measure
 from autoaug_ray.commands.pilot_rule import searching
 from autoaug_ray.commands.propose import backbones, size_of, study_text
-from autoaug_ray.commands.run import new_console, tell_apart
+from autoaug_ray.commands.run import tell_apart
 from autoaug_ray.config import Study
 from autoaug_ray.data import alike, folders, groups
 from autoaug_ray.data.inspect import Inspection, Picture, inspect
@@ -49,7 +51,7 @@ def propose_study(
     seconds = None if budget is None else parse(budget)
     console = new_console()
     say = partial(console.print, markup=False)
-    with console.status(f"reading {folder}"):
+    with console.status(Text(f"reading {folder}")):
         found = inspect(folder)
     gpu, cpus = torch.cuda.is_available(), os.cpu_count() or 1
     draft = partial(study_text, found, gpu=gpu, cpus=cpus, group_by=group_by)

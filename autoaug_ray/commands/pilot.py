@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from autoaug_ray.commands import run, transfer
+from autoaug_ray.commands.console import new_console
 from autoaug_ray.commands.pilot_rule import (
     TRIALS,
     Finding,
@@ -38,7 +39,7 @@ def run_pilots(
     `epochs` are those of a training; None: a third of the study's. `worth`: how much better a
     search would have to be, in points of accuracy.
     """
-    console = run.new_console()
+    console = new_console()
     pilots = [shortened(study, epochs) for study in studies]
     pairs = zip(studies, pilots, strict=True)
     failed = [_pilot(whole, short, path, out, worth, console) for whole, short in pairs]

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from autoaug_ray import data
 from autoaug_ray.commands import run
+from autoaug_ray.commands.console import new_console
 from autoaug_ray.errors import UserError
 from autoaug_ray.report import sentences, verdict, wandb
 from autoaug_ray.report.results import StudyResults, collect_cases, studies_in
@@ -22,7 +23,7 @@ from autoaug_ray.store.places import place
 
 def report_folder(folder: str, *, publish: bool) -> int:
     """Write the pages of a study's folder anew; the exit status. Raises UserError or RunError."""
-    console = run.new_console()
+    console = new_console()
     root, results = place(folder), _results(folder)
     page = run.show(results, root, console)
     console.print(f"report: {page}", soft_wrap=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 
 from autoaug_ray import data, models
 from autoaug_ray.commands import transfer
@@ -22,6 +20,7 @@ from autoaug_ray.commands.calibrate import (
     forecast_table,
     print_calibrations,
 )
+from autoaug_ray.commands.console import new_console
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
 from autoaug_ray.maths.statistics import resolution
@@ -50,11 +49,6 @@ if TYPE_CHECKING:
 
 OUT = "runs"
 """Where results go without --out."""
-
-
-def new_console() -> Console:
-    """Where there is no terminal, a log is read later and wider than 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 def run_studies(
@@ -380,7 +374,7 @@ def introduce(study: Study, console: Console) -> None:
         what = "images in place of the test set, which stays closed"
     tests = f"{len(splits.test)} {what} ({tell_apart(len(splits.test))})"
     console.print(
-        f"[bold]{escape(study.name)}[/]{escape(f', {study.case}' if study.case else '')}: "
+        f"{study.name}{f', {study.case}' if study.case else ''}: "
         f"{study.dataset.name}, "
         f"{len(splits.train)} + {len(splits.val or ())} pool and {tests}, "
         f"{len(splits.classes)} classes{tail if min(counts) < max(counts) else ''}, classifier "

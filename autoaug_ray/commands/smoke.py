@@ -18,8 +18,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from autoaug_ray import data
+from autoaug_ray.commands.console import Literal
 from autoaug_ray.config import Entry, Study
 from autoaug_ray.data import standins
 from autoaug_ray.errors import RunError, UserError
@@ -150,7 +152,7 @@ def run(
         try:
             small = [smaller(study, place / "data") for study in chosen]
             with redirect_stdout(log), redirect_stderr(log):
-                failed = execute(small, place / "runs", Console(file=log, width=120))
+                failed = execute(small, place / "runs", Literal(file=log, width=120))
             if failed:
                 lines = [x for x in log.getvalue().splitlines() if x.startswith("failed")]
                 fault = next(iter(lines), "some of its runs failed")
@@ -189,6 +191,6 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     for o in outcomes:
         out.add_row(
             o.study, ", ".join(o.cases), str(o.entries), f"{o.seconds:.0f}",
-            "[red]FAILED[/]" if o.fault else "[green]passed[/]",
+            Text("FAILED", "red") if o.fault else Text("passed", "green"),
         )  # fmt: skip
     return out
