@@ -2,6 +2,7 @@
 
     actors          images per second of one generation actor and of several
     alpha           whether a search turns away from noise among the generated images
+    augment         what an augmentation costs an image, beside torchvision's
     costs           how far the costs of one study are apart, run several times
     decode          images per second from files that do not fit in memory
     faults          what a lost machine and a lost driver cost a study

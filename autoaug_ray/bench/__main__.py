@@ -15,6 +15,7 @@ from autoaug_ray import bench as package
 from autoaug_ray.bench import Outcome
 from autoaug_ray.bench.actors import actors
 from autoaug_ray.bench.alpha import alpha
+from autoaug_ray.bench.augment import augment
 from autoaug_ray.bench.costs import costs
 from autoaug_ray.bench.decode import decode
 from autoaug_ray.bench.faults import faults
@@ -32,6 +33,7 @@ from autoaug_ray.store.files import write_whole
 BENCHES: dict[str, Callable[..., Outcome]] = {
     "actors": actors,
     "alpha": alpha,
+    "augment": augment,
     "costs": costs,
     "decode": decode,
     "faults": faults,

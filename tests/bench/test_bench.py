@@ -186,6 +186,17 @@ def test_tune(tmp_path):
         assert label in done.stdout
 
 
+def test_augment(tmp_path):
+    arguments = "augment --batch 4 --rounds 1 --sizes 8,12 --json".split()
+    assert command.main([*arguments, str(tmp_path / "f.json")]) == 0
+    figures = json.loads((tmp_path / "f.json").read_text())
+    for size in ("8", "12"):
+        assert figures[size].keys() >= {"randaugment", "bilevel, affine"}
+        for ways in figures[size].values():
+            assert all(times[0] > 0 for times in ways.values())
+        assert len(figures[size]["randaugment"]) == 3
+
+
 def test_decode(tmp_path, capsys):
     out = tmp_path / "d.json"
     arguments = "decode --images 40 --size 16 --rounds 1 --json".split()
