@@ -17,6 +17,7 @@ from autoaug_ray.evaluation import evaluate
 from autoaug_ray.maths.statistics import Comparison, compare, in_points
 from autoaug_ray.methods.stage import Flip
 from autoaug_ray.settings.dataset import Dataset
+from autoaug_ray.settings.tree import read_yaml
 from autoaug_ray.store.meter import Meter
 
 SEEDS = 5
@@ -29,7 +30,8 @@ MOST_TRAINED, MOST_HELD_OUT = 800, 800
 """Images that are used at most."""
 FEWEST = 40
 """A pool with fewer images is not measured: what is held out of it tells 17 points apart."""
-METHODS = {"none": {}, "flip": {"method": "predefined", "translate": 0.0}}
+METHODS = "{none: {}, flip: {method: predefined, translate: 0.0}}"
+"""What is compared, as a study would say it."""
 
 
 class Flips(NamedTuple):
@@ -102,7 +104,7 @@ def measure(dataset: Dataset) -> Comparison:
         "dataset": {"name": "folder"},
         "model": {"name": "cnn", "width": 8},
         "train": {"epochs": 1, "iters_per_epoch": STEPS, "batch_size": 32},
-        "methods": METHODS,
+        "methods": read_yaml(METHODS, "methods"),
     }
     study = config.study(tree, name="flips").model_copy(update={"dataset": small})
     threads = torch.get_num_threads()
@@ -110,7 +112,7 @@ def measure(dataset: Dataset) -> Comparison:
     try:
         right = {
             label: {seed: _right(study, label, seed, splits) for seed in range(SEEDS)}
-            for label in METHODS
+            for label in ("none", "flip")
         }
     finally:
         torch.set_num_threads(threads)

@@ -23,6 +23,7 @@ from autoaug_ray.commands.calibrate import (
 from autoaug_ray.commands.console import new_console
 from autoaug_ray.config import Study
 from autoaug_ray.errors import UserError
+from autoaug_ray.generate import weights
 from autoaug_ray.maths.statistics import resolution
 from autoaug_ray.report.terminal import Columns
 from autoaug_ray.schedule.bank_for_study import (
@@ -387,6 +388,10 @@ def introduce(study: Study, console: Console) -> None:
             f"{last}: forecasts are those of all seeds, at most.",
         )
     _check_images(study, splits.train.shape)
+    if kinds := kinds_of(study):
+        weights.resolve(study.generate.model, "stable-diffusion")
+        if {"local", "transfer"} & set(kinds):
+            weights.resolve(study.generate.captioner, "blip")
     for note in data.source_of(study.dataset).notes:
         console.print(note, markup=False)
     if images := own_images(study):

@@ -217,7 +217,7 @@ def source_of(dataset: Dataset) -> Source:
     Raises UserError for data that is missing or damaged.
     """
     source = _given.get(whole(dataset))
-    return _read(whole(dataset)) if source is None else source
+    return _read(whole(dataset))[1] if source is None else source
 
 
 def give(dataset: Dataset, source: Source) -> None:
@@ -244,7 +244,7 @@ def fingerprint(dataset: Dataset) -> str:
     Of image files the names and sizes count, of images in memory the pixels. What a case draws from
     the dataset does not. Raises UserError like `source_of`.
     """
-    source, found = _opened(whole(dataset)), hashlib.blake2b(digest_size=8)
+    (source, _), found = _read(whole(dataset)), hashlib.blake2b(digest_size=8)
     found.update(json.dumps(source.classes).encode())
     for split in (source.pool, source.held_out, source.test):
         if split is None:
@@ -260,17 +260,20 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 @lru_cache(maxsize=2)
-def _read(dataset: Dataset) -> Source:
-    """The dataset from disk. Cached: a process reads it once for all of a study's trials."""
+def _read(dataset: Dataset) -> tuple[Source, Source]:
+    """The dataset as its files hold it, and in memory if it fits.
+
+    Cached: a process reads it once for all of a study's trials.
+    """
     source = _opened(dataset)
     parts = [p for p in (source.pool, source.held_out, source.test) if p is not None]
     if sum(_bytes(p) for p in parts) > dataset.memory_gb * 1e9:
-        return source
+        return source, source
     held_out = source.held_out and source.held_out.load()
-    return replace(source, pool=source.pool.load(), held_out=held_out, test=source.test.load())
+    pool, test = source.pool.load(), source.test.load()
+    return source, replace(source, pool=pool, held_out=held_out, test=test)
 
 
-@lru_cache(maxsize=2)
 def _opened(dataset: Dataset) -> Source:
     """The dataset as its files hold it, which are decoded when they are drawn."""
     own = own_code.is_own(dataset.name)

@@ -27,7 +27,7 @@ from autoaug_ray import load_policy
 def train(policy_file: str, folder: str, network: str, **options: Any) -> float:
     """Fine-tune and test; returns the test accuracy in [0, 1]. `options` are TrainingArguments."""
     policy = load_policy(policy_file)
-    processor = AutoImageProcessor.from_pretrained(network)
+    processor = AutoImageProcessor.from_pretrained(network, trust_remote_code=False)
     side = processor.size.get("height") or processor.size["shortest_edge"]
     first = [v2.Resize((side, side))]
     last = [
@@ -40,7 +40,11 @@ def train(policy_file: str, folder: str, network: str, **options: Any) -> float:
     )
     test = datasets.ImageFolder(str(Path(folder) / "test"), v2.Compose([*first, *last]))
     model = AutoModelForImageClassification.from_pretrained(
-        network, num_labels=len(training.classes), ignore_mismatched_sizes=True
+        network,
+        num_labels=len(training.classes),
+        ignore_mismatched_sizes=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     arguments: dict[str, Any] = {
         "output_dir": "trainer", "num_train_epochs": 3, "per_device_train_batch_size": 32,

@@ -93,7 +93,7 @@ def check_plain(tree: Any) -> None:
                     raise UserError(f"{where}: keys must be texts, got {brief(key)}.")
                 check(key, where, depth + 1)
                 check(inner, f"{where}.{key}" if where else key, depth + 1)
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             for number, inner in enumerate(value):
                 check(inner, f"{where}[{number}]", depth + 1)
         elif isinstance(value, str):

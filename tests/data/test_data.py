@@ -471,12 +471,11 @@ def test_the_fingerprint_changes_with_the_images_and_not_with_what_a_case_draws(
     before = data.fingerprint(given())
     assert before == data.fingerprint(given(shots=2)) and len(before) == 16
     assert before != data.fingerprint(given(train_size=6))
-    for cached in (data._read, data._opened):
-        cached.cache_clear()
+    data._read.cache_clear()
     assert data.fingerprint(given()) == before
     noise = torch.randint(256, (9, 9, 3), dtype=torch.uint8).numpy()
     Image.fromarray(noise).save(tmp_path / "ants" / "3.png")
-    data._opened.cache_clear()
+    data._read.cache_clear()
     assert data.fingerprint(given()) != before
     mini = Dataset(name="fashion-mnist-mini")
     assert data.fingerprint(mini) != data.fingerprint(mini.model_copy(update={"image_size": 32}))

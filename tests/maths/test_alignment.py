@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_hypergradient import Problem
+from test_hypergradient import Problem, adam, adamw
 
 from autoaug_ray.maths import alignment
 from autoaug_ray.maths import hypergradient as hg
@@ -34,10 +34,10 @@ def by_difference(problem, r=None, distance=1e-6):
     return [(a - b) / eps for a, b in zip(*ends, strict=True)]
 
 
-@pytest.mark.parametrize("adam", [False, True])
+@pytest.mark.parametrize("rule", [None, adam, adamw])
 @pytest.mark.parametrize("reference", [False, True])
-def test_the_difference_is_the_second_derivative(adam, reference):
-    problem = Problem("affine+color", adam=adam)
+def test_the_difference_is_the_second_derivative(rule, reference):
+    problem = Problem("affine+color", adam=rule)
     r = random_like(problem.w, 1) if reference else None
     for a, b in zip(by_difference(problem, r), first_order(problem, r), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6 * float(b.abs().max()))
