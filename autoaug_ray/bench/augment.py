@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -67,11 +67,12 @@ def _ways(images: Tensor) -> dict[str, dict[str, Way]]:
         ("trivialaugment", v2.TrivialAugmentWide()),
         ("autoaugment", v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)),
     ):
-        out[name] |= {
-            UINT8: lambda theirs=theirs: [theirs(image) for image in images],
-            PIL: lambda theirs=theirs: [theirs(picture) for picture in pictures],
-        }
+        out[name] |= {UINT8: _each(theirs, list(images)), PIL: _each(theirs, pictures)}
     return out
+
+
+def _each(transform: Callable[[Any], object], images: Sequence[Any]) -> Way:
+    return lambda: [transform(image) for image in images]
 
 
 def _ours(images: Tensor, **settings: Any) -> Way:

@@ -17,7 +17,7 @@ class Literal(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text), **options)
 
 
