@@ -38,7 +38,7 @@ class Busy(Method):
 STUDY = """
 dataset: {{name: fashion-mnist-mini, train_size: 160, test_size: 60}}
 model: {{width: 2}}
-train: {{epochs: {epochs}, batch_size: 8, iters_per_epoch: {steps}}}
+train: {{epochs: {epochs}, batch_size: 8, iters_per_epoch: {steps}, lr: 0.01}}
 seeds: {seeds}
 reference: short
 methods:
