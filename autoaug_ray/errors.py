@@ -67,7 +67,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def some(names: Sequence[object]) -> str:
+def some(names: Sequence[object], most: int = NAMED) -> str:
     """The first of these names, and how many there are besides."""
-    shown = ", ".join(map(str, names[:NAMED]))
-    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    shown = ", ".join(map(str, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -19,6 +19,8 @@ from autoaug_ray.maths.workers import ALONE, Workers
 from autoaug_ray.recipe import averaged, groups_of, optimiser_of, rate, rule_of
 from autoaug_ray.settings.training import Training
 
+FEW = 8
+"""Images that tell a classifier that is alive, at once."""
 Criterion = Callable[[Tensor, slice], Tensor]
 """Logits (b, classes) of a part of a batch, and which part that is -> their mean loss ()."""
 
@@ -104,11 +106,12 @@ class Learner:
 
         So it is when no unit of some layer answers to anything, which no method can mend.
         """
-        if bool((images == images[:1]).all()):
-            return
         with self.evaluated():
-            logits = self._forward(images)
-        if bool((logits == logits[:1]).all()):
+            for some in (images[:FEW], images):  # a few of them tell, unless it is dead
+                logits = self._forward(some)
+                if bool((logits != logits[:1]).any()):
+                    return
+        if bool((images != images[:1]).any()):
             raise RunError(
                 "the classifier gives all images the same logits: its units are dead; lower "
                 f"train.lr ({self.training.lr:g})."

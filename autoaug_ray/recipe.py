@@ -20,7 +20,7 @@ class Group(NamedTuple):
 
     names: tuple[str, ...]
     share: float
-    """Of the training's learning rate."""
+    """The part of the training's learning rate that it learns with."""
     weight_decay: float
 
 

@@ -19,8 +19,8 @@ file of the user's own.
 
 import hashlib
 import json
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pkgutil import resolve_name
 
 import numpy as np
@@ -217,7 +217,7 @@ def source_of(dataset: Dataset) -> Source:
     Raises UserError for data that is missing or damaged.
     """
     source = _given.get(whole(dataset))
-    return _read(whole(dataset))[1] if source is None else source
+    return _read(whole(dataset)).in_memory if source is None else source
 
 
 def give(dataset: Dataset, source: Source) -> None:
@@ -241,37 +241,48 @@ def whole(dataset: Dataset) -> Dataset:
 def fingerprint(dataset: Dataset) -> str:
     """16 hex digits that change with the images, their order, labels or classes.
 
-    Of image files the names and sizes count, of images in memory the pixels. What a case draws from
-    the dataset does not. Raises UserError like `source_of`.
+    Names and sizes of image files count, and pixels of images in memory. What a case draws from the
+    dataset does not. Raises UserError like `source_of`.
     """
-    (source, _), found = _read(whole(dataset)), hashlib.blake2b(digest_size=8)
-    found.update(json.dumps(source.classes).encode())
-    for split in (source.pool, source.held_out, source.test):
-        if split is None:
-            continue
-        found.update(repr((len(split), split.shape)).encode())
-        found.update(split.labels.cpu().numpy().tobytes())
-        if isinstance(split, Split):
-            found.update(split.images.numpy().tobytes())
-        else:
-            for position in split.index.tolist():
-                found.update(split.read.mark(position))
-    return found.hexdigest()
+    return _read(whole(dataset)).fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class _Dataset:
+    """What is read of a dataset, once in a process."""
+
+    as_files: Source
+    """Images on disk are decoded when they are drawn."""
+    in_memory: Source
+    """The same decoded, if that fits."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        source, found = self.as_files, hashlib.blake2b(digest_size=8)
+        found.update(json.dumps(source.classes).encode())
+        for split in (source.pool, source.held_out, source.test):
+            if split is None:
+                continue
+            found.update(repr((len(split), split.shape)).encode())
+            found.update(split.labels.cpu().numpy().tobytes())
+            if isinstance(split, Split):
+                found.update(split.images.numpy().tobytes())
+            else:
+                for position in split.index.tolist():
+                    found.update(split.read.mark(position))
+        return found.hexdigest()
 
 
 @lru_cache(maxsize=2)
-def _read(dataset: Dataset) -> tuple[Source, Source]:
-    """The dataset as its files hold it, and in memory if it fits.
-
-    Cached: a process reads it once for all of a study's trials.
-    """
+def _read(dataset: Dataset) -> _Dataset:
+    """The dataset from disk. Cached: a process reads it once for all of a study's trials."""
     source = _opened(dataset)
     parts = [p for p in (source.pool, source.held_out, source.test) if p is not None]
     if sum(_bytes(p) for p in parts) > dataset.memory_gb * 1e9:
-        return source, source
+        return _Dataset(source, source)
     held_out = source.held_out and source.held_out.load()
     pool, test = source.pool.load(), source.test.load()
-    return source, replace(source, pool=pool, held_out=held_out, test=test)
+    return _Dataset(source, replace(source, pool=pool, held_out=held_out, test=test))
 
 
 def _opened(dataset: Dataset) -> Source:

@@ -37,7 +37,7 @@ import numpy as np
 from autoaug_ray.data.files import ImageFiles, inside, opened
 from autoaug_ray.data.folders import in_turn
 from autoaug_ray.data.splits import Source
-from autoaug_ray.errors import UserError
+from autoaug_ray.errors import UserError, some
 from autoaug_ray.settings.dataset import Dataset
 
 Items = list[tuple[Path, int]]  # images and their classes
@@ -318,12 +318,11 @@ def _source(
         if label not in kept
     ]
     if dropped:
-        more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
         few = f"fewer than {least} training images" if least > 1 else "no training image"
         notes = [
             *notes,
             f"{len(dropped)} of {len(classes)} classes have {few} or no test image and are "
-            f"dropped (training + test images): {', '.join(dropped[:NAMED])}{more}.",
+            f"dropped (training + test images): {some(dropped, NAMED)}.",
         ]
     dense = {label: i for i, label in enumerate(kept)}
     parts = [[(p, dense[label]) for p, label in part if label in dense] for part in (pool, test)]

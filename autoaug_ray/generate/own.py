@@ -6,7 +6,7 @@ share one. What is found on one part of the real images is then not tried on gen
 trained beside another part, which would count in their favour.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +17,15 @@ from torch import Tensor
 
 from autoaug_ray import data
 from autoaug_ray.data import AnySplit, Dataset, Edits
-from autoaug_ray.data.files import IMAGE_ENDINGS, ImageFiles, images_in
-from autoaug_ray.errors import UserError, did_you_mean
+from autoaug_ray.data.files import IMAGE_ENDINGS, ImageFiles, images_in, listed
+from autoaug_ray.errors import UserError, did_you_mean, some
 from autoaug_ray.generate import bank_files
 from autoaug_ray.generate.plan import content_hash
 from autoaug_ray.generate.settings import Drawn
 from autoaug_ray.store.places import Place
+
+SHOWN = 20
+"""Classes that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,12 @@ def _listed(folder: str, classes: tuple[str, ...]) -> tuple[File, ...]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"generate.folder: {root} is not a folder; expected is {root}/CLASS/*.png.")
-    inside = sorted(p for p in root.iterdir() if not p.name.startswith("."))
+    inside = [root / entry.name for entry in listed(root)]
     folders = [p for p in inside if p.is_dir()]
     if not folders:
         raise UserError(
             f"generate.folder: {root} holds no folder of a class; expected is {root}/CLASS/*.png, "
-            f"with classes out of {_some(classes)}."
+            f"with classes out of {some(classes, SHOWN)}."
         )
     paths = [(path, _label(p, classes)) for p in folders for path in images_in(p)]
     if loose := [p for p in inside if p.suffix.lower() in IMAGE_ENDINGS and p.is_file()]:
@@ -108,13 +111,9 @@ def _label(folder: Path, classes: tuple[str, ...]) -> int:
     if known.count(folder.name) != 1:
         raise UserError(
             f"generate.folder: {folder} is not named after one class of the dataset"
-            f"{did_you_mean(folder.name, known)}; known: {_some(known)}."
+            f"{did_you_mean(folder.name, known)}; known: {some(known, SHOWN)}."
         )
     return known.index(folder.name)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 @lru_cache(maxsize=1)

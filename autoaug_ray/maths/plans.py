@@ -219,7 +219,7 @@ def _population(
 ) -> Iterator[tuple[float, list[dict[str, Any]]]]:
     """All that PBA's lottery may come to, nothing, one op or two in a row, with its chance.
 
-    Of the entries that fire, each on its own, the first `count` of a random order are applied.
+    Each entry fires on its own; of those that do, the first `count` of a random order are applied.
     Given that k fire, every ordered pair of them is first with a chance of 1 / (k (k - 1)).
     """
     _, probability, magnitude = policy.entries(size)

@@ -161,7 +161,7 @@ class Note(NamedTuple):
 WIDTHS = {290: 10, 640: 12}
 """Width of the frame in pixels -> size of its labels; the widest that has room is taken."""
 HEIGHT = 500
-"""Of the frame, in pixels."""
+"""The frame's height in pixels."""
 
 
 def notes(shown: CostFigure) -> dict[int, dict[str, Note]]:

@@ -46,7 +46,7 @@ class EntryProgress:
     """Keys of the runs that did not fail, by phase."""
     failed: int = 0
     accuracies: list[float] = field(default_factory=list)
-    """Of final trainings, on the test images, in [0, 1]."""
+    """The test accuracies of final trainings, in [0, 1]."""
     running: dict[str, Run] = field(default_factory=dict)
     """By Tune's id of the trial."""
     epochs: dict[str, int] = field(default_factory=dict)

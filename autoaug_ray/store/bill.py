@@ -26,7 +26,7 @@ LOOK_SECONDS = 1.0
 INTERVAL, REMOTE_INTERVAL = 5.0, 30.0
 """Seconds between two writes of the file, on this machine and on a store."""
 FIELDS = ("began", "at", "billed", "allotted")
-"""Of a session's file."""
+"""What a session's file holds."""
 
 
 class ClusterState(NamedTuple):

@@ -78,12 +78,16 @@ def read_lines(path: Place) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file; one that is not whole does not count. [] without a file."""
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_bytes().decode(errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            if isinstance(line := json.loads(text), dict):
-                lines.append(line)
-    return lines
+    texts = path.read_bytes().decode(errors="replace").splitlines()
+    return [line for text in texts if (line := line_of(text)) is not None]
+
+
+def line_of(text: str) -> dict[str, Any] | None:
+    """The JSON object in a line; None if it is not whole."""
+    with contextlib.suppress(json.JSONDecodeError):
+        if isinstance(line := json.loads(text), dict):
+            return line
+    return None
 
 
 def write_whole(path: Place, data: bytes, *, parents: bool = True) -> None:

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 import torch
 
 from autoaug_ray.errors import RunError, storing
+from autoaug_ray.store.files import line_of
 from autoaug_ray.store.places import Place, Remote, listed, read_all
 
 PHASES = ("caption", "invert", "generate", "search", "final", "eval", "warm_up", "other")
@@ -278,10 +279,9 @@ def read(
     others = [file for file in files if file not in ended]
     for file, data in zip(others, read_all(others), strict=True):
         for text in reversed(data.decode(errors="replace").splitlines()):
-            with contextlib.suppress(json.JSONDecodeError):
-                if isinstance(line := json.loads(text), dict):
-                    lines[file] = line
-                    break
+            if (line := line_of(text)) is not None:
+                lines[file] = line
+                break
     ended |= {file: line for file, line in lines.items() if not line.get("open", True)}
     return [lines[file] for file in files if file in lines]
 

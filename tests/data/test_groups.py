@@ -88,7 +88,7 @@ def test_groups_stay_whole_and_shares_are_as_near_as_they_allow():
 
 
 def test_classes_of_few_groups():
-    """Of two large groups one is taken, and a single one only if every class is asked for."""
+    """One of two large groups is taken, and a single one only if every class is asked for."""
     labels = torch.tensor([0] * 20 + [1] * 8 + [2] * 5)
     group = torch.tensor([*range(20), *[20] * 4, *[21] * 4, *[22] * 5])
     rest, chosen = groups.apart(labels, group, 0.1, seed=0)

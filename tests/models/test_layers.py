@@ -31,7 +31,7 @@ def network(request):
 
 
 def test_rates_and_decays_are_those_of_timm(network):
-    """Of a part of the model, as `models.build` makes it."""
+    """They belong to a part of the model, as `models.build` makes it."""
     theirs = param_groups_layer_decay(
         network, 0.05, network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()
     )

@@ -26,7 +26,7 @@ BETTER: dict[str, dict[str, float]] = {
 
 
 class Outcome(NamedTuple):
-    """Of one study; the means over many are rates."""
+    """What came out of one study; the means over many are rates."""
 
     trainings: float
     """Share of the final trainings that were run."""

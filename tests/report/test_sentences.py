@@ -266,7 +266,7 @@ def test_the_gain_in_rare_classes_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_third_of_the_classes_that_is_untested_is_left_out(tmp_path: Path) -> None:
-    """Of three untested classes two are among the three rarest, and then all three are."""
+    """Two of three untested classes are among the three rarest, and then all three are."""
     hand = MixHand(tmp_path)
     hand.fill({"autogenda": 0.05}, noise=0.0)
     for untested, wanted in ((slice(-2, None), 100 * 2 * 0.05 * 7 / 9), (slice(-3, None), None)):
