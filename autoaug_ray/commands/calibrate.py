@@ -35,13 +35,13 @@ def print_calibrations(studies: Sequence[Study], console: Console) -> int:
     outcomes = calibrate_on_workers(studies, budget=float("inf"))
     for study, outcome in zip(studies, outcomes, strict=True):
         if isinstance(outcome, Fault):
-            console.print(f"{_name(study)} is not calibrated: {outcome.message}.", markup=False)
+            console.print(f"{_name(study)} is not calibrated: {outcome.message}.")
             failed = True
             continue
         console.print(step_table(study, outcome))
         lines = *differences(study, outcome), *memory_lines(study, outcome)
         for line in (*lines, *outcome.left_out.values()):
-            console.print(line, markup=False)
+            console.print(line)
     return int(failed)
 
 

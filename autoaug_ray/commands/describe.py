@@ -53,7 +53,7 @@ def print_methods(name: str | None, console: Console, *, as_json: bool = False) 
         defs: Schema = {}
         _print_json({**_own_defs(cls, defs), "$defs": defs})
         return 0
-    console.print(_summary(cls), markup=False)
+    console.print(_summary(cls))
     console.print(_keys(cls, leave_out="name"))
     return 0
 
@@ -69,7 +69,6 @@ def print_models(pattern: str | None, console: Console, *, as_json: bool = False
         console.print(
             f"no classifier fits {pattern}; hf:NAME, any image classifier of transformers by hub "
             "id or folder, cannot be listed.",
-            markup=False,
         )
         return 1
     table = Table("model", "weights", box=None, padding=(0, 2, 0, 0))
@@ -84,7 +83,6 @@ def print_models(pattern: str | None, console: Console, *, as_json: bool = False
             "\ntimm:NAME, where timm is installed: autoaug-ray models timm:PART lists them.\n"
             "hf:NAME: any image classifier of transformers, by hub id or folder.\n\n"
             "model: NAME, or model: {name: NAME, ...} with these keys:\n",
-            markup=False,
         )
         console.print(_keys(Classifier))
     return 0

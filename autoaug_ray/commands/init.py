@@ -50,7 +50,7 @@ def propose_study(
     """
     seconds = None if budget is None else parse(budget)
     console = new_console()
-    say = partial(console.print, markup=False)
+    say = console.print
     with console.status(Text(f"reading {folder}")):
         found = inspect(folder)
     gpu, cpus = torch.cuda.is_available(), os.cpu_count() or 1
@@ -120,7 +120,7 @@ def _backbone(found: Inspection, gpu: bool) -> tuple[Classifier | None, str]:
 
 def _describe(found: Inspection, console: Console, held_back: int, group_by: str | None) -> None:
     """Print what is in the folder; `held_back`: the test images that are cut from a flat one."""
-    say = partial(console.print, markup=False)
+    say = console.print
     say(
         f"{found.root}: {len(found.pictures)} images of {len(found.classes)} classes in "
         f"{found.where}"

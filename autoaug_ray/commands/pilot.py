@@ -56,7 +56,7 @@ def _pilot(
     transfer.check([study], [folder], {})
     run.introduce(study, console)
     for line in _shorter(whole, study):
-        console.print(line, markup=False)
+        console.print(line)
     watch = _Looks(study, worth, console)
     most = study.model_copy(update={"seeds": tuple(range(LOOKS[-1]))})
     (ran,), failed = run.run_cases([most], [folder], out / "bank", console, wanted=watch.wanted)
@@ -75,7 +75,7 @@ def _pilot(
     run.say_failed(failed, console)
     run.say_verdict(results, console)
     for line in (f"report: {page}", f"the whole study: autoaug-ray {path}"):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return bool(failed)
 
 

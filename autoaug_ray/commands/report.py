@@ -64,7 +64,7 @@ def _results(folder: str) -> list[StudyResults]:
 
 def _publish(results: Sequence[StudyResults], console: Console) -> str:
     """Send what W&B lacks and make a report there; its address."""
-    say = partial(console.print, markup=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
     folders = [Folder(one.root) for one in results]
     with tracking(folders, Target("wandb", "online"), say, patience=None):
         pass  # nothing is running: what is on disk is all there is

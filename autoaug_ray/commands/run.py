@@ -77,7 +77,7 @@ def run_studies(
     kept = place(bank) if bank else root / "bank"
     places.check(root)
     console = new_console()
-    say = partial(console.print, markup=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
     failed = False
     to_come: dict[transfer.Case, Study] = {}
     for cases in studies:
@@ -136,7 +136,7 @@ def _dry_run(studies: Sequence[Study], console: Console) -> None:
         if isinstance(outcome, Calibration):
             console.print(forecast_table(study, outcome))
     for line in forecast_lines(studies, outcomes):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if any(kinds_of(study) for study in studies):
         console.print(_dry_run_bank(studies))
 
@@ -183,7 +183,7 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
 
     def tell(lines: Sequence[str]) -> None:
         for line in lines:
-            console.print(line, markup=False)
+            console.print(line)
 
     for one in results:
         page, study = write.write(one), one.study
@@ -213,7 +213,7 @@ def show(results: "Sequence[StudyResults]", root: Place, console: Console) -> Pl
             tell(published.verdicts_over_cases(results))
             tell(claims.verdicts(results))
         for line in verdict.over_cases(results):
-            console.print(line, style="bold", markup=False)
+            console.print(line, style="bold")
     return page
 
 
@@ -223,13 +223,13 @@ def say_verdict(results: "StudyResults", console: Console) -> None:
 
     found = verdict(results)
     console.print()
-    console.print(found.headline, style="bold", markup=False)
+    console.print(found.headline, style="bold")
     if found.change:
-        console.print(f"What would change this answer: {found.change}", markup=False)
+        console.print(f"What would change this answer: {found.change}")
     for note in found.notes:
-        console.print(note, markup=False)
+        console.print(note)
     if found.load:
-        console.print(found.load, markup=False, soft_wrap=True)
+        console.print(found.load, soft_wrap=True)
 
 
 def run_cases(
@@ -254,7 +254,7 @@ def run_cases(
     from autoaug_ray.schedule.progress import Progress
     from autoaug_ray.schedule.tune import check_resources, execute
 
-    say = partial(console.print, markup=False, soft_wrap=True)
+    say = partial(console.print, soft_wrap=True)
     cluster.join(say=say)
     for study in studies:
         if kinds_of(study):  # images that may take hours, before a training asks for anything
@@ -328,13 +328,13 @@ def say_failed(failed: Sequence[Done], console: Console) -> None:
     for done in failed:
         console.print(
             f"failed: {done.run.label} ({done.run.phase}, seed {done.run.seed}): {done.error}",
-            style="red", markup=False,
+            style="red",
         )  # fmt: skip
 
 
 def say_left_out(sentences: Sequence[str], console: Console) -> None:
     for sentence in sentences:
-        console.print(sentence, style="red", markup=False, soft_wrap=True)
+        console.print(sentence, style="red", soft_wrap=True)
 
 
 def introduce_all(
@@ -393,13 +393,13 @@ def introduce(study: Study, console: Console) -> None:
         if {"local", "transfer"} & set(kinds):
             weights.resolve(study.generate.captioner, "blip")
     for note in data.source_of(study.dataset).notes:
-        console.print(note, markup=False)
+        console.print(note)
     if images := own_images(study):
         fewest, most = min(images.counts), max(images.counts)
         number = f"{len(images.labels)} images of one's own, {fewest} to {most} of a class"
-        console.print(f"{images.folder}: {number}", markup=False)
+        console.print(f"{images.folder}: {number}")
         for line in images.faults():
-            console.print(line, markup=False)
+            console.print(line)
     study.train.check(len(splits.train))
     layer_wise = study.train.lr_decay < 1
     models.check(study.model, len(splits.classes), splits.train.shape, layer_wise=layer_wise)
