@@ -100,8 +100,8 @@ def recipe(pool: int, *, gpu: bool, backbone: Classifier | None) -> Recipe:
 
 
 def _fine_tuning(name: str, pool: int) -> tuple[Line, ...]:
-    """What fine-tuning a trained network takes by the recipes of MAE (He et al. 2022), ConvNeXt
-    (Liu et al. 2022) and AutoGluon; no rate is measured on these images."""
+    """The lines of `train:` for a trained network: parts of the recipes of MAE (He et al. 2022),
+    ConvNeXt (Liu et al. 2022) and AutoGluon, none of them as a whole. No rate is measured."""
     lines = [
         ("optimiser: adamw", "the usual for trained weights"),
         (f"lr: {OTHER_RATES.get(name, TUNING_RATE)}", "the peak; they move little"),
